@@ -37,7 +37,6 @@ SMALL = {
     "down": {"kernel": numbers((8, 3), 2), "bias": numbers((3,), 3)},
 }
 X, Y = numbers((16, 4), 4), numbers((16, 3), 5)
-GROWTH = dw.plan(dw.trace(apply, SMALL, X), {"up": 12})
 OLD = {
     "up": {"kernel": np.s_[..., :8], "bias": np.s_[..., :8]},
     "down": {"kernel": np.s_[..., :8, :], "bias": np.s_[...]},
@@ -56,12 +55,19 @@ def gradients_of_examples(params):
 gradient_of = jax.jit(jax.grad(loss))
 
 
+@functools.cache
+def growth():
+    return dw.plan(dw.trace(apply, SMALL, X), {"up": 12})
+
+
+@jax.jit
 def grown(params):
     if isinstance(params, optax.LookaheadParams):
         return optax.LookaheadParams(*map(grown, params))
-    return dw.grow(params, GROWTH, key=KEY)
+    return dw.grow(params, growth(), key=KEY)
 
 
+@jax.jit
 def with_new(old, new):
     """The larger network's arrays, whose old entries are these; gradients may be of examples."""
 
@@ -72,24 +78,27 @@ def with_new(old, new):
     return jax.tree.map(one, OLD, old, new, is_leaf=lambda node: isinstance(node, tuple))
 
 
+@jax.jit
 def old_part(wide):
     is_place = lambda node: isinstance(node, tuple)  # noqa: E731
     return jax.tree.map(lambda at, array: array[at], OLD, wide, is_leaf=is_place)
 
 
 def new_part(wide):
-    return with_new(jax.tree.map(jnp.zeros_like, SMALL), wide)
+    return with_new(jax.tree.map(np.zeros_like, SMALL), wide)
 
 
 def distance(found, wanted):
     """How far arrays are apart, relative to the largest entry of each."""
-    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True)
-    return max(float(jnp.max(jnp.abs(a - b)) / (jnp.max(jnp.abs(b)) or 1)) for a, b in pairs)
+    pairs = zip(*(map(np.asarray, jax.tree.leaves(tree)) for tree in (found, wanted)), strict=True)
+    return max(float(np.max(np.abs(a - b)) / (np.max(np.abs(b)) or 1)) for a, b in pairs)
 
 
-WIDE = grown(SMALL)
-ZEROS = jax.tree.map(jnp.zeros_like, WIDE)
-OTHERS = jax.tree.map(lambda array: numbers(array.shape, 6), WIDE)
+SHAPES = {"up": {"kernel": (4, 12), "bias": (12,)}, "down": {"kernel": (12, 3), "bias": (3,)}}
+ZEROS, OTHERS = (
+    jax.tree.map(make, SHAPES, is_leaf=lambda node: isinstance(node, tuple))
+    for make in (np.zeros, lambda shape: numbers(shape, 6))
+)
 
 
 # The transforms -----------------------------------------------------------------------------------
@@ -246,6 +255,34 @@ def transforms():
 
 TRANSFORMS = transforms()
 
+# These consist of others: of scale_by_ and the same name, or as their names say.
+CONSIST_OF_OTHERS = {name for name in TRANSFORMS if f"scale_by_{name}" in TRANSFORMS} | {
+    *(
+        "adabelief",
+        "adagrad",
+        "adamaxw",
+        "adamw",
+        "dpsgd",
+        "fromage",
+        "inject_stateful_hyperparams",
+    ),
+    *("lars", "named_chain", "noisy_sgd", "optimistic_adam", "optimistic_gradient_descent"),
+    *("partition", "polyak_sgd", "rmsprop", "scale_by_learning_rate", "schedule_free_adamw"),
+    *("schedule_free_sgd", "sign_sgd", "signum", "with_extra_args_support"),
+}
+# The others are of the long tier.
+SHORT = (
+    *("MultiSteps", "adafactor", "clip_by_global_norm", "inject_hyperparams", "lamb", "lookahead"),
+    *("multi_transform", "muon", "scale_by_adam", "scale_by_lion", "scale_by_sm3"),
+    *("schedule_free", "trace"),
+)
+
+
+def in_tiers(names, short):
+    """Parameters of these names, of which some are of the short tier."""
+    names = sorted(names - CONSIST_OF_OTHERS)
+    return [name if name in short else pytest.param(name, marks=pytest.mark.long) for name in names]
+
 
 def made(name):
     f = TRANSFORMS[name]
@@ -306,7 +343,7 @@ def after_steps(name, tx):
 
 
 @pytest.mark.filterwarnings("ignore:grow_opt_state", "ignore::DeprecationWarning")
-@pytest.mark.parametrize("name", sorted(TRANSFORMS.keys() - REFUSED.keys()))
+@pytest.mark.parametrize("name", in_tiers(TRANSFORMS.keys() - REFUSED.keys(), SHORT))
 def test_old_entries_go_on_as_without_the_growth(name):
     plain = made(name)
     with jax.numpy_rank_promotion("allow"):  # inside of Optax
@@ -320,7 +357,7 @@ def test_old_entries_go_on_as_without_the_growth(name):
         wide = grown(small.params)
         variables = wide.fast if name == "lookahead" else wide
         for tx in (plain, dw.growable(plain)):
-            state = dw.grow_opt_state(small.state, GROWTH, tx, variables=variables)
+            state = dw.grow_opt_state(small.state, growth(), tx, variables=variables)
             run = Run(name, tx, wide, state)
             found = run.updates(with_new(gradient, new))[0]
             if name == "lookahead":
@@ -335,12 +372,12 @@ def test_old_entries_go_on_as_without_the_growth(name):
 
 
 @pytest.mark.filterwarnings("ignore:grow_opt_state", "ignore::DeprecationWarning")
-@pytest.mark.parametrize("name", sorted(TRANSFORMS.keys() & REFUSED.keys()))
+@pytest.mark.parametrize("name", in_tiers(TRANSFORMS.keys() & REFUSED.keys(), REFUSED))
 def test_what_cannot_go_on_is_refused(name):
     small = Run(name, made(name), SMALL)
     small.step(small.gradient())
     with pytest.raises(ValueError, match=REFUSED[name]):
-        dw.grow_opt_state(small.state, GROWTH, small.tx, variables=grown(small.params))
+        dw.grow_opt_state(small.state, growth(), small.tx, variables=grown(small.params))
 
 
 def test_the_guide_names_them():

@@ -29,7 +29,7 @@ def network(n, seed=0):
 def gradients(params, seed):
     leaves, structure = jax.tree.flatten(params)
     draw = np.random.default_rng(seed).normal
-    return jax.tree.unflatten(structure, [jnp.asarray(draw(size=a.shape)) for a in leaves])
+    return jax.tree.unflatten(structure, [np.asarray(draw(size=a.shape)) for a in leaves])
 
 
 SMALL = network(8)
@@ -56,7 +56,7 @@ def old_part(tree):
 
 def distance(a, b, places):
     return max(
-        float(jnp.max(jnp.abs(a[layer][name][at] - b[layer][name][bt])))
+        np.max(np.abs(np.asarray(a[layer][name])[at] - np.asarray(b[layer][name])[bt]))
         for (layer, name), (at, bt) in places.items()
     )
 
@@ -74,29 +74,17 @@ def labels(params):
     return jax.tree.map(lambda a: "matrix" if a.ndim > 1 else "vector", params)
 
 
-# Each takes the same gradients as entries of the larger network, one by one.
+# Each takes the same gradients as entries of the larger network, one by one, and counts or averages
+# in another way. Every optimizer of Optax takes one step in test_every_optimizer.py.
 OPTIMIZERS = {
     "adam": lambda: optax.adam(RATE),
-    "adamw": lambda: optax.adamw(RATE, weight_decay=0.1),
     "adamw, masked": lambda: optax.adamw(RATE, weight_decay=0.1, mask=of_kernels),
-    "amsgrad": lambda: optax.amsgrad(RATE),
-    "nadam": lambda: optax.nadam(RATE),
     "radam": lambda: optax.radam(RATE),
-    "adamax": lambda: optax.adamax(RATE),
-    "adabelief": lambda: optax.adabelief(RATE),
-    "yogi": lambda: optax.yogi(RATE),
     "adan": lambda: optax.adan(RATE),
     "ademamix": lambda: optax.contrib.ademamix(RATE),
-    "rmsprop": lambda: optax.rmsprop(RATE),
     "rmsprop, bias corrected": lambda: optax.rmsprop(RATE, bias_correction=True),
-    "adagrad": lambda: optax.adagrad(RATE),
-    "adadelta": lambda: optax.adadelta(RATE),
     "elementwise adafactor": lambda: optax.adafactor(
         RATE, clipping_threshold=None, multiply_by_parameter_scale=False
-    ),
-    "hyperparameters in the state": lambda: optax.inject_hyperparams(optax.adam)(RATE),
-    "adam of matrices alone": lambda: optax.multi_transform(
-        {"matrix": optax.adamw(RATE), "vector": optax.sgd(RATE)}, labels
     ),
     "several steps": lambda: optax.MultiSteps(optax.adam(RATE), 2),
     "an average of updates": lambda: optax.chain(
@@ -121,18 +109,23 @@ def trained(tx, params, steps, seed=0, state=None, update=None):
     return updates, state
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+SHORT = ("adam", "adamw, masked", "elementwise adafactor", "several steps", "sgd")
+LONG = pytest.mark.long
+KINDS = [name if name in SHORT else pytest.param(name, marks=LONG) for name in OPTIMIZERS]
+
+
+@pytest.mark.parametrize("name", KINDS)
 def test_old_entries_go_on_and_new_ones_begin(name):
     plain = OPTIMIZERS[name]()
     tx = dw.growable(plain)
     update, reference = jax.jit(tx.update), jax.jit(plain.update)
-    _, state = trained(tx, SMALL, 40, update=update)
-    _, before = trained(plain, SMALL, 40, update=reference)
+    _, state = trained(tx, SMALL, 20, update=update)
+    _, before = trained(plain, SMALL, 20, update=reference)
     for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(before), strict=True):
         np.testing.assert_array_equal(a, b)
     state = dw.grow_opt_state(state, GROWTH, tx)
     fresh = plain.init(WIDE)
-    for step in range(20):
+    for step in range(10):
         gradient = gradients(WIDE, 7000 + step)
         updates, state = update(gradient, state, WIDE)
         wanted, before = reference(old_part(gradient), before, SMALL)
@@ -241,23 +234,6 @@ def test_where_whole_arrays_are_seen_new_entries_have_a_count_of_their_own(name)
             np.testing.assert_allclose(found, wanted[path], 1e-6, err_msg=f"{path}, step {step}")
 
 
-@pytest.mark.parametrize("factored", [False, True])
-def test_adafactor_begins_with_steps_like_those_of_a_new_one(factored):
-    plain = optax.adafactor(RATE, min_dim_size_to_factor=2 if factored else 128)
-    tx = dw.growable(plain)
-    state = dw.grow_opt_state(trained(tx, SMALL, 60)[1], GROWTH, tx)
-    fresh = plain.init(WIDE)
-    sizes = []
-    update, reference = jax.jit(tx.update), jax.jit(plain.update)
-    for step in range(10):
-        gradient = gradients(WIDE, step)
-        updates, state = update(gradient, state, WIDE)
-        begun, fresh = reference(gradient, fresh, WIDE)
-        norms = [jnp.linalg.norm(tree["down"]["kernel"][8:]) for tree in (updates, begun)]
-        sizes.append(float(norms[0] / norms[1]))
-    assert 0.7 < min(sizes) and max(sizes) < 1.4
-
-
 def test_factored_moments_of_arrays_with_equal_axes_are_those_of_their_own_entries():
     def apply(params, x):
         return jnp.einsum("bi,ijk,jkl->bl", x, params["in"], params["out"])
@@ -298,7 +274,7 @@ def test_a_gate_of_one_number_begins_anew():
 
     small, deep = {"a": block(0)}, {"a": block(0), "b": block(1)}
     growth = dw.plan(dw.trace(apply, small, X), target=deep, target_apply=apply)
-    for name in ("adam", "adan", "elementwise adafactor"):
+    for name in ("adam", "elementwise adafactor"):
         plain = OPTIMIZERS[name]()
         tx = dw.growable(plain)
         state = dw.grow_opt_state(trained(tx, small, 30)[1], growth, tx)
@@ -318,7 +294,6 @@ def test_a_whole_optimizer_or_a_part_of_it_is_wrapped(wrap):
     if wrap == "group":
         parts = {"matrix": dw.growable(optax.adam(RATE)), "vector": optax.sgd(RATE)}
         tx = optax.multi_transform(parts, labels)
-        plain = OPTIMIZERS["adam of matrices alone"]()
         plain = optax.multi_transform(
             {"matrix": optax.adam(RATE), "vector": optax.sgd(RATE)}, labels
         )
@@ -348,8 +323,7 @@ def test_the_state_of_an_optimizer_that_was_not_wrapped_grows_for_one_that_is():
 
 @pytest.mark.filterwarnings("always:grow_opt_state")
 def test_growing_without_it_is_a_warning_that_names_it(recwarn):
-    for name in ("sgd", "lion", "rmsprop", "adagrad"):
-        tx = OPTIMIZERS[name]()
+    for tx in (optax.sgd(RATE, momentum=0.9), optax.lion(RATE), optax.rmsprop(RATE)):
         dw.grow_opt_state(tx.init(SMALL), GROWTH, tx)
     adam = optax.adam(RATE)
     dw.grow_opt_state(adam.init(SMALL), GROWTH, adam, second_moment="mean")
@@ -471,7 +445,7 @@ def test_layers_that_are_inserted_begin_and_old_ones_go_on():
             np.testing.assert_allclose(updates["b"][name], begun["b"][name], rtol=1e-9)
 
 
-@pytest.mark.parametrize("axis", (0, 1))
+@pytest.mark.parametrize("axis", (pytest.param(0, marks=LONG), 1))
 def test_layers_that_are_inserted_into_a_stack_begin_and_old_ones_go_on(axis):
     def apply(params, x):
         layers = {name: jnp.moveaxis(array, axis, 0) for name, array in params.items()}
@@ -517,15 +491,14 @@ def loss(params):
     return jnp.mean((hidden @ params["down"]["kernel"] + params["down"]["bias"][None] - Y) ** 2)
 
 
+@functools.partial(jax.jit, static_argnames="tx")
 def steps(tx, params, state, count):
-    @jax.jit
-    def step(params, state):
+    def step(_, carry):
+        params, state = carry
         updates, state = tx.update(jax.grad(loss)(params), state, params)
         return optax.apply_updates(params, updates), state
 
-    for _ in range(count):
-        params, state = step(params, state)
-    return params, state
+    return jax.lax.fori_loop(0, count, step, (params, state))
 
 
 def summed(params):
@@ -645,14 +618,15 @@ def test_a_train_state_grows(begun):
     tx = dw.growable(optax.adam(RATE))
     its = tx if begun == "wrapped" else optax.adam(RATE)
     state = TrainState.create(apply_fn=None, params=SMALL, tx=its)
+    apply_gradients = jax.jit(lambda state, grads: state.apply_gradients(grads=grads))
     for step in range(6):
-        state = state.apply_gradients(grads=gradients(SMALL, step))
+        state = apply_gradients(state, gradients(SMALL, step))
     grown = dw.grow_opt_state(state, GROWTH, tx, variables=WIDE)
     assert int(grown.step) == 6 and grown.tx is tx
-    after = grown.apply_gradients(grads=gradients(WIDE, 9))
+    after = apply_gradients(grown, gradients(WIDE, 9))
     moved = after.params["down"]["kernel"][8:] - grown.params["down"]["kernel"][8:]
     np.testing.assert_allclose(jnp.abs(moved), RATE, rtol=1e-5)
-    after.apply_gradients(grads=gradients(WIDE, 10))
+    apply_gradients(after, gradients(WIDE, 10))
 
 
 class Module(nnx.Module):
@@ -663,7 +637,9 @@ class Module(nnx.Module):
         return self.down(nnx.tanh(self.up(x)))
 
 
+@pytest.mark.long
 def test_an_nnx_optimizer_grows():
+    @nnx.jit
     def step(module, optimizer):
         gradient = nnx.grad(lambda module: jnp.mean((module(x) - y) ** 2))(module)
         given = () if "model" in vars(optimizer) else (module,)  # Flax 0.11 and newer want it
@@ -679,17 +655,18 @@ def test_an_nnx_optimizer_grows():
     grown = dw.nnx.grow_optimizer(optimizer, growth, wide)
     assert grown.tx is optimizer.tx
     before = wide.down.kernel[...]
-    nnx.jit(step)(wide, grown)
+    step(wide, grown)
     moved = jnp.abs(wide.down.kernel[...] - before)
     np.testing.assert_allclose(moved[8:], RATE, rtol=1e-2)
     assert float(jnp.min(moved[:8])) < 0.8 * RATE
-    nnx.jit(step)(wide, grown)
+    step(wide, grown)
     growth = dw.nnx.plan(dw.nnx.trace(wide, x), target=Module(16, nnx.Rngs(2)))
     wider = dw.nnx.grow(wide, growth, key=jax.random.key(0))
     again = dw.nnx.grow_optimizer(grown, growth, wider)
     assert again.opt_state.ages.births.shape == (3,)
 
 
+@pytest.mark.long
 def test_an_equinox_module_grows_with_its_optimizer():
     def make(n):
         return eqx.nn.MLP(4, 3, n, 1, key=jax.random.key(0))
@@ -702,9 +679,7 @@ def test_an_equinox_module_grows_with_its_optimizer():
     @eqx.filter_jit
     def step(module, state):
         gradient = eqx.filter_grad(lambda module: jnp.mean((apply(module, X) - Y) ** 2))(module)
-        updates, state = eqx.filter_jit(tx.update)(
-            gradient, state, eqx.filter(module, eqx.is_array)
-        )
+        updates, state = tx.update(gradient, state, eqx.filter(module, eqx.is_array))
         return eqx.apply_updates(module, updates), state
 
     module = make(8)
@@ -733,7 +708,7 @@ def test_variables_in_lists_grow():
     np.testing.assert_allclose(jnp.abs(updates[1][8:]), RATE, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+@pytest.mark.parametrize("kind", [pytest.param("Auto", marks=LONG), "Explicit"])
 def test_it_works_on_a_mesh(kind):
     if jax.device_count() < 2:
         pytest.skip("needs two devices")
@@ -799,8 +774,9 @@ def test_the_old_name_says_what_to_use():
         dw.scale_by_growth  # noqa: B018
 
 
-@pytest.mark.parametrize("renewable", [False, True])
-@pytest.mark.parametrize("name", ["adam", "sgd", "adafactor"])
+@pytest.mark.parametrize(
+    ("name", "renewable"), [("adam", False), ("adam", True), ("sgd", True), ("adafactor", False)]
+)
 def test_a_state_that_has_not_grown_along_is_named(name, renewable):
     plain = optax.sgd(RATE, momentum=0.9) if name == "sgd" else getattr(optax, name)(RATE)
     tx = dw.growable(plain, renewable=renewable)
@@ -811,7 +787,7 @@ def test_a_state_that_has_not_grown_along_is_named(name, renewable):
         said = "up/kernel: has shape (4, 8), but the update of up/kernel has (4, "
         assert said in str(raised.value)
     grown = dw.grow_opt_state(state, GROWTH, tx)
-    tx.update(WIDE, grown, WIDE)
+    jax.eval_shape(tx.update, WIDE, grown, WIDE)
     with pytest.raises(ValueError, match=r"go on with dw\.grow_opt_state\(state"):
         tx.update(SMALL, grown, SMALL)
 

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 import test_every_optimizer as every
-from test_growable import OPTIMIZERS, gradients
+from test_growable import KINDS, OPTIMIZERS, gradients
 from test_growable import network as perceptron
 
 import dogwood_jax as dw
@@ -18,8 +18,8 @@ import dogwood_jax as dw
 RATE, KEY = 1e-2, jax.random.key(3)
 PARAMS = perceptron(8)
 WIDTHS = dw.chain(PARAMS, ("up", "down"))
+renew = jax.jit(dw.renew, static_argnames=("widths", "tx", "init", "strict"))
 MASKS = [jnp.asarray(np.random.default_rng(seed).random(8) < 0.4) for seed in (1, 2)]
-NETWORKS = networks.load()
 
 
 def adam():
@@ -29,37 +29,37 @@ def adam():
 def entries(mask):
     """Which entries of the perceptron belong to units."""
     return {
-        "up": {"kernel": jnp.broadcast_to(mask, (4, 8)), "bias": mask},
-        "down": {"kernel": jnp.broadcast_to(mask[:, None], (8, 3)), "bias": jnp.zeros(3, bool)},
+        "up": {"kernel": np.broadcast_to(mask, (4, 8)), "bias": mask},
+        "down": {"kernel": np.broadcast_to(mask[:, None], (8, 3)), "bias": np.zeros(3, bool)},
     }
 
 
 def chosen(mask, new, old):
-    return jax.tree.map(lambda at, a, b: jnp.where(at, a, b), entries(mask), new, old)
+    return jax.tree.map(np.where, entries(mask), new, old)
 
 
 def distance(tree, other):
     pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True)
-    return max(float(jnp.max(jnp.abs(a - b), initial=0)) for a, b in pairs)
+    return max(float(np.max(np.abs(np.subtract(a, b)), initial=0)) for a, b in pairs)
 
 
 # The optimizer ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", KINDS)
 def test_old_entries_go_on_and_renewed_ones_begin(name):
     """Three plain optimizers, of which two begin at a renewal, say what each entry does."""
     plain = OPTIMIZERS[name]()
     tx = dw.growable(plain, renewable=True)
     update, reference = jax.jit(tx.update), jax.jit(plain.update)
-    renew = jax.jit(lambda p, s, mask, key: dw.renew(p, s, WIDTHS, {"up": mask}, key=key, tx=tx))
     params, state = PARAMS, tx.init(PARAMS)
-    plains, masks = [plain.init(PARAMS)], []
+    plains, masks, programs = [plain.init(PARAMS)], [], renew._cache_size()
     for step in range(24):
         if step in (8, 16):
             masks.append(MASKS[len(masks)])
             structure = jax.tree.map(jnp.shape, (params, state))
-            params, state = renew(params, state, masks[-1], jax.random.key(step))
+            of_up = {"up": masks[-1]}
+            params, state = renew(params, state, WIDTHS, of_up, key=jax.random.key(step), tx=tx)
             assert jax.tree.map(jnp.shape, (params, state)) == structure
             plains.append(plain.init(params))
         gradient = gradients(params, step)
@@ -69,24 +69,20 @@ def test_old_entries_go_on_and_renewed_ones_begin(name):
             begun, plains[number] = reference(gradient, plains[number], params)
             wanted = chosen(mask, begun, wanted)
         assert distance(found, wanted) < 1e-14
-    assert update._cache_size() == renew._cache_size() == 1
+    assert update._cache_size() == 1 and renew._cache_size() == programs + 1
 
 
 # Along an axis of a kernel, SM3 keeps the largest of all entries, renewed or not.
 NOT_EXACT = every.SEES_NEW_ENTRIES | every.NOT_ANEW | {"sm3", "scale_by_sm3", "lookahead"}
 
 
-KNOWN = every.TRANSFORMS.keys() - every.REFUSED - NOT_EXACT
-# Optimizers that consist of one of the others, or are among those above, are for -m long.
-TRANSFORMS = [
-    pytest.param(name, marks=[pytest.mark.long] * is_slow)
-    for name in sorted(KNOWN)
-    for is_slow in [name in OPTIMIZERS or f"scale_by_{name}" in KNOWN]
-]
+SHORT = ("apply_every", "multi_transform", "scale_by_factored_rms", "scale_by_lion", "trace")
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("name", TRANSFORMS)
+@pytest.mark.parametrize(
+    "name", every.in_tiers(every.TRANSFORMS.keys() - every.REFUSED - NOT_EXACT, SHORT)
+)
 def test_so_it_is_for_every_transform(name):
     plain = every.made(name)
     tx = dw.growable(plain, renewable=True)
@@ -96,7 +92,7 @@ def test_so_it_is_for_every_transform(name):
             gradient = old.gradient()
             run.step(gradient)
             old.step(gradient)
-        widths = dw.trace(every.apply, every.SMALL, every.X)
+        widths = every.growth().widths
         params, run.state = dw.renew(
             run.params, run.state, widths, {"up": MASKS[0]}, key=KEY, tx=tx
         )
@@ -119,7 +115,7 @@ def test_factors_of_old_entries_stay(name):
     state = tx.init(PARAMS)
     for step in range(5):
         _, state = jax.jit(tx.update)(gradients(PARAMS, step), state, PARAMS)
-    _, after = dw.renew(PARAMS, state, WIDTHS, {"up": MASKS[0]}, key=KEY, tx=tx)
+    _, after = renew(PARAMS, state, WIDTHS, {"up": MASKS[0]}, key=KEY, tx=tx)
 
     def moment(state):
         inner = state.inner_state[0]
@@ -146,7 +142,7 @@ def test_a_state_of_renewable_units_grows_and_goes_on_renewing():
         gradient = gradients(PARAMS, step)
         _, state = update(gradient, state, PARAMS)
         _, old = reference(gradient, old)
-    params, state = dw.renew(PARAMS, state, WIDTHS, {"up": MASKS[0]}, key=KEY, tx=tx)
+    params, state = renew(PARAMS, state, WIDTHS, {"up": MASKS[0]}, key=KEY, tx=tx)
     middle = plain.init(params)
     for step in range(3):
         gradient = gradients(params, 20 + step)
@@ -157,7 +153,7 @@ def test_a_state_of_renewable_units_grows_and_goes_on_renewing():
     assert len(state.ages.births) == 2 + (4 + 12) + 12 + (12 + 3) + 3
     new = plain.init(wide)
     late = jnp.arange(12) >= 10
-    after, renewed = dw.renew(wide, state, growth.after, {"up": late}, key=KEY, tx=tx)
+    after, renewed = renew(wide, state, growth.after, {"up": late}, key=KEY, tx=tx)
     latest = plain.init(after)
     for step in range(4):
         gradient = gradients(wide, 40 + step)
@@ -216,11 +212,14 @@ def is_renewable(width):
 
 @pytest.mark.parametrize(
     "name",
-    ["mlp", "cnn", "lstm", "gru", "fused_qkv", "stacked_layers", "complex_and_fourier"],
+    [
+        *("mlp", "stacked_layers", "complex_and_fourier"),
+        *(pytest.param(name, marks=pytest.mark.long) for name in ("cnn", "lstm", "fused_qkv")),
+    ],
 )
 def test_a_renewal_is_a_removal_and_a_growth_whose_units_take_old_places(name):
     """So the two agree on every entry, old, zero or drawn, and dormant units go without a trace."""
-    model = NETWORKS[name].build()
+    model = networks.load()[name].build()
     variables = networks.fill(model.shapes, 0)
     widths = dw.trace(model.apply, variables, *model.inputs)
     tx, apply = dw.growable(optax.sgd(RATE), renewable=True), jax.jit(model.apply)
@@ -230,19 +229,22 @@ def test_a_renewal_is_a_removal_and_a_growth_whose_units_take_old_places(name):
         mask = np.arange(widths[width].size) % 3 == 1
         kept, new = (np.flatnonzero(one).tolist() for one in (~mask, mask))
         masks = {width: jnp.asarray(mask)}
-        renew = jax.jit(functools.partial(dw.renew, widths=widths, masks=masks, tx=tx))
         removal = dw.plan(widths, keep={width: kept}, check=False)
         growth = dw.plan(removal.after, {width: len(mask)}, check=False)
-        wanted = dw.grow(jax.jit(dw.grow)(variables, removal), growth, key=KEY)
-        renewed, state = renew(variables, tx.init(None), key=KEY)
         moved = dw.plan(widths, keep={width: kept + new}, check=False)
+
+        wanted = jax.jit(
+            lambda tree, by: dw.grow(dw.grow(tree, by[0]), by[1], key=KEY), static_argnums=1
+        )(variables, (removal, growth))
+        renewed, state = renew(variables, tx.init(None), widths, masks, key=KEY, tx=tx)
         found = jax.jit(dw.grow)(renewed, moved)
         drawn = 0
         for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
-            assert bool(jnp.all((a == b) | (a != 0) & (b != 0)))
-            drawn += int(jnp.sum(a != b))
+            a, b = np.asarray(a), np.asarray(b)
+            assert np.all((a == b) | (a != 0) & (b != 0))
+            drawn += np.sum(a != b)
         assert drawn
-        again, _ = renew(renewed, state, key=jax.random.key(9))
+        again, _ = renew(renewed, state, widths, masks, key=jax.random.key(9), tx=tx)
         assert distance(again, renewed) > 0
         before, after = (apply(tree, *model.inputs) for tree in (renewed, again))
         for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
@@ -260,7 +262,7 @@ def test_units_that_are_zero_for_all_inputs_go_without_a_trace():
     dead = jnp.arange(8) % 2 == 0
     params = PARAMS | {"up": PARAMS["up"] | {"bias": jnp.where(dead, -100, 0.1)}}
     tx = adam()
-    new, _ = dw.renew(params, tx.init(params), WIDTHS, {"up": dead}, key=KEY, tx=tx)
+    new, _ = renew(params, tx.init(params), WIDTHS, {"up": dead}, key=KEY, tx=tx)
     with jax.numpy_rank_promotion("allow"):
         np.testing.assert_array_equal(apply(new, x), apply(params, x))
     np.testing.assert_array_equal(new["up"]["bias"], jnp.where(dead, 0, 0.1))
@@ -268,7 +270,7 @@ def test_units_that_are_zero_for_all_inputs_go_without_a_trace():
     drawn = np.abs(new["up"]["kernel"][:, dead])
     assert 0.5 * limit < drawn.max() <= limit and drawn.min() > 0
     init = lambda key, shape, dtype: jnp.full(shape, 7, dtype)  # noqa: E731
-    new, _ = dw.renew(params, tx.init(params), WIDTHS, {"up": dead}, key=KEY, tx=tx, init=init)
+    new, _ = renew(params, tx.init(params), WIDTHS, {"up": dead}, key=KEY, tx=tx, init=init)
     np.testing.assert_array_equal(new["up"]["kernel"][:, dead], 7)
 
 
@@ -278,7 +280,7 @@ def test_a_weight_between_renewed_units_belongs_to_the_second():
     a, b, tx = np.arange(6) < 2, np.arange(5) < 3, adam()
     masks = {"a": jnp.asarray(a), "b": jnp.asarray(b)}
     widths = dw.chain(params, ("a", "b", "c"))
-    new, _ = dw.renew(params, tx.init(params), widths, masks, key=KEY, tx=tx)
+    new, _ = renew(params, tx.init(params), widths, masks, key=KEY, tx=tx)
     kernel = np.asarray(new["b"]["kernel"])
     assert np.all(kernel[a][:, ~b] == 0) and np.all(kernel[~a][:, ~b] == 1)
     assert np.all((kernel[:, b] != 0) & (np.abs(kernel[:, b]) < 1))
@@ -309,10 +311,10 @@ def test_statistics_begin_anew_beside_a_state_of_one_collection():
     apply, variables, x = normalized(False)
     tx = adam()
     state = tx.init(variables["params"])
-    _, state = tx.update(variables["params"], state, variables["params"])
-    mask = jnp.arange(6) < 2
+    _, state = jax.jit(tx.update)(variables["params"], state, variables["params"])
+    mask = np.arange(6) < 2
     widths = dw.trace(apply, variables, x)
-    new, after = dw.renew(variables, state, widths, {"up": mask}, key=KEY, tx=tx)
+    new, after = renew(variables, state, widths, {"up": mask}, key=KEY, tx=tx)
     statistics = new["batch_stats"]["BatchNorm_0"]
     np.testing.assert_array_equal(statistics["mean"][:2], 0)
     np.testing.assert_array_equal(statistics["var"][:2], 1)
@@ -329,13 +331,12 @@ def test_a_norm_over_the_units_is_refused_unless_outputs_may_move():
     apply, variables, x = normalized(True)
     widths, tx = dw.trace(apply, variables, x), adam()
     state, masks = tx.init(variables["params"]), {"up": jnp.arange(6) < 2}
-    renew = functools.partial(dw.renew, key=KEY, tx=tx)
     with pytest.raises(
         ValueError, match=r"up: renewing units would change outputs (.|\n)* strict=False"
     ):
-        renew(variables, state, widths, masks)
-    new, state = renew(variables, state, widths, masks, strict=False)
-    again, _ = dw.renew(new, state, widths, masks, key=jax.random.key(8), tx=tx, strict=False)
+        dw.renew(variables, state, widths, masks, key=KEY, tx=tx)
+    new, state = renew(variables, state, widths, masks, key=KEY, tx=tx, strict=False)
+    again, _ = renew(new, state, widths, masks, key=jax.random.key(8), tx=tx, strict=False)
     assert dw.compare(apply, new, apply, again, x).absolute > 1e-3
 
 
@@ -345,10 +346,10 @@ def test_a_norm_over_the_units_is_refused_unless_outputs_may_move():
 def test_what_is_wrong_is_said_before_anything_is_computed():
     tx = adam()
     state, mask = tx.init(PARAMS), jnp.ones(8, bool)
-    renew = functools.partial(dw.renew, key=KEY, tx=tx)
+    renews = functools.partial(dw.renew, key=KEY, tx=tx)
     masks = {"up": jnp.ones(7, bool), "no": mask, "down": jnp.ones(3, bool)}
     with pytest.raises(ValueError) as raised:
-        renew(PARAMS, state, WIDTHS, masks)
+        renews(PARAMS, state, WIDTHS, masks)
     for words in (
         "up: pass a boolean for each unit, of shape (8,), got",
         "no width 'no'",
@@ -356,26 +357,26 @@ def test_what_is_wrong_is_said_before_anything_is_computed():
     ):
         assert words in str(raised.value)
     with pytest.raises(ValueError, match="pass a boolean for each unit"):
-        renew(PARAMS, state, WIDTHS, {"up": jnp.ones(8)})
+        renews(PARAMS, state, WIDTHS, {"up": jnp.ones(8)})
     with pytest.raises(ValueError, match="variables must hold .* got an optimizer's state"):
-        renew(state, PARAMS, WIDTHS, {"up": mask})
+        renews(state, PARAMS, WIDTHS, {"up": mask})
     with pytest.raises(TypeError, match="masks must be a mapping from widths"):
-        renew(PARAMS, state, WIDTHS, mask)
+        renews(PARAMS, state, WIDTHS, mask)
     with pytest.raises(ValueError, match="another network"):
-        renew({"other": jnp.ones(3)}, state, WIDTHS, {"up": mask})
+        renews({"other": jnp.ones(3)}, state, WIDTHS, {"up": mask})
     with pytest.raises(ValueError, match=r"up/kernel: expected a floating array of shape \(4, 8\)"):
-        renew(perceptron(9), state, WIDTHS, {"up": mask})
+        renews(perceptron(9), state, WIDTHS, {"up": mask})
     whole = jax.tree.map(lambda array: array.astype(int), PARAMS)
     with pytest.raises(ValueError, match=r"up/kernel: expected a floating array"):
-        renew(whole, state, WIDTHS, {"up": mask})
+        renews(whole, state, WIDTHS, {"up": mask})
     for plain in (optax.adam(RATE), optax.sgd(RATE)):
         with pytest.raises(ValueError, match=r"tx = dw.growable\(tx, renewable=True\)"):
-            renew(PARAMS, plain.init(PARAMS), WIDTHS, {"up": mask})
+            renews(PARAMS, plain.init(PARAMS), WIDTHS, {"up": mask})
     with pytest.raises(ValueError, match="does not hold when each unit was born; wrap"):
-        renew(PARAMS, dw.growable(optax.adam(RATE)).init(PARAMS), WIDTHS, {"up": mask})
+        renews(PARAMS, dw.growable(optax.adam(RATE)).init(PARAMS), WIDTHS, {"up": mask})
     wide = adam().init(perceptron(9))
     with pytest.raises(ValueError, match=r"other sizes than the variables; after a growth go on"):
-        renew(PARAMS, wide, WIDTHS, {"up": mask})
+        renews(PARAMS, wide, WIDTHS, {"up": mask})
     with pytest.raises(ValueError, match="tx has no such state"):
         dw.renew(
             *(PARAMS, state, WIDTHS, {"up": mask}),
@@ -385,33 +386,32 @@ def test_what_is_wrong_is_said_before_anything_is_computed():
 
 
 def test_rows_of_a_table_have_no_weights_that_could_be_zero():
-    model = NETWORKS["experts_by_one_hot"].build()
+    model = networks.load()["experts_by_one_hot"].build()
     variables = networks.fill(model.shapes, 0)
     widths, tx = dw.trace(model.apply, variables, *model.inputs), adam()
-    state, mask = tx.init(variables), jnp.arange(9) < 2
-    renew = functools.partial(dw.renew, variables, state, widths, key=KEY, tx=tx)
+    arguments, mask = (variables, tx.init(variables), widths), np.arange(9) < 2
     with pytest.raises(ValueError, match="they have no outgoing weights\n  strict=False"):
-        renew({"up[0]": mask})
+        dw.renew(*arguments, {"up[0]": jnp.asarray(mask)}, key=KEY, tx=tx)
+    masks = {"up[0]": mask, "router": mask[:4]}
     with pytest.raises(ValueError, match="router: .* would change outputs (.|\n)* the largest are"):
-        renew({"router": mask[:4]})
-    new, _ = renew({"up[0]": mask, "router": mask[:4]}, strict=False)
+        dw.renew(*arguments, {"router": jnp.asarray(mask[:4])}, key=KEY, tx=tx)
+    new, _ = renew(*arguments, masks, key=KEY, tx=tx, strict=False)
     for name, axis in (("up", 0), ("down", 0), ("router", 1)):
-        moved = jnp.any(new[name] != variables[name], axis=tuple({*range(new[name].ndim)} - {axis}))
+        moved = np.any(new[name] != variables[name], axis=tuple({*range(new[name].ndim)} - {axis}))
         np.testing.assert_array_equal(moved, mask[: len(moved)])
-    model = NETWORKS["fused_gates"].build()
+    model = networks.load()["fused_gates"].build()
     variables = networks.fill(model.shapes, 0)
     widths = dw.trace(model.apply, variables, *model.inputs)
-    arguments = variables, tx.init(variables), widths, {"lstm/linear": mask[:5]}
+    arguments = variables, tx.init(variables), widths, {"lstm/linear": jnp.asarray(mask[:5])}
     with pytest.raises(ValueError, match="they are inputs or outputs of the network"):
         dw.renew(*arguments, key=KEY, tx=tx)
-    new, _ = dw.renew(*arguments, key=KEY, tx=tx, strict=False)
-    kernel = new["lstm/linear"]["w"]  # [input | state, i | g | f | o]
+    new, _ = renew(*arguments, key=KEY, tx=tx, strict=False)
+    old, kernel = (np.asarray(one["lstm/linear"]["w"]) for one in (variables, new))
+    # [input | state, i | g | f | o]
     gates = np.tile(mask[:5], 4)
-    assert not jnp.any(kernel[4:][mask[:5]][:, ~gates])
-    np.testing.assert_array_equal(
-        kernel[:, ~gates][4:][~mask[:5]], variables["lstm/linear"]["w"][:, ~gates][4:][~mask[:5]]
-    )
-    assert not jnp.any(kernel[:, gates] == variables["lstm/linear"]["w"][:, gates])
+    assert not np.any(kernel[4:][mask[:5]][:, ~gates])
+    np.testing.assert_array_equal(kernel[4:][~mask[:5]][:, ~gates], old[4:][~mask[:5]][:, ~gates])
+    assert not np.any(kernel[:, gates] == old[:, gates])
     np.testing.assert_array_equal(new["lstm/linear"]["b"][gates], 0)
 
 
@@ -422,7 +422,7 @@ def test_what_a_state_keeps_must_be_known():
 
 
 def test_tied_weights_are_refused():
-    model = NETWORKS["tied_embedding"].build()
+    model = networks.load()["tied_embedding"].build()
     variables = networks.fill(model.shapes, 0)
     widths, tx = dw.trace(model.apply, variables, *model.inputs), adam()
     name = next(w.name for w in widths.values() for o in w.occurrences if o.role == "both")
@@ -431,17 +431,18 @@ def test_tied_weights_are_refused():
         dw.renew(variables, tx.init(variables), widths, masks, key=KEY, tx=tx, strict=False)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_dtypes_stay(dtype):
     params = jax.tree.map(lambda array: array.astype(dtype), PARAMS)
     tx = adam()
     arguments = params, tx.init(params)
-    new = dw.renew(*arguments, WIDTHS, {"up": MASKS[0]}, key=KEY, tx=tx)
+    of_up = functools.partial(dw.renew, widths=WIDTHS, masks={"up": MASKS[0]}, key=KEY, tx=tx)
+    new = jax.eval_shape(of_up, *arguments)
     types = lambda leaf: (leaf.shape, leaf.dtype)  # noqa: E731
     assert jax.tree.map(types, new) == jax.tree.map(types, arguments)
 
 
-@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+@pytest.mark.parametrize("kind", ["Auto", pytest.param("Explicit", marks=pytest.mark.long)])
 def test_arrays_on_a_mesh_stay_there(kind):
     if jax.device_count() < 2:
         pytest.skip("needs two devices")
