@@ -43,8 +43,19 @@ def data(dtype=jnp.float64):
 # Outputs that moved -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("strategy", [None, dw.strategies.replicate(split="uneven")], ids=str)
-@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
+UNEVEN = dw.strategies.replicate(split="uneven")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "strategy"),
+    [
+        ("float64", None),
+        ("bfloat16", UNEVEN),
+        pytest.param("float32", UNEVEN, marks=pytest.mark.long),
+        pytest.param("float16", None, marks=pytest.mark.long),
+    ],
+    ids=str,
+)
 def test_a_growth_that_preserves_passes_and_a_weight_that_is_wrong_does_not(dtype, strategy):
     params, wide, x = grown(dtype, strategy)
     found = dw.verify(mlp, params, mlp, wide, x)
@@ -145,7 +156,12 @@ BEHIND = {
 }
 
 
-@pytest.mark.parametrize("name", BEHIND)
+LONG = ("one logit is finfo.min", "one logit is -inf", "in a loop", "in a branch")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.long) if n in LONG else n for n in BEHIND]
+)
 def test_nothing_hides_that_an_entry_moved(name):
     params, wide, x = grown(jnp.float32)
     f = behind(BEHIND[name])
@@ -165,6 +181,7 @@ def test_masks_among_the_inputs_are_not_nudged():
         dw.verify(apply, params, apply, slightly(wide), x, mask)
 
 
+@pytest.mark.long
 def test_what_rounds_on_each_device_may_move_as_far():
     mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,))
 
@@ -280,14 +297,13 @@ def test_the_table_of_the_docstring_is_what_is_done():
     assert _rounding.bound(jnp.dtype(int)) == 0
 
 
-@pytest.mark.parametrize("jit", [False, True])
-def test_the_coarsest_dtype_on_the_way_counts(jit):
-    def apply(v, x):
+def test_the_coarsest_dtype_on_the_way_counts():
+    @jax.jit
+    def f(v, x):
         table = jnp.arange(4, dtype=jnp.bfloat16)  # is the same in both networks
         half = (x.astype(jnp.bfloat16) * v.astype(jnp.bfloat16)).astype(jnp.float32)
         return {"fine": x * v + table.astype(jnp.float32), "coarse": half}
 
-    f = jax.jit(apply) if jit else apply
     v, x = jnp.float32(1.0), jnp.linspace(1, 2, 4, dtype=jnp.float32)
     with pytest.raises(ValueError) as error:
         dw.verify(f, v, f, v * 1.01, x)
@@ -382,6 +398,7 @@ def test_inputs_and_outputs_that_grew_are_mapped():
         dw.verify(apply, params, apply, wide, x["image"], growth=growth)
 
 
+@pytest.mark.long
 def test_integers_of_a_larger_input_are_those_of_the_old_one():
     def apply(params, tokens):
         return (params["table"][tokens] * params["where"][None, :, None]).sum(1)
@@ -415,6 +432,7 @@ def in_training(hidden):
     return apply
 
 
+@pytest.mark.long
 def test_new_statistics_are_compared_where_old_units_are():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 3, 3, 2)))
     old = jax.jit(Normed(4).init)(jax.random.key(0), x)
@@ -451,16 +469,15 @@ def test_gradients_are_compared_unless_the_growth_copies_or_rescales():
         dw.verify(gradient, params, gradient, copied, x)
 
 
-@pytest.mark.parametrize("axis", range(3))
-def test_gradients_of_old_layers_are_compared_where_they_are(axis):
+def test_gradients_of_old_layers_are_compared_where_they_are():
     def apply(params, x):
-        layers = {name: jnp.moveaxis(array, axis, 0) for name, array in params.items()}
+        layers = {name: jnp.moveaxis(array, 1, 0) for name, array in params.items()}
         return jax.lax.scan(lambda x, p: (x + jnp.tanh(x @ p["w"]), None), x, layers)[0]
 
     def gradient(params, x):
         return jax.grad(lambda params: (apply(params, x) ** 2).sum())(params)
 
-    small, deep = (arrays(w=(4, 4)[:axis] + (n,) + (4, 4)[axis:]) for n in (2, 5))
+    small, deep = (arrays(w=(4, n, 4)) for n in (2, 5))
     widths = dw.trace(apply, small, data())
     growth = dw.plan(widths, target=deep, target_apply=apply)
     wide = dw.grow(small, growth)
@@ -489,6 +506,7 @@ EIGHT = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
 
 
 @EIGHT
+@pytest.mark.long
 @pytest.mark.parametrize("types", [AxisType.Auto, AxisType.Explicit], ids=str)
 def test_divided_arrays_are_compared_where_they_lie(types, monkeypatch):
     mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(types,) * 2)
@@ -620,11 +638,13 @@ def wrong_rule(monkeypatch):
     return lambda: monkeypatch.setattr(dw.Change, "along", wrong)
 
 
-@pytest.mark.parametrize("inputs", ["arrays", "shapes"])
-@pytest.mark.parametrize("mode", ["train", "eval"])
+@pytest.mark.parametrize(
+    ("mode", "inputs"),
+    [("train", "arrays"), pytest.param("eval", "shapes", marks=pytest.mark.long)],
+)
 def test_a_module_that_grows_wrongly_is_found(mode, inputs, wrong_rule):
     # Sizes that no other test has, for compiled growths are kept.
-    units = {"train": 12, "eval": 13}[mode] + 2 * (inputs == "arrays")
+    units = {"train": 12, "eval": 13}[mode]
     small, wide = Small(units, nnx.Rngs(0)), Small(units + 9, nnx.Rngs(1))
     getattr(small, mode)(), getattr(wide, mode)()
     x = data(jnp.float32) if inputs == "arrays" else jax.ShapeDtypeStruct((5, 4), jnp.float32)
@@ -638,11 +658,11 @@ def test_a_module_that_grows_wrongly_is_found(mode, inputs, wrong_rule):
         dw.nnx.verify(small, grown, x)
 
 
-@pytest.mark.parametrize("strategy", [None, dw.strategies.replicate()], ids=str)
-def test_a_module_stays_in_its_mode(strategy):
+@pytest.mark.long
+def test_a_module_stays_in_its_mode():
     small, wide = Small(6, nnx.Rngs(0)), Small(9, nnx.Rngs(1))
     before, x = nnx.to_pure_dict(nnx.state(small)), data(jnp.float32)
-    growth = dw.nnx.plan(dw.nnx.trace(small, x), target=wide, strategy=strategy)
+    growth = dw.nnx.plan(dw.nnx.trace(small, x), target=wide, strategy=dw.strategies.replicate())
     grown = dw.nnx.grow(small, growth, key=KEY, fresh=wide)
     dw.nnx.verify(small, grown, x)
     assert not small.dropout.deterministic and not grown.dropout.deterministic
@@ -652,6 +672,7 @@ def test_a_module_stays_in_its_mode(strategy):
     assert all(jax.tree.leaves(same))
 
 
+@pytest.mark.long
 def test_growths_that_change_outputs_are_not_verified():
     small, wide = Small(6, nnx.Rngs(0)), Small(9, nnx.Rngs(1))
     for strategy in (dw.strategies.random(), dw.strategies.replicate(noise=0.1)):
@@ -758,7 +779,12 @@ def pieces_side_by_side(params, x):
     ("apply", "shapes", "larger"),
     [
         (two_heads, {"mix": (3, 4), "over": (2, 5)}, {"mix": (5, 7), "over": (3, 6)}),
-        (pieces_side_by_side, {"a": (3, 2), "b": (4, 5)}, {"a": (6, 3), "b": (5, 7)}),
+        pytest.param(
+            pieces_side_by_side,
+            {"a": (3, 2), "b": (4, 5)},
+            {"a": (6, 3), "b": (5, 7)},
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_old_entries_are_found_within_axes_of_several_widths(apply, shapes, larger):
