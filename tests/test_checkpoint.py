@@ -1,5 +1,6 @@
 """Checkpoints on disk: ``dw.checkpoint`` against ``dw.grow`` of the same arrays."""
 
+import functools
 import json
 import os
 import re
@@ -60,33 +61,52 @@ def deeper(tree):
     return {**tree, "layers": [*tree["layers"], tree["layers"][-1]]}
 
 
-def growths():
-    """Growths of all kinds, by name."""
+@functools.cache
+def traced():
+    """The network's widths, and the names of three of them."""
     apply, tree, tokens = network()
     widths = dw.trace(apply, tree, tokens)
-    stream, up = (widths.of(path, 1).name for path in ("embedding", "layers/0/up"))
-    sizes = {stream: 10, up: 33, widths.of("layers/1/up", 1).name: 21}
-    larger = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), deeper(tree))
-    he_normal = strategies.zero_outgoing(init=jax.nn.initializers.he_normal())
-    return {
-        "wider": dw.plan(widths, sizes),
-        "copies": dw.plan(widths, sizes, strategy=strategies.replicate()),
-        "shrunk": dw.plan(widths, sizes, strategy=strategies.shrink_perturb()),
-        # Compiling a generator takes long, so this is one width.
-        "noise": dw.plan(widths, {up: 33}, strategy=strategies.replicate(noise=0.1)),
-        "init": dw.plan(widths, {up: 33}, strategy=he_normal),
-        "deeper": dw.plan(widths, target=larger, target_apply=apply),
-        "interposed": dw.plan(
-            widths,
-            target=jax.eval_shape(lambda: deeper(deeper(tree))),
-            target_apply=apply,
-            depth=strategies.interpose(scaled=True),
-        ),
-        "narrower": dw.plan(widths, keep={up: [*range(3, 18)], stream: [0, 1, 3, 5]}),
-    }
+    places = "embedding", "layers/0/up", "layers/1/up"
+    return widths, *(widths.of(path, 1).name for path in places)
 
 
-GROWTHS = growths()
+def by_sizes(strategy=None):
+    widths, stream, up, up_1 = traced()
+    return dw.plan(widths, {stream: 10, up: 33, up_1: 21}, strategy=strategy)
+
+
+def of_one_width(strategy):
+    """Compiling a generator takes long, so this is one width."""
+    widths, _, up, _ = traced()
+    return dw.plan(widths, {up: 33}, strategy=strategy)
+
+
+def by_layers(layers, **options):
+    apply, tree, _ = network()
+    larger = jax.eval_shape(lambda: functools.reduce(lambda t, _: deeper(t), range(layers), tree))
+    return dw.plan(traced()[0], target=larger, target_apply=apply, **options)
+
+
+def narrower():
+    widths, stream, up, _ = traced()
+    return dw.plan(widths, keep={up: [*range(3, 18)], stream: [0, 1, 3, 5]})
+
+
+GROWTHS = {
+    "wider": by_sizes,
+    "copies": lambda: by_sizes(strategies.replicate()),
+    "shrunk": lambda: by_sizes(strategies.shrink_perturb()),
+    "noise": lambda: of_one_width(strategies.replicate(noise=0.1)),
+    "init": lambda: of_one_width(strategies.zero_outgoing(init=jax.nn.initializers.he_normal())),
+    "deeper": lambda: by_layers(1),
+    "interposed": lambda: by_layers(2, depth=strategies.interpose(scaled=True)),
+    "narrower": narrower,
+}
+
+
+@functools.cache
+def growth_of(name):
+    return GROWTHS[name]()
 
 
 def save(tree, folder, shards):
@@ -143,7 +163,13 @@ def trained(tx, tree, steps=2):
 ADAMW = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(optax.linear_schedule(0, 1e-3, 9)))
 
 
-@pytest.mark.parametrize("name", GROWTHS)
+# Compiling these takes longer.
+DRAWN = ("shrunk", "noise", "init")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.long) if n in DRAWN else n for n in GROWTHS]
+)
 def test_a_checkpoint_grows_as_its_arrays_do(name, tmp_path, monkeypatch):
     place = list(GROWTHS).index(name)
     dtype, shards = (jnp.float32, jnp.bfloat16)[place % 2], (2, 1, 1)[place % 3]
@@ -152,8 +178,8 @@ def test_a_checkpoint_grows_as_its_arrays_do(name, tmp_path, monkeypatch):
     source = save(tree, tmp_path / "small", shards)
     before = {path: path.read_bytes() for path in source.parent.rglob("*") if path.is_file()}
     out = tmp_path / "large"
-    assert checkpoint.grow(source, GROWTHS[name], out, key=KEY) is None
-    assert_same(load(out), leaves_by_path(dw.grow(tree, GROWTHS[name], key=KEY)))
+    assert checkpoint.grow(source, growth_of(name), out, key=KEY) is None
+    assert_same(load(out), leaves_by_path(dw.grow(tree, growth_of(name), key=KEY)))
     assert {path: path.read_bytes() for path in before} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["large", "small"]
     if shards > 1:
@@ -166,13 +192,13 @@ def test_a_checkpoint_grows_as_its_arrays_do(name, tmp_path, monkeypatch):
 
 def test_a_folder_with_one_file_becomes_a_folder(tmp_path):
     source = save(network()[1], tmp_path / "small", 1)
-    checkpoint.grow(source.parent, GROWTHS["copies"], tmp_path / "large", key=KEY)
+    checkpoint.grow(source.parent, growth_of("copies"), tmp_path / "large", key=KEY)
     assert [path.name for path in (tmp_path / "large").iterdir()] == [source.name]
-    expected = leaves_by_path(dw.grow(network()[1], GROWTHS["copies"], key=KEY))
+    expected = leaves_by_path(dw.grow(network()[1], growth_of("copies"), key=KEY))
     assert_same(load(tmp_path / "large"), expected)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.long)])
 def test_large_pieces_are_written_directly_and_zeros_left_out(dtype, tmp_path, monkeypatch):
     """With factors, denormal numbers, and NumPy's blocks of a row.
 
@@ -184,7 +210,7 @@ def test_large_pieces_are_written_directly_and_zeros_left_out(dtype, tmp_path, m
     small, large = (transformer.shapes(1, 64 * heads, heads, 96, 40) for heads in (2, 3))
     rng, tree = np.random.default_rng(0), {}
     for path, leaf in leaves_by_path(small).items():
-        tree[path] = rng.normal(size=leaf.shape).astype(dtype)
+        tree[path] = rng.normal(size=leaf.shape).astype(jnp.dtype(dtype))
         tree[path].flat[:2] = 1e-40, 0
     tree["copied"] = rng.normal(size=(70, 70)).astype(np.float32)
     growth = dw.plan(dw.trace(transformer.apply, small, transformer.TOKENS), target=large)
@@ -436,10 +462,10 @@ def small(tmp_path):
     return save(network()[1], tmp_path / "small", 1)
 
 
-@pytest.mark.parametrize("form", ["safetensors", "orbax"])
+@pytest.mark.parametrize("form", ["safetensors", pytest.param("orbax", marks=pytest.mark.long)])
 def test_a_run_that_fails_goes_on_where_it_stopped(form, tmp_path, monkeypatch):
     monkeypatch.setattr(made, "_PIECE", 128)
-    tree, growth, tx = network()[1], GROWTHS["wider"], None
+    tree, growth, tx = network()[1], growth_of("wider"), None
     if form == "orbax":
         small, tx = tmp_path / "small", ADAMW
         save_by_orbax({"model": tree, "opt_state": trained(tx, tree)}, small)
@@ -496,7 +522,7 @@ def test_a_draft_that_was_damaged_is_completed(small, damage, tmp_path, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(PermissionError("no")))
         with pytest.raises(PermissionError) as failed:
-            checkpoint.grow(small, GROWTHS["wider"], out, key=KEY)
+            checkpoint.grow(small, growth_of("wider"), out, key=KEY)
     assert "the same call goes on" in failed.value.__notes__[0]
     journal = tmp_path / "large.growing.journal"
     if damage.startswith("no file"):
@@ -513,17 +539,17 @@ def test_a_draft_that_was_damaged_is_completed(small, damage, tmp_path, monkeypa
                 patch.setattr(draft.Draft, "note", lambda *_: None)
                 patch.setattr(draft, "_move", lambda *_: (_ for _ in ()).throw(OSError("killed")))
                 with pytest.raises(OSError, match="killed"):
-                    checkpoint.grow(small, GROWTHS["wider"], out, key=KEY)
+                    checkpoint.grow(small, growth_of("wider"), out, key=KEY)
     elif damage == "cut journal":
         journal.write_bytes(journal.read_bytes()[:-5])
     else:
         with monkeypatch.context() as patch:
             patch.setattr(draft.shutil, "disk_usage", lambda _: type("", (), {"free": -(10**9)}))
             with pytest.raises(OSError, match="are free"):
-                checkpoint.grow(small, GROWTHS["wider"], out, key=KEY)
+                checkpoint.grow(small, growth_of("wider"), out, key=KEY)
         assert (folder / small.name).stat().st_size
-    checkpoint.grow(small, GROWTHS["wider"], out, key=KEY)
-    assert_same(load(out), leaves_by_path(dw.grow(network()[1], GROWTHS["wider"], key=KEY)))
+    checkpoint.grow(small, growth_of("wider"), out, key=KEY)
+    assert_same(load(out), leaves_by_path(dw.grow(network()[1], growth_of("wider"), key=KEY)))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["large", "small"]
 
 
@@ -532,14 +558,14 @@ def test_a_draft_of_something_else_is_begun_anew(small, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(draft, "_move", lambda *_: (_ for _ in ()).throw(OSError("killed")))
         with pytest.raises(OSError, match="killed"):
-            checkpoint.grow(small, GROWTHS["wider"], out, key=jax.random.key(1))
-    checkpoint.grow(small, GROWTHS["wider"], out, key=KEY)
-    assert_same(load(out), leaves_by_path(dw.grow(network()[1], GROWTHS["wider"], key=KEY)))
+            checkpoint.grow(small, growth_of("wider"), out, key=jax.random.key(1))
+    checkpoint.grow(small, growth_of("wider"), out, key=KEY)
+    assert_same(load(out), leaves_by_path(dw.grow(network()[1], growth_of("wider"), key=KEY)))
 
 
 def test_a_killed_run_leaves_what_it_has_written(small, tmp_path):
     out, growth = tmp_path / "large", tmp_path / "growth.json"
-    growth.write_text(dw.to_json(GROWTHS["wider"]))
+    growth.write_text(dw.to_json(growth_of("wider")))
     program = (
         "import os, sys\n"
         "from dogwood_jax import __main__ as command_line\n"
@@ -555,7 +581,7 @@ def test_a_killed_run_leaves_what_it_has_written(small, tmp_path):
     assert subprocess.run([sys.executable, "-c", program, *arguments], check=False).returncode == 9
     assert not out.exists()
     assert "stream" not in command_line.main(arguments)
-    assert_same(load(out), leaves_by_path(dw.grow(network()[1], GROWTHS["wider"], key=KEY)))
+    assert_same(load(out), leaves_by_path(dw.grow(network()[1], growth_of("wider"), key=KEY)))
 
 
 @pytest.mark.parametrize(
@@ -584,7 +610,7 @@ def test_only_regular_files_are_replaced(small, kind, tmp_path):
         "missing parent": "no such folder",
     }.get(kind, "expected a new name")
     with pytest.raises((OSError, ValueError), match=expected):
-        checkpoint.grow(source, GROWTHS["wider"], out, key=KEY)
+        checkpoint.grow(source, growth_of("wider"), out, key=KEY)
     assert small.read_bytes() == before
     left = [path.name for path in tmp_path.rglob("*") if path.name == "mine"]
     assert left == ["mine"] * (kind in ("folder", "draft"))
@@ -592,12 +618,12 @@ def test_only_regular_files_are_replaced(small, kind, tmp_path):
 
 def test_a_missing_key_and_infinite_weights_are_refused(small, tmp_path):
     with pytest.raises(ValueError, match="pass key="):
-        checkpoint.grow(small, GROWTHS["wider"], tmp_path / "large")
+        checkpoint.grow(small, growth_of("wider"), tmp_path / "large")
     tree = network()[1]
     tree["layers"][1]["up"] = tree["layers"][1]["up"].at[0, 0].set(jnp.nan)
     source = save(tree, tmp_path / "bad", 1)
     with pytest.raises(ValueError, match="layers/1/up: holds NaN"):
-        checkpoint.grow(source, GROWTHS["wider"], tmp_path / "large", key=KEY)
+        checkpoint.grow(source, growth_of("wider"), tmp_path / "large", key=KEY)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bad", "small"]
 
 
@@ -651,12 +677,12 @@ def test_hostile_indexes_get_one_clear_error(weight_map, message, tmp_path):
 
 
 def test_the_command_line_inspects_and_grows(small, tmp_path):
-    (tmp_path / "growth.json").write_text(dw.to_json(GROWTHS["wider"]))
+    (tmp_path / "growth.json").write_text(dw.to_json(growth_of("wider")))
     assert "layers.0.up    6x20   float32" in command_line.main(["inspect", str(small)])
     out = tmp_path / "large"
     arguments = ["grow", str(small), str(tmp_path / "growth.json"), str(out), "--seed", "7"]
     assert command_line.main(arguments).startswith(f"{out}: embedding has 10 units, ")
-    assert_same(load(out), leaves_by_path(dw.grow(network()[1], GROWTHS["wider"], key=KEY)))
+    assert_same(load(out), leaves_by_path(dw.grow(network()[1], growth_of("wider"), key=KEY)))
     with pytest.raises(SystemExit, match=r"^dogwood_jax: --seed N: needed"):
         command_line.main(arguments[:-2])
 
@@ -668,13 +694,18 @@ def test_the_command_line_inspects_and_grows(small, tmp_path):
     ("tx", "name", "options"),
     [
         (ADAMW, "wider", {}),
-        (dw.growable(ADAMW), "deeper", {"use_ocdbt": False, "use_zarr3": True}),
-        (dw.growable(ADAMW, renewable=True), "deeper", {}),
-        (optax.adafactor(1e-3), "narrower", {"use_zarr3": True}),
-        (optax.contrib.dog(), "wider", {}),
-        (optax.contrib.dog(), "interposed", {}),
+        pytest.param(
+            dw.growable(ADAMW, renewable=True),
+            "deeper",
+            {"use_ocdbt": False, "use_zarr3": True},
+            marks=pytest.mark.long,
+        ),
+        pytest.param(
+            optax.adafactor(1e-3), "narrower", {"use_zarr3": True}, marks=pytest.mark.long
+        ),
+        pytest.param(optax.contrib.dog(), "interposed", {}, marks=pytest.mark.long),
     ],
-    ids=["adamw", "growable", "renewable", "adafactor", "dog", "dog_interposed"],
+    ids=["adamw", "renewable", "adafactor", "dog"],
 )
 @pytest.mark.filterwarnings("ignore:.*[Ss]harding.*")
 def test_a_checkpoint_of_orbax_grows_with_the_optimizer(tx, name, options, tmp_path, monkeypatch):
@@ -682,7 +713,7 @@ def test_a_checkpoint_of_orbax_grows_with_the_optimizer(tx, name, options, tmp_p
 
     monkeypatch.setattr(made, "_PIECE", 128)
     apply, tree, tokens = network()
-    growth = GROWTHS[name]
+    growth = growth_of(name)
     state = trained(tx, tree)
     saver = ocp.StandardCheckpointer()
     save_by_orbax({"model": tree, "opt_state": state, "step": 7}, tmp_path / "small", **options)
@@ -710,7 +741,7 @@ def test_a_step_of_a_checkpoint_manager_becomes_a_step(tmp_path):
     import orbax.checkpoint as ocp
 
     _, tree, _ = network()
-    growth, state = GROWTHS["wider"], trained(ADAMW, tree)
+    growth, state = growth_of("wider"), trained(ADAMW, tree)
     best = ocp.CheckpointManagerOptions(best_fn=lambda metrics: metrics["loss"])
     with ocp.CheckpointManager(tmp_path / "small", options=best) as manager:
         saved = ocp.args.StandardSave({"params": tree, "opt_state": state})
@@ -730,11 +761,11 @@ def in_blocks(path):
     return re.sub(r"(^|/)layers/(\d+)/", r"\1block_\2/", path)
 
 
-@pytest.mark.parametrize("name", ["wider", "deeper", "narrower"])
+@pytest.mark.parametrize("name", ["wider", pytest.param("deeper", marks=pytest.mark.long)])
 def test_names_say_where_orbax_has_the_network(name, tmp_path):
     """Layers under other names, with an optimizer's state in which they have these names, too."""
     _, tree, _ = network()
-    growth = GROWTHS[name]
+    growth = growth_of(name)
     blocks = nested({in_blocks(path): leaf for path, leaf in leaves_by_path(tree).items()})
     state = trained(ADAMW, blocks)
     save_by_orbax({"model": blocks, "optimizer": {"opt_state": state}}, tmp_path / "small")
@@ -750,6 +781,7 @@ def test_names_say_where_orbax_has_the_network(name, tmp_path):
     assert_same(leaves_by_path(checkpoint.load(tmp_path / "large")), expected)
 
 
+@pytest.mark.long
 def test_a_tree_as_maxtext_saves_it_grows(tmp_path):
     """Parameters below two keys, empty entries of a state, and keys that are left out."""
     apply, tree, tokens = network()
@@ -793,7 +825,7 @@ def test_what_names_cannot_say_of_orbax_is_listed(tmp_path):
     save_by_orbax({"model": tree}, tmp_path / "small")
 
     def grow(names, growth="wider"):
-        checkpoint.grow(tmp_path / "small", GROWTHS[growth], tmp_path / "x", key=KEY, names=names)
+        checkpoint.grow(tmp_path / "small", growth_of(growth), tmp_path / "x", key=KEY, names=names)
 
     with pytest.raises(ValueError, match=r"names alone .*\n- model/head: head\n- model/x: x\[0\]"):
         grow({"model/head": ("head", "transpose"), "model/x": "x[0]"})
@@ -808,6 +840,7 @@ def test_what_names_cannot_say_of_orbax_is_listed(tmp_path):
         grow(names | {"model/embedding": "embedding", "model/head": "head"}, "deeper")
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:.*[Ss]harding.*")
 def test_arrays_that_others_weigh_grow_on_disk(tmp_path):
     import orbax.checkpoint as ocp
