@@ -54,25 +54,17 @@ SMALL = Transformer()
 
 @pytest.fixture(scope="module")
 def small():
-    variables = jax.jit(SMALL.init)(jax.random.key(0), TOKENS)
-    random = np.random.default_rng(1)
-    variables = jax.tree.map(lambda a: a + 0.1 * random.normal(size=a.shape), variables)
+    variables = fill(jax.eval_shape(SMALL.init, jax.random.key(0), TOKENS), 1)
     return variables, dw.trace(SMALL.apply, variables, TOKENS)
 
 
-@pytest.mark.parametrize(
-    "larger",
-    [
-        Transformer(width=10, epsilon=1e-3 * 6 / 10),
-        Transformer(blocks=3),
-        Transformer(width=10, heads=3, hidden=13, blocks=3, epsilon=1e-3 * 6 / 10),
-    ],
-    ids=["a wider stream", "deeper", "all at once"],
-)
-def test_one_call_plans_wider_and_deeper(small, larger):
+@pytest.mark.long
+def test_one_call_plans_wider_and_deeper(small):
     variables, widths = small
-    fresh = jax.jit(larger.init)(jax.random.key(2), TOKENS)
-    growth = dw.plan(widths, target=jax.eval_shape(lambda: fresh), target_apply=larger.apply)
+    larger = Transformer(width=10, heads=3, hidden=13, blocks=3, epsilon=1e-3 * 6 / 10)
+    target = jax.eval_shape(larger.init, jax.random.key(2), TOKENS)
+    fresh = fill(target, 2)
+    growth = dw.plan(widths, target=target, target_apply=larger.apply)
     assert growth.notes == ()  # all that there was to mind has been seen to be so
     assert dw.from_json(dw.to_json(growth)) == growth
     for grown in (
@@ -128,6 +120,7 @@ def test_beside_new_layers_numbers_follow_in_all_places_or_in_none(
     assert dw.compare(apply, variables, larger, wide, x).relative < 1e-12
 
 
+@pytest.mark.long
 def test_the_optimizer_follows_into_a_deeper_network(small):
     variables, widths = small
     larger = Transformer(heads=3, hidden=13, blocks=3)
@@ -164,8 +157,7 @@ def test_the_optimizer_follows_into_a_deeper_network(small):
         dw.grow_opt_state(state, growth, tx, variables=variables)
 
 
-@pytest.mark.parametrize("axis", range(3))
-def test_a_stack_grows_wider_and_deeper(axis):
+def test_a_stack_grows_wider_and_deeper(axis=1):
     def stacked(params, x):
         def layer(x, weights):
             return x + jnp.tanh(x @ weights["up"]) @ weights["down"], None
@@ -174,12 +166,9 @@ def test_a_stack_grows_wider_and_deeper(axis):
         return jax.lax.scan(layer, x, layers)[0] @ params["out"]
 
     def params(layers, hidden, seed):
-        def draw(*shape):
-            return jax.random.normal(jax.random.key(seed), shape)
-
         shapes = {"up": (4, hidden), "down": (hidden, 4)}
-        stacks = {k: draw(*s[:axis], layers, *s[axis:]) for k, s in shapes.items()}
-        return {"layers": stacks, "out": draw(4, 2)}
+        stacks = {k: f64(*s[:axis], layers, *s[axis:]) for k, s in shapes.items()}
+        return fill({"layers": stacks, "out": f64(4, 2)}, seed)
 
     old, fresh, x = params(2, 5, 0), params(3, 7, 1), jnp.linspace(-1, 1, 12).reshape(3, 4)
     growth = dw.plan(dw.trace(stacked, old, x), target=fresh, target_apply=stacked)
@@ -197,7 +186,14 @@ def test_a_stack_grows_wider_and_deeper(axis):
     np.testing.assert_allclose(grown[2, :, :5], nu.mean(0), rtol=1e-12)
 
 
-@pytest.mark.parametrize(("layers", "hidden"), ((0, 5), (2, 0), (0, 0)))
+@pytest.mark.parametrize(
+    ("layers", "hidden"),
+    [
+        (0, 0),
+        pytest.param(0, 5, marks=pytest.mark.long),
+        pytest.param(2, 0, marks=pytest.mark.long),
+    ],
+)
 def test_layers_and_units_grow_from_none(layers, hidden):
     def apply(params, x):
         layer = lambda x, p: (x + jnp.tanh(x @ p["up"]) @ p["down"], None)  # noqa: E731
@@ -312,13 +308,11 @@ def test_modules_that_say_their_numbers_need_no_other_function():
     def apply(model, x):
         return model(x)
 
-    old, x = Layered(2, 2), jnp.linspace(-1, 1, 40).reshape(5, 8)
-    for layers, heads in ((2, 4), (3, 2), (3, 4)):
-        target = Layered(layers, heads)
-        growth = dw.plan(dw.trace(apply, old, x), target=target)
-        assert not growth.notes
-        new = dw.grow(old, growth, fresh=target)
-        assert dw.compare(apply, old, apply, new, x).relative < 1e-12
+    old, target, x = Layered(2, 2), Layered(3, 4), jnp.linspace(-1, 1, 40).reshape(5, 8)
+    growth = dw.plan(dw.trace(apply, old, x), target=target)
+    assert not growth.notes
+    new = dw.grow(old, growth, fresh=target)
+    assert dw.compare(apply, old, apply, new, x).relative < 1e-12
 
 
 def test_a_number_beside_arrays_is_no_module():
@@ -355,8 +349,7 @@ def under_rms_norm(epsilon):
 
 def test_the_epsilon_of_the_larger_model_tells_how_it_is_filled():
     def params(n):
-        shapes = {"in": (3, n), "norm": (n,), "out": (n, 2)}
-        return {k: jax.random.normal(jax.random.key(n), shape) for k, shape in shapes.items()}
+        return fill({"in": f64(3, n), "norm": f64(n), "out": f64(n, 2)}, n)
 
     old, x, epsilon = params(4), jnp.linspace(-0.1, 0.1, 12).reshape(4, 3), 1e-3
     apply = under_rms_norm(epsilon)
@@ -747,16 +740,21 @@ def test_layers_are_not_inserted_while_inputs_grow():
         dw.plan(widths, target=shapes(large)[1], target_apply=large.apply, interface=True)
 
 
-@pytest.mark.parametrize(("hidden", "width"), [(8, 4), (7, 6), (8, 6)])
+@pytest.mark.parametrize(
+    ("hidden", "width"),
+    [
+        (8, 6),
+        pytest.param(8, 4, marks=pytest.mark.long),
+        pytest.param(7, 6, marks=pytest.mark.long),
+    ],
+)
 def test_lengths_that_become_the_same_are_told_apart(hidden, width):
     """The old vocabulary may be as long as the new stream, the new one as a new hidden width."""
 
     def params(vocab, width, hidden, layers, seed=0):
-        draw = lambda *shape: jax.random.normal(jax.random.key(seed), shape)  # noqa: E731
-        layer = {"up": draw(width, hidden), "down": draw(hidden, width)}
-        return {"embed": draw(vocab, width), "out": draw(width, 2)} | {
-            f"layer_{i}": layer for i in range(layers)
-        }
+        layer = {"up": f64(width, hidden), "down": f64(hidden, width)}
+        ends = {"embed": f64(vocab, width), "out": f64(width, 2)}
+        return fill(ends | {f"layer_{i}": layer for i in range(layers)}, seed)
 
     def apply(params, tokens):
         x = params["embed"][tokens]  # an index below zero counts from the end of the vocabulary
@@ -821,7 +819,7 @@ def test_a_root_and_a_mean_of_one_size_are_told_apart_in_another_one():
     assert dw.compare(apply, old, apply, wide, x).relative < 1e-12
 
 
-@pytest.mark.parametrize("number", [8, 30])
+@pytest.mark.parametrize("number", [8, pytest.param(30, marks=pytest.mark.long)])
 def test_two_constants_in_proportion_to_a_width_stay_two(number):
     """Heads that grow from 2 to 3 would make one of 8 and the mean over 12, of 30 and over 20."""
 
