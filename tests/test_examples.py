@@ -1,10 +1,9 @@
-"""The examples, on fewer digits and for one epoch, and the README's own code."""
+"""The examples, on fewer digits and for one epoch."""
 
 import csv
 import dataclasses
 import io
 import itertools
-import json
 import re
 import signal
 import subprocess
@@ -21,6 +20,7 @@ from dogwood_jax import keras_h5, mnist, training
 from dogwood_jax.keras_h5 import __main__ as keras_files
 
 pytest.importorskip("matplotlib", reason="the examples need the extra plot")
+pytestmark = pytest.mark.long
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "examples"))
@@ -805,44 +805,3 @@ def test_what_is_missing_is_said_in_a_line(tmp_path, monkeypatch, capsys):
     code, message = failure()
     assert code == 1
     assert "pip install 'dogwood_jax[examples]'" in message
-
-
-# README.md ----------------------------------------------------------------------------------------
-
-
-# What is said of a recipe beside its code.
-CLAIMS = {
-    "silent = ": """
-grown = nn.Sequential([nn.Dense(128), nn.relu, nn.Dense(11)])
-assert (grown.apply(wide, x).argmax(-1) < 10).all(), "the new class is predicted"
-""",
-    "import equinox": "assert wide.layers[0].out_features == 256",
-}
-EACH_ALONE = """
-import json, sys
-code, recipes = json.load(sys.stdin)
-after = {}
-exec(code, after)
-for recipe in recipes:
-    exec(recipe, dict(after))
-"""
-
-
-def test_each_recipe_of_the_readme_runs_after_its_first_block(tmp_path):
-    # In a process of its own: the tests' strict mode is not what a reader of the README has.
-    code, *recipes = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    # test_keras runs those with Keras, where it is installed.
-    recipes = [recipe for recipe in recipes if "keras" not in recipe]
-    for start, claim in CLAIMS.items():
-        (index,) = (i for i, recipe in enumerate(recipes) if recipe.startswith(start))
-        recipes[index] += claim
-    run = subprocess.run(
-        [sys.executable, "-c", EACH_ALONE],
-        input=json.dumps([code, recipes]),
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-    )
-    assert run.returncode == 0, run.stderr
-    (difference, *_) = re.findall(r"largest difference (\S+) ", run.stdout)
-    assert 0 <= float(difference) <= 1e-6
