@@ -6,7 +6,7 @@ ones.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import flax.linen as nn
@@ -105,25 +105,34 @@ def assert_close(new: Any, reference: Any, tolerance: float, scale: float) -> No
     np.testing.assert_allclose(new, reference, rtol=0, atol=tolerance * scale)
 
 
-# One size each, unless long tests are asked for.
-SIZES = [
-    pytest.param(name, new, marks=[pytest.mark.long] * (new != case.sizes[-1]), id=f"{name}-{new}")
-    for name, case in CASES.items()
-    for new in case.sizes
-]
+# Whose programs take long to compile, and compute much that others of the table compute.
+LONG = {
+    *("rms, norms without scale", "scanned", "pre-norm", "vit", "square", "layer scale"),
+    *("layer scale, scanned", "sorted experts", "rms, embeddings times sqrt(n)", "unusual"),
+    *("pre-norm, embeddings times sqrt(n)", "rms post-norm, tied", "unit norm", "llama, tied"),
+    *("gemma, norms behind branches", "post-norm, tied", "stacked experts", "post-norm"),
+    *("learned queries, skip", "equinox", "haiku", "norm, relu"),
+}
 
 
-@pytest.mark.parametrize(("name", "new"), SIZES)
-def test_the_larger_network_computes_the_same(name: str, new: int) -> None:
+def in_tiers(names: Iterable[str]) -> list[Any]:
+    return [pytest.param(n, marks=[pytest.mark.long] * (n in LONG)) for n in names]
+
+
+@pytest.mark.parametrize("name", in_tiers(CASES))
+def test_the_larger_network_computes_the_same(name: str) -> None:
     model, _, variables = before(name)
     outputs = jax.jit(model.apply)(variables, *model.inputs)
-    for big, growth in planned(name, new):
+    for big, growth in planned(name, CASES[name].sizes[-1]):
         grown = dw.grow(variables, growth, fresh=fill(big.shapes, 2))
         new_outputs = jax.jit(big.apply)(grown, *big.inputs)
         assert_close(new_outputs, outputs, CASES[name].tolerance, np.max(np.abs(outputs)))
 
 
-@pytest.mark.parametrize(("norm", "scaled", "layers"), [("rms", True, 1), ("layer", False, 2)])
+@pytest.mark.parametrize(
+    ("norm", "scaled", "layers"),
+    [("rms", True, 1), pytest.param("layer", False, 2, marks=pytest.mark.long)],
+)
 def test_networks_in_mixed_precision_grow_exactly(norm: str, scaled: bool, layers: int) -> None:
     build = functools.partial(mixed, norm, scaled=scaled)
     growth = None
@@ -147,6 +156,7 @@ TURNED_BACK = [
     "pre-norm, tied",
     "gemma",
     "layer scale, scanned",
+    "queries and keys from one kernel",
 ]
 
 
@@ -156,7 +166,17 @@ def gradient(model: Model, variables: Any) -> Any:
     return pull(cotangent.reshape(outputs.shape))[0]
 
 
-@pytest.mark.parametrize("name", [*TURNED_BACK, "queries and keys from one kernel"])
+# Those that are no transformers.
+TURNED_BACK_SHORT = ("mup", "keys as values", "keys beside queries", "by hand")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.long] * (name not in TURNED_BACK_SHORT))
+        for name in TURNED_BACK
+    ],
+)
 def test_gradients_come_back_through_the_growth(name: str) -> None:
     model, _, variables = before(name)
     big, growth = planned(name, CASES[name].sizes[-1])[0]

@@ -43,6 +43,8 @@ STRATEGIES = {
     "firefly": functools.partial(dw.strategies.firefly, candidates=2),
 }
 CHOOSING = ("gradmax", "firefly")
+# Convolutions and second derivatives take long to compile.
+LONG = "conv_1d shape_operations cnn cnn_training handwritten low_rank pinn tied_embedding".split()
 DTYPES = ("float64", "bfloat16")
 
 
@@ -50,8 +52,8 @@ def case(index: int, name: str) -> Any:
     strategy = list(STRATEGIES)[index % len(STRATEGIES)]
     dtype = DTYPES[index // len(STRATEGIES) % len(DTYPES)]
     optimizer = list(optimizers())[index % len(optimizers())]
-    # Compiling the second derivatives of a loss takes long: once each, unless asked for.
-    marks = [pytest.mark.long] * (strategy in CHOOSING and index >= len(STRATEGIES))
+    is_second_derivative = strategy in CHOOSING and index >= len(STRATEGIES)
+    marks = [pytest.mark.long] * (name in LONG or is_second_derivative)
     name_of_test = f"{name}-{strategy}-{dtype}"
     return pytest.param(name, strategy, dtype, optimizer, marks=marks, id=name_of_test)
 

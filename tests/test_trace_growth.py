@@ -102,14 +102,6 @@ def floats(variables: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:
     return [x for x, is_float in zip(leaves, inexact) if is_float], rebuild
 
 
-def assert_same_outputs(before: Old, big: Model, variables: Any) -> None:
-    """Checks values to 1e-12, relative to the largest."""
-    outputs = jax.tree.leaves(jax.jit(big.apply)(variables, *larger_inputs(before.model, big)))
-    shapes = [x.shape for x in before.outputs]
-    for new, reference in zip(cut(outputs, shapes), before.outputs, strict=True):
-        assert_close(new, reference, 1e-12, np.max(np.abs(reference), initial=0))
-
-
 def assert_same_function(before: Old, big: Model, growth: dw.Growth, key: Any) -> None:
     """Checks values and the adjoint: the growth's transpose gives gradients of the old variables.
 
@@ -219,14 +211,26 @@ DRAWS_MASKS = ("encoder_decoder", "hidden")
 SINGLE_PRECISION = {"library_attention"}
 
 
-def every_third(names: Iterable[Any]) -> list[Any]:
-    """One network of each kind, every third of the others, and all if long tests are asked for."""
+# One network of each kind. In the long tier, others of each kind of layer follow.
+SHORT = ("mlp", "conv_1d", "multi_query", "stacked_layers")
+LONG = (
+    *ONE_OF_EACH_KIND,
+    *("fused_qkv", "lstm", "cnn_training", "complex_and_fourier", "library_attention"),
+    *("encoder_decoder", "selective_state_space"),
+)
+
+
+def in_tiers(names: Iterable[Any]) -> list[Any]:
+    """Returns the cases of a few networks, most of them of the long tier."""
     cases = [n if isinstance(n, tuple) else (n,) for n in names]
-    is_slow = [case[0] not in ONE_OF_EACH_KIND and i % 3 for i, case in enumerate(cases)]
-    return [pytest.param(*c, marks=[pytest.mark.long] * bool(s)) for c, s in zip(cases, is_slow)]
+    return [
+        pytest.param(*case, marks=[pytest.mark.long] * (case[0] not in SHORT))
+        for case in cases
+        if case[0] in {*SHORT, *LONG}
+    ]
 
 
-@pytest.mark.parametrize(("name", "by"), every_third(ALONE))
+@pytest.mark.parametrize(("name", "by"), in_tiers(ALONE))
 def test_a_target_tells_which_width_grows(name: str, by: str) -> None:
     network, widths = NETWORKS[name], old(name).widths
     sizes = growable(network)[by]
@@ -239,19 +243,6 @@ def test_a_target_tells_which_width_grows(name: str, by: str) -> None:
         assert "the shapes do not say" in str(error)
     else:
         assert found.changes == growth.changes
-
-
-@pytest.mark.long  # growing all widths at once finds what this does, but for what cancels
-@pytest.mark.parametrize(("name", "by"), ALONE, ids=map("-".join, ALONE))
-def test_each_hidden_width_grows_alone(name: str, by: str) -> None:
-    before = old(name)
-    big = build_larger(before.network, by)
-    growth = dw.plan(before.widths, growable(before.network)[by], target=big.shapes)
-    grown = dw.grow(before.variables, growth, fresh=fill(big.shapes, 2))
-    if (name, by) == DRAWS_MASKS:
-        assert any("draws another mask" in note for note in growth.notes)
-    else:
-        assert_same_outputs(before, big, grown)
 
 
 def test_widths_that_need_different_strategies_grow_together() -> None:
@@ -315,8 +306,9 @@ def grown_at_once(name: str) -> tuple[Model, dw.Growth]:
 GROWING = [name for name in NETWORKS if {*growable(NETWORKS[name])} - {DRAWS_MASKS[1]}]
 
 
-# That a growth of all widths is accepted, test_growth_is_data sees of each network.
-@pytest.mark.parametrize("name", every_third(GROWING))
+# That a growth of all widths is accepted, test_growth_is_data sees of each network, and that each
+# width grows alone, tests/benchmarks/state.py.
+@pytest.mark.parametrize("name", in_tiers(GROWING))
 def test_all_widths_grow_at_once(name: str) -> None:
     assert_same_function(old(name), *grown_at_once(name), jax.random.key(3))
 
@@ -324,7 +316,7 @@ def test_all_widths_grow_at_once(name: str) -> None:
 COPYABLE = [name for name in NETWORKS if copyable(NETWORKS[name])]
 
 
-@pytest.mark.parametrize("name", every_third(COPYABLE))  # compiling a gradient takes long
+@pytest.mark.parametrize("name", in_tiers(COPYABLE))
 def test_copies_and_zeros_preserve_and_gradients_follow_the_adjoint(name: str) -> None:
     before = old(name)
     grows = {by: s for by, s in copyable(before.network).items() if (name, by) != DRAWS_MASKS}
@@ -388,8 +380,7 @@ def test_growth_is_data(name: str) -> None:
     assert dw.from_json(dw.to_json(growth)) == growth
 
 
-# Some networks: all of them are narrowed in test_strategies, by a plan.
-@pytest.mark.parametrize("name", every_third(GROWING))
+@pytest.mark.parametrize("name", in_tiers(GROWING))
 def test_narrowing_undoes_a_growth(name: str) -> None:
     before, (_, growth) = old(name), grown_at_once(name)
     grown = dw.grow(before.variables, growth, key=jax.random.key(4))
