@@ -9,7 +9,7 @@ from architecture_table import MARKDOWN, markdown, read
 
 ARCHITECTURES = load()
 RECORDED = {row["name"]: row for row in read()}
-QUICK = ("MLP", "Minimal RNN (lax.scan)", "MLP, Haiku", "RealNVP (affine couplings)")
+SHORT = ("MLP", "Minimal RNN (lax.scan)", "MLP, Haiku", "RealNVP (affine couplings)")
 
 
 def whats(refused):
@@ -19,7 +19,7 @@ def whats(refused):
 
 @pytest.mark.parametrize(
     "name",
-    [n if n in QUICK else pytest.param(n, marks=pytest.mark.long) for n in ARCHITECTURES],
+    [n if n in SHORT else pytest.param(n, marks=pytest.mark.long) for n in ARCHITECTURES],
 )
 def test_an_architecture_grows_as_recorded(name):
     entry, recorded = ARCHITECTURES[name], RECORDED[name]

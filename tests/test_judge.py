@@ -17,7 +17,7 @@ import numpy as np
 import pairs
 import pytest
 from jax import lax
-from networks import Model, f64, fill, load
+from networks import ONE_OF_EACH_KIND, Model, f64, fill, load
 from primitive_examples import EXAMPLES
 
 import dogwood_jax as dw
@@ -42,28 +42,18 @@ NETWORKS = load()
 
 # Pairs -------------------------------------------------------------------------------------------
 
-# The seeds of pairs that are small, and of those that are large.
-SMALL, LARGE = range(2), range(1)
-
 
 @pytest.mark.parametrize("kind", pairs.KINDS)
 def test_a_pair_is_accepted_if_and_only_if_outputs_agree(kind: str) -> None:
-    for seed in SMALL:
-        assert str(pairs.failure(kind, seed)) == "None"
+    assert str(pairs.failure(kind, seed=0)) == "None"
 
 
-# Some kinds, and the others where long tests are asked for.
-IN_TWINS = [
-    pytest.param(kind, marks=[pytest.mark.long] * bool(k % 3)) for k, kind in enumerate(pairs.KINDS)
-]
-
-
-@pytest.mark.parametrize("kind", IN_TWINS)
+@pytest.mark.long
+@pytest.mark.parametrize("kind", pairs.KINDS)
 def test_a_pair_is_decided_rightly_in_a_twin(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Large pairs are evaluated in small sizes, whatever they hold."""
     monkeypatch.setattr(twin, "_FEW", -1)
-    for seed in LARGE:
-        assert str(pairs.failure(kind, seed, is_large=True)) == "None"
+    assert str(pairs.failure(kind, seed=0, is_large=True)) == "None"
 
 
 # The same in few lines ----------------------------------------------------------------------------
@@ -286,7 +276,11 @@ def test_a_program_in_its_own_sizes_is_the_same(name: str) -> None:
 
 
 # In the others, nothing grows by a target.
-GROWING = [name for name in NETWORKS if name != "made"]
+GROWING = [
+    pytest.param(name, marks=[pytest.mark.long] * (name not in ONE_OF_EACH_KIND))
+    for name in NETWORKS
+    if name != "made"
+]
 
 
 @functools.lru_cache(None)
