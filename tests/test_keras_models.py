@@ -30,7 +30,15 @@ from dogwood_jax.keras_h5._weights.convert import to_flax
 
 DATA = Path(__file__).parent / "data" / "keras_models"
 FILES = sorted([*DATA.glob("*.h5"), *DATA.glob("*.keras")])
-files = pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+# Loops take long to compile; of each version some other model is short.
+LONG = (
+    *("keras_1.2.2_theano_sequence", "tensorflow_2.2.4-tf_sequence", "tensorflow_2.4.0_versions"),
+    *("tensorflow_2.10.0_sequence", "tf_keras_2.21.0_sequence", "keras_3.15.1_versions"),
+)
+files = pytest.mark.parametrize(
+    "path",
+    [pytest.param(p, marks=[pytest.mark.long] * (p.stem in LONG), id=p.name) for p in FILES],
+)
 QUANTIZED = [path for path in FILES if "_int" in path.stem]
 LATEST = [DATA / f"keras_3.15.1_{name}.keras" for name in ("image", "sequence", "graph")]
 
@@ -138,7 +146,9 @@ def test_a_layer_scale_has_a_weight_of_any_name(tmp_path):
     ("name", "layers"),
     [
         ("image", ["conv2d", "conv2d_transpose", "separable_conv2d"]),
-        ("sequence", ["embedding", "time_distributed", "gru_1"]),
+        pytest.param(
+            "sequence", ["embedding", "time_distributed", "gru_1"], marks=pytest.mark.long
+        ),
         ("graph", ["block/dense"]),
     ],
 )
