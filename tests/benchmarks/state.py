@@ -103,7 +103,9 @@ def _runs(small: Model, big: Model, tolerance: float) -> Callable[[dw.Growth], b
 
     def moved(growth: dw.Growth) -> bool:
         old = fill(small.shapes, 1)
-        wide = dw.grow(old, growth, key=KEY)
+        # A module may hold its own class, and then has the class of the larger one.
+        leaves = jax.tree.leaves(dw.grow(old, growth, key=KEY))
+        wide = jax.tree.unflatten(jax.tree.structure(big.shapes), leaves)
         inputs = larger_inputs(small, big)
         outputs = jax.tree.leaves(jax.jit(big.apply)(wide, *inputs))
         wanted = jax.tree.leaves(jax.jit(small.apply)(old, *small.inputs))
