@@ -1,7 +1,6 @@
 """The optimizer's state after growing, against the state of a network that was large before."""
 
 import functools
-import itertools
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -33,8 +32,20 @@ VARIABLES = jax.tree.map(
     lambda leaf: jnp.asarray(RNG.normal(size=leaf.shape) / 2, leaf.dtype),
     jax.eval_shape(Network().init, jax.random.key(1), X),
 )
-WIDTHS = dw.trace(Network().apply, VARIABLES, X)
 SIZES = {"Dense_0": 12, "Dense_1": 10}
+LONG = pytest.mark.long
+
+
+@functools.cache
+def planned(split=None, noise=0.0):
+    """A growth with new weights, or one of copies if there is a split."""
+    widths = dw.trace(Network().apply, VARIABLES, X)
+    strategy = dw.strategies.replicate(split=split, noise=noise) if split else None
+    return dw.plan(widths, SIZES, strategy=strategy)
+
+
+grow = jax.jit(dw.grow)
+grow_opt_state = jax.jit(dw.grow_opt_state, static_argnames=("growth", "tx", "second_moment"))
 
 
 def by_kind(params):
@@ -78,10 +89,14 @@ def gradients(network, split=None):
     """Gradients at the parameters, one after another; of copies of them if there is a split."""
     params = VARIABLES["params"]
     if split:
-        strategy = dw.strategies.replicate(split=split)
-        params = dw.grow(VARIABLES, dw.plan(WIDTHS, SIZES, strategy=strategy))["params"]
+        params = grow(VARIABLES, planned(split))["params"]
     gradient = jax.jit(lambda shift: jax.grad(loss)(params, X + shift, network))
     return params, [gradient(shift) for shift in (0.0, 1.0, 2.0)]
+
+
+@functools.cache
+def wide(split=None):
+    return grow(VARIABLES, planned(split), key=jax.random.key(2))
 
 
 def trained(tx, network=None, split=None):
@@ -107,35 +122,42 @@ def assert_equal(found, wanted, tolerance=1e-10):
         np.testing.assert_allclose(a, b, rtol=rtol, atol=tolerance * np.max(np.abs(b), initial=0))
 
 
+SHORT = ("accumulating", "adam", "lamb", "lion", "momentum", "muon", "partition")
+
+
+@functools.cache
+def merged(split):
+    """The growth that takes copies together again."""
+    large, _ = gradients(Network(12, 10), split)
+    after = planned(split).after
+    find = functools.partial(dw.find_symmetric, {"params": large}, outgoing=False)
+    return dw.plan(after, merge={width: find(after[width]) for width in SIZES})
+
+
 @pytest.mark.parametrize(
-    ("name", "split"), [("adam", "even"), *((name, "uneven") for name in optimizers())]
+    ("name", "split"),
+    [
+        ("adam", "even"),
+        *((name, "uneven") for name in SHORT),
+        *(pytest.param(n, "uneven", marks=LONG) for n in optimizers() if n not in SHORT),
+    ],
 )
 def test_after_replicating_the_state_is_that_of_the_large_network(name, split):
     tx = optimizers()[name]
-    growth = dw.plan(WIDTHS, SIZES, strategy=dw.strategies.replicate(split=split))
-    large, _ = gradients(Network(12, 10), split)
     wanted, state = trained(tx, Network(12, 10), split), trained(tx)
     # Optax's running mean of accumulated gradients goes through float32; Adamax adds an epsilon.
     tolerance = {"accumulating": 1e-5, "alike": 1e-8}.get(name, 1e-10)
-    grown = jax.jit(lambda state: dw.grow_opt_state(state, growth, tx))(state)
-    assert_equal(grown, wanted, tolerance)
-
+    assert_equal(grow_opt_state(state, planned(split), tx), wanted, tolerance)
     # And back: merging adds gradients up again.
-    merge = {
-        width: dw.find_symmetric({"params": large}, growth.after[width], outgoing=False)
-        for width in SIZES
-    }
-    merged = dw.grow_opt_state(wanted, dw.plan(growth.after, merge=merge), tx)
-    assert_equal(merged, state, tolerance)
+    assert_equal(grow_opt_state(wanted, merged(split), tx), state, tolerance)
 
 
 def test_old_entries_are_those_of_the_large_network_and_new_ones_means():
     tx = optax.adam(1e-3)
-    growth = dw.plan(WIDTHS, SIZES)
-    large = dw.grow(VARIABLES, growth, key=jax.random.key(2))["params"]
-    state = tx.init(large)
+    growth, state = planned(), tx.init(large := wide()["params"])
+    gradient = jax.jit(lambda shift: jax.grad(loss)(large, X + shift, Network(12, 10)))
     for shift in (0.0, 1.0, 2.0):
-        _, state = tx.update(jax.grad(loss)(large, X + shift, Network(12, 10)), state, large)
+        _, state = jax.jit(tx.update)(gradient(shift), state, large)
     wanted = state[0]
     found = dw.grow_opt_state(trained(tx), growth, tx, second_moment="mean")[0]
     for moment in ("mu", "nu"):
@@ -152,37 +174,35 @@ def test_old_entries_are_those_of_the_large_network_and_new_ones_means():
 def test_narrowing_keeps_the_entries_of_units_that_stay():
     tx = optax.adam(1e-3)
     state = trained(tx)
-    grown = dw.grow_opt_state(state, growth := dw.plan(WIDTHS, SIZES), tx)
+    grown = dw.grow_opt_state(state, growth := planned(), tx)
     back = dw.plan(growth.after, keep={"Dense_0": range(8), "Dense_1": range(7)})
     assert_equal(dw.grow_opt_state(grown, back, tx), state)
 
 
-@pytest.mark.parametrize("smallest", [5, 8, 100])
+@pytest.mark.parametrize("smallest", [pytest.param(5, marks=LONG), 8])
 def test_adafactor_factors_by_the_new_size(smallest):
     tx = optax.adafactor(1e-3, min_dim_size_to_factor=smallest)
-    growth = dw.plan(WIDTHS, SIZES)
-    params = dw.grow(VARIABLES, growth, key=jax.random.key(2))["params"]
-    state = dw.grow_opt_state(trained(tx), growth, tx)
+    params = wide()["params"]
+    state = dw.grow_opt_state(trained(tx), planned(), tx)
     shapes = jax.tree.map(jnp.shape, jax.eval_shape(tx.init, params))
     assert jax.tree.map(jnp.shape, state) == shapes
-    updates, _ = tx.update(params, state, params)
+    updates, _ = jax.jit(tx.update)(params, state, params)
     assert all(np.isfinite(u).all() for u in jax.tree.leaves(updates))
 
 
 def test_copies_of_parameters_begin_at_the_parameters():
     tx = optax.contrib.schedule_free_adamw(1e-3)
-    growth = dw.plan(WIDTHS, SIZES)
-    large = dw.grow(VARIABLES, growth, key=jax.random.key(2))
     state = tx.init(VARIABLES["params"])
-    assert_equal(dw.grow_opt_state(state, growth, tx, variables=large).z, large["params"])
+    grown = dw.grow_opt_state(state, planned(), tx, variables=wide())
+    assert_equal(grown.z, wide()["params"])
 
 
 def test_a_train_state_grows_as_a_whole():
     tx = optax.adam(1e-3)
     state = TrainState.create(apply_fn=Network().apply, params=VARIABLES["params"], tx=tx)
     state = state.apply_gradients(grads=VARIABLES["params"])
-    growth = dw.plan(WIDTHS, SIZES)
-    large = dw.grow({"params": state.params}, growth, key=jax.random.key(2))
+    growth = planned()
+    large = grow({"params": state.params}, growth, key=jax.random.key(2))
     grown = dw.grow_opt_state(state, growth, tx, variables=large)
     assert_equal(grown.params, large["params"])
     assert grown.step == 1
@@ -206,18 +226,22 @@ IS_OLD_OPTAX = not hasattr(optax.contrib, "madgrad")
 
 
 @pytest.mark.skipif(IS_OLD_OPTAX, reason="states of this version of Optax begin otherwise")
-@pytest.mark.parametrize("wrapped", [False, True])
-@pytest.mark.parametrize("name", HOLD_PARAMETERS)
+@pytest.mark.parametrize(
+    ("name", "wrapped"),
+    [
+        *(("dowg", True), ("sam", False)),
+        *(pytest.param(n, False, marks=LONG) for n in HOLD_PARAMETERS if n != "sam"),
+        *(pytest.param(n, True, marks=LONG) for n in ("mechanic", "schedule free")),
+    ],
+)
 def test_states_that_hold_parameters_need_the_random_ones(name, wrapped):
     tx = HOLD_PARAMETERS[name]()
     tx = dw.growable(tx) if wrapped else tx
     state = tx.init(VARIABLES["params"])
     with pytest.raises(ValueError, match=r"holds parameters, .*variables=dw.grow\(\.\.\.\)"):
-        dw.grow_opt_state(state, dw.plan(WIDTHS, SIZES), tx)
-    copied = dw.plan(WIDTHS, SIZES, strategy=dw.strategies.replicate())
-    wide = dw.grow(VARIABLES, copied)
-    with_them = dw.grow_opt_state(state, copied, tx, variables=wide)
-    assert_equal(dw.grow_opt_state(state, copied, tx), with_them)
+        dw.grow_opt_state(state, planned(), tx)
+    with_them = grow_opt_state(state, planned("even"), tx, variables=wide("even"))
+    assert_equal(grow_opt_state(state, planned("even"), tx), with_them)
 
 
 @pytest.mark.skipif(IS_OLD_OPTAX, reason="states of this version of Optax begin otherwise")
@@ -242,9 +266,8 @@ def test_states_that_hold_parameters_need_those_of_new_layers():
 
 @pytest.mark.parametrize("noise", [0.0, 0.1])
 def test_a_train_state_gets_the_parameters_that_were_given(noise):
-    strategy = dw.strategies.replicate(noise=noise)
-    growth, tx = dw.plan(WIDTHS, SIZES, strategy=strategy), optax.sgd(0.1)
-    wide = dw.grow(VARIABLES, growth, key=jax.random.key(0))
+    growth, tx = planned("even", noise), optax.sgd(0.1)
+    wide = grow(VARIABLES, growth, key=jax.random.key(0))
     state = TrainState.create(apply_fn=None, params=VARIABLES["params"], tx=tx)
     assert_equal(dw.grow_opt_state(state, growth, tx, variables=wide).params, wide["params"])
 
@@ -253,10 +276,9 @@ def test_a_train_state_with_new_random_parameters_needs_them():
     tx = dw.growable(optax.adam(1e-3))
     state = TrainState.create(apply_fn=Network().apply, params=VARIABLES["params"], tx=tx)
     with pytest.raises(ValueError, match=r"params/.*variables=dw.grow"):
-        dw.grow_opt_state(state, dw.plan(WIDTHS, SIZES), tx)
-    copied = dw.plan(WIDTHS, SIZES, strategy=dw.strategies.replicate())
-    grown = dw.grow_opt_state(state, copied, tx)
-    assert_equal(grown.params, dw.grow({"params": state.params}, copied)["params"])
+        dw.grow_opt_state(state, planned(), tx)
+    grown = dw.grow_opt_state(state, planned("even"), tx)
+    assert_equal(grown.params, wide("even")["params"])
 
 
 @pytest.mark.parametrize("tx", [optax.novograd(1e-3), optax.zero_nans(), optax.sm3(1e-3)])
@@ -270,14 +292,14 @@ def test_arrays_of_one_number_are_told_from_one_number_for_an_array(tx):
 
 def test_what_adds_up_starts_where_it_started_in_double_precision():
     tx = optax.adagrad(1e-3)
-    growth = dw.plan(WIDTHS, SIZES, strategy=dw.strategies.replicate())
+    growth = planned("even")
     grown = dw.grow_opt_state(tx.init(VARIABLES["params"]), growth, tx)
     assert all((leaf == 0.1).all() for leaf in jax.tree.leaves(grown[0].sum_of_squares))
 
 
 def test_a_state_without_any_array_is_wrapped():
     plain = optax.chain(optax.clip(1.0), optax.sgd(optax.linear_schedule(0.1, 0.0, 9)))
-    tx, growth = dw.growable(plain), dw.plan(WIDTHS, SIZES)
+    tx, growth = dw.growable(plain), planned()
     grown = dw.grow_opt_state(plain.init(VARIABLES["params"]), growth, tx)
     assert_equal(grown, tx.init(VARIABLES["params"]))
 
@@ -287,7 +309,7 @@ def test_a_state_without_any_array_that_depends_on_their_tree_is_refused():
         return {name: jnp.zeros(()) for name in params}
 
     plain = optax.GradientTransformation(init, lambda updates, state, params=None: (updates, state))
-    growth, state = dw.plan(WIDTHS, SIZES), init(VARIABLES["params"])
+    growth, state = planned(), init(VARIABLES["params"])
     assert_equal(dw.grow_opt_state(state, growth, plain), state)
     with pytest.raises(ValueError, match=r"cannot be told how tx wraps it; start anew"):
         dw.grow_opt_state(state, growth, dw.growable(plain))
@@ -298,7 +320,7 @@ class Unknown(NamedTuple):
 
 
 def test_unknown_fields_are_named_and_can_be_explained():
-    growth = dw.plan(WIDTHS, SIZES)
+    growth = planned()
     trace = optax.trace(0.9)
 
     def init(params):
@@ -314,7 +336,7 @@ def test_unknown_fields_are_named_and_can_be_explained():
 
 
 def test_an_average_may_be_one_of_parameters():
-    growth = dw.plan(WIDTHS, SIZES, strategy=dw.strategies.replicate())
+    growth = planned("even")
     tx = optax.ema(0.9, debias=False)
     state = optax.EmaState(jnp.array(3), VARIABLES["params"])
     with pytest.raises(ValueError, match="ema/Dense_0/bias and 5 more: what field 'ema' of"):
@@ -331,7 +353,7 @@ def test_a_state_that_is_only_called_like_one_of_optax_is_not_known():
         ema: dict
 
     ema = optax.GradientTransformation(EmaState, None)
-    growth = dw.plan(WIDTHS, SIZES)
+    growth = planned()
     with pytest.raises(ValueError, match="what field 'ema' of EmaState holds is not known"):
         dw.grow_opt_state((EmaState(VARIABLES["params"]),), growth, optax.chain(ema))
 
@@ -340,11 +362,11 @@ def test_parameters_in_one_array_are_refused():
     tx = optax.flatten(optax.adam(1e-3))
     state = tx.init(VARIABLES["params"])
     with pytest.raises(ValueError, match=r"0/mu: has shape \(143,\) and is called like no array"):
-        dw.grow_opt_state(state, dw.plan(WIDTHS, SIZES), tx)
+        dw.grow_opt_state(state, planned(), tx)
 
 
 def test_another_optimizer_is_refused():
-    growth = dw.plan(WIDTHS, SIZES)
+    growth = planned()
     state = optax.adam(1e-3).init(VARIABLES["params"])
     with pytest.raises(TypeError, match="tx must be the optax.GradientTransformation"):
         dw.grow_opt_state(state, growth, None)
@@ -365,8 +387,8 @@ class Weights(NamedTuple):
 
 def leaves_of(seed):
     shapes = [(6, 8), (8,), (8, 3)]
-    keys = jax.random.split(jax.random.key(seed), 3)
-    return [jax.random.normal(key, shape, jnp.float64) for key, shape in zip(keys, shapes)]
+    draw = np.random.default_rng(seed).normal
+    return [jnp.asarray(draw(size=shape)) for shape in shapes]
 
 
 def plain(arrays, x):
@@ -392,6 +414,14 @@ LAYOUTS = {
     "named tuple": (lambda a: Weights(*a), lambda v, x: plain(v, x), lambda v: v, ("kernel", 1)),
     "Keras": (lambda a: (a, [a[1], a[1]]), with_statistics, lambda v: v[0], ("0/0", 1)),
 }
+
+
+@functools.cache
+def planned_by_name():
+    named = dict(zip("abc", leaves_of(0)))
+    return dw.plan(dw.trace(lambda v, x: plain(v.values(), x), named, X), {("a", 1): 12})
+
+
 IN_LISTS = {
     "chain": optax.chain(optax.clip(1.0), optax.adamw(1e-3)),
     "chain of chains": optax.chain(
@@ -407,9 +437,11 @@ IN_LISTS = {
 @pytest.mark.parametrize(
     ("name", "layout"),
     [
-        *itertools.product(["masked", "chain"], LAYOUTS),
-        *itertools.product(["accumulating", "hyperparameters", "partition"], ["list", "Keras"]),
-        *itertools.product([*IN_LISTS][1:], ["nested", "Keras"]),
+        *(("masked", layout) for layout in LAYOUTS),
+        *(("chain", "tuple"), ("chain", "nested"), ("chain of chains", "nested")),
+        *(("accumulating", "Keras"), ("hyperparameters", "list"), ("partition", "list")),
+        *(("finite", "nested"), ("sm3", "nested"), ("adafactor", "Keras")),
+        *(("schedule free", "nested"), ("schedule free", "Keras")),
     ],
 )
 def test_variables_in_lists_are_told_from_the_state_around_them(name, layout):
@@ -424,8 +456,8 @@ def test_variables_in_lists_are_told_from_the_state_around_them(name, layout):
     gradient = jax.tree.map(jnp.square, params)
     _, state = jax.jit(tx.update)(gradient, tx.init(params), params)
     growth = dw.plan(dw.trace(apply, variables, X), {place: 12})
-    wide = dw.grow(variables, growth, key=jax.random.key(2))
-    found = dw.grow_opt_state(state, growth, tx, variables=wide)
+    wide = grow(variables, growth, key=jax.random.key(2))
+    found = grow_opt_state(state, growth, tx, variables=wide)
     expected = jax.eval_shape(tx.init, trainable(wide))
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     assert jax.tree.map(jnp.shape, found) == jax.tree.map(jnp.shape, expected)
@@ -435,8 +467,7 @@ def test_variables_in_lists_are_told_from_the_state_around_them(name, layout):
     _, state = jax.jit(tx.update)(
         dict(zip("abc", jax.tree.leaves(gradient))), tx.init(named), named
     )
-    widths = dw.trace(lambda v, x: plain(v.values(), x), named, X)
     large = dict(zip("abc", jax.tree.leaves(trainable(wide))))
-    wanted = dw.grow_opt_state(state, dw.plan(widths, {("a", 1): 12}), tx, variables=large)
+    wanted = grow_opt_state(state, planned_by_name(), tx, variables=large)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_array_equal(a, b)
