@@ -31,17 +31,19 @@ class Blocks(nn.Module):
         return nn.Dense(2, name="head")(x)
 
 
+@functools.cache
 def variables(layers, width=8):
-    return jax.jit(Blocks(layers, width).init)(jax.random.key(layers), X)
+    draw = np.random.default_rng(layers).normal
+    shapes = jax.eval_shape(Blocks(layers, width).init, KEY, X)
+    return jax.tree.map(
+        lambda leaf: jax.device_put(draw(scale=0.3, size=leaf.shape).astype(leaf.dtype)), shapes
+    )
 
 
 def deeper(old, new, depth, width=8, **options):
-    small, target = variables(old), variables(new, width)
-    widths = dw.trace(Blocks(old).apply, small, X)
-    shapes = jax.eval_shape(lambda: target)
-    growth = dw.plan(
-        widths, target=shapes, target_apply=Blocks(new, width).apply, depth=depth, **options
-    )
+    small, larger = variables(old), Blocks(new, width)
+    widths, target = dw.trace(Blocks(old).apply, small, X), jax.eval_shape(larger.init, KEY, X)
+    growth = dw.plan(widths, target=target, target_apply=larger.apply, depth=depth, **options)
     return small, growth, dw.grow(small, growth, key=KEY)
 
 
@@ -90,12 +92,14 @@ def is_adam(node):
     return isinstance(node, optax.ScaleByAdamState)
 
 
-@pytest.mark.parametrize("depth", [strategies.stack(), strategies.interpose()])
+@pytest.mark.parametrize(
+    "depth", [strategies.stack(), pytest.param(strategies.interpose(), marks=pytest.mark.long)]
+)
 def test_old_layers_keep_their_state_and_copies_begin_anew(depth):
     small, growth, wide = deeper(2, 4, depth)
     tx = dw.growable(optax.adam(1e-2))
     grads = jax.tree.map(jnp.ones_like, small)
-    _, state = tx.update(grads, tx.init(small), small)
+    _, state = jax.jit(tx.update)(grads, tx.init(small), small)
     grown = dw.grow_opt_state(state, growth, tx)
     has_moments = [leaf for leaf in jax.tree.leaves(grown, is_leaf=is_adam) if is_adam(leaf)]
     moments = has_moments[0]
@@ -104,7 +108,7 @@ def test_old_layers_keep_their_state_and_copies_begin_anew(depth):
     for layer in range(4):
         value = float(mu[f"block_{layer}_up"]["kernel"].max())
         assert value == pytest.approx(0.1 if layer in old else 0.0)
-    updates, _ = tx.update(jax.tree.map(jnp.ones_like, wide), grown, wide)
+    updates, _ = jax.eval_shape(tx.update, wide, grown, wide)
     assert jax.tree.structure(updates) == jax.tree.structure(wide)
 
 
@@ -117,21 +121,18 @@ def stacked(params, x, axis=0):
 
 
 def stack_of(layers, axis=0):
-    keys = jax.random.split(jax.random.key(layers), 3)
+    draw = np.random.default_rng(layers).normal
     shapes = {"up": (6, 5), "down": (5, 6)}
     shapes = {name: (*s[:axis], layers, *s[axis:]) for name, s in shapes.items()}
-    return {
-        "embed": jax.random.normal(keys[0], (8, 6)),
-        "layers": {n: jax.random.normal(k, s) for k, (n, s) in zip(keys[1:], shapes.items())},
-    }
+    made = {name: jax.device_put(draw(size=size)) for name, size in shapes.items()}
+    return {"embed": jax.device_put(draw(size=(8, 6))), "layers": made}
 
 
-@pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize(
-    ("depth", "sources"),
+    ("depth", "sources", "axis"),
     [
-        (strategies.stack(), [0, 1, 0, 1, 0]),
-        (strategies.interpose(), [0, 0, 0, 1, 1]),
+        (strategies.stack(), [0, 1, 0, 1, 0], 0),
+        (strategies.interpose(), [0, 0, 0, 1, 1], 1),
     ],
 )
 def test_layers_of_a_scan_are_copied_alike(depth, sources, axis):
@@ -215,7 +216,7 @@ def test_rates_of_new_layers_are_those_of_layers_like_them():
 
 def test_without_a_strategy_layers_still_compute_the_identity():
     small, _, wide = deeper(2, 4, None)
-    before, after = Blocks(2).apply(small, X), Blocks(4).apply(wide, X)
+    before, after = jax.jit(Blocks(2).apply)(small, X), jax.jit(Blocks(4).apply)(wide, X)
     np.testing.assert_allclose(after, before, atol=1e-5)
 
 
@@ -226,8 +227,7 @@ def test_what_cannot_be_is_refused():
         dw.plan(widths, target=variables(4), depth=strategies.stack())
     with pytest.raises(TypeError, match="plan: depth must be strategies.stack"):
         dw.plan(widths, target=variables(4), target_apply=Blocks(4).apply, depth="stack")
-    other = variables(4)
-    other["params"]["extra"] = {"kernel": jnp.ones((8, 8))}
+    other = {"params": variables(4)["params"] | {"extra": {"kernel": jnp.ones((8, 8))}}}
     with pytest.raises(
         ValueError,
         match=r"stack\(\) cannot make these layers.(?s:.*)extra: the network has no extra",
@@ -266,6 +266,7 @@ def test_layers_that_stand_where_one_stood_share_what_it_added():
     )
 
 
+@pytest.mark.long
 def test_layers_share_beside_new_units():
     small, _, wide = deeper(2, 4, SCALED, width=12)
     cut = jax.tree.map(lambda a: a, wide)
@@ -276,8 +277,7 @@ def test_layers_share_beside_new_units():
     np.testing.assert_allclose(shares(small, cut, (0, 0, 1, 1)), expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("axis", [0, 1])
-def test_layers_of_a_scan_share(axis):
+def test_layers_of_a_scan_share(axis=1):
     apply = functools.partial(stacked, axis=axis)
     small = stack_of(2, axis)
     widths, target = dw.trace(apply, small, X), stack_of(5, axis)
@@ -292,7 +292,7 @@ def test_layers_of_a_scan_share(axis):
     )
 
 
-@pytest.mark.parametrize("model", ["names", "scan"])
+@pytest.mark.parametrize("model", ["scan", pytest.param("names", marks=pytest.mark.long)])
 def test_averages_of_parameters_share_and_moments_stay(model):
     if model == "names":
         small, growth, wide = deeper(2, 4, SCALED)
@@ -343,6 +343,7 @@ class Attending(nn.Module):
         return nn.Dense(8, name="head")(x[:, -3:])
 
 
+@pytest.mark.long
 def test_a_network_that_is_finite_only_in_its_own_sizes_gets_more_layers():
     words = jnp.zeros((4, 11), jnp.int32)
     small, large = Attending(1), Attending(2)

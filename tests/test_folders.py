@@ -47,7 +47,10 @@ def assert_same(small, large, old=24):
 
 @pytest.mark.parametrize(
     ("name", "more"),
-    [("llama", {"num_hidden_layers": 6}), ("gemma2", {"hidden_size": 32, "num_hidden_layers": 6})],
+    [
+        ("llama", {"num_hidden_layers": 6}),
+        pytest.param("gemma2", {"hidden_size": 32, "num_hidden_layers": 6}, marks=pytest.mark.long),
+    ],
 )
 def test_everything_grows_at_once(name, more, tmp_path):
     """Gemma 2 multiplies by roots of its sizes, and its norms let new layers move outputs a lot."""
@@ -66,6 +69,7 @@ def test_everything_grows_at_once(name, more, tmp_path):
     )
 
 
+@pytest.mark.long
 def test_rounding_of_rescaled_arrays_is_told(tmp_path):
     small = saved(tmp_path / "small", "llama", dtype=jnp.bfloat16)
     for size, is_rounded in ((32, True), (64, False)):
@@ -79,6 +83,7 @@ def test_rounding_of_rescaled_arrays_is_told(tmp_path):
             assert_same(small, large)
 
 
+@pytest.mark.long
 def test_lists_of_layers_go_on_as_they_began(tmp_path):
     types = [f"{kind}_attention" for kind in ("sliding", "full")]
     small = saved(tmp_path / "small", "gemma2", layer_types=types * 2)
@@ -94,7 +99,11 @@ def test_lists_of_layers_go_on_as_they_began(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "chosen", "kind"), [("llama", None, "mixtral"), ("qwen3", 3, "qwen3_moe")]
+    ("name", "chosen", "kind"),
+    [
+        ("qwen3", 3, "qwen3_moe"),
+        pytest.param("llama", None, "mixtral", marks=pytest.mark.long),
+    ],
 )
 def test_experts_in_place_of_an_mlp(name, chosen, kind, tmp_path):
     # torch's experts take rows of 16 bytes.
@@ -110,7 +119,7 @@ def test_experts_in_place_of_an_mlp(name, chosen, kind, tmp_path):
     assert_same(small, large)
 
 
-@pytest.mark.parametrize("is_deeper", [False, True])
+@pytest.mark.parametrize("is_deeper", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_more_experts(is_deeper, tmp_path):
     small, large = saved(tmp_path / "small", "qwen3_moe"), tmp_path / "large"
     if is_deeper:
@@ -151,6 +160,7 @@ def test_units_and_layers_with_small_weights_go(name, tmp_path):
             np.testing.assert_array_equal(ups[1], ups[0][sorted(np.argsort(scores)[-8:])])
 
 
+@pytest.mark.long
 def test_the_loss_of_texts_tells_which_layers_go(tmp_path):
     large, small, texts = (
         saved(tmp_path / "large", "llama"),
@@ -173,7 +183,8 @@ def loss_without(folder, texts, layer):
     options, variables = decoder.load(folder)
     del variables["model"]["layers"][layer]
     tokens = np.array(json.loads(texts.read_text()))
-    shares = jax.nn.log_softmax(decoder.apply(options, variables, tokens[:, :-1]))
+    logits = jax.jit(partial(decoder.apply, options))(variables, tokens[:, :-1])
+    shares = jax.nn.log_softmax(logits)
     return -np.take_along_axis(np.asarray(shares), tokens[:, 1:, None], -1).mean()
 
 
