@@ -179,6 +179,7 @@ def check(apply: Any, variables: Any, target_apply: Any, deeper: Any, new: Any) 
     """Asserts that outputs are equal, gradients finite, and new arrays learn within two steps."""
     assert dw.compare(apply, variables, target_apply, deeper, X).relative <= 1e-12
 
+    @jax.jit
     def gradients(variables: Any) -> Any:
         return jax.grad(lambda v: jnp.sum(jnp.sin(target_apply(v, X))), allow_int=True)(variables)
 
@@ -189,7 +190,12 @@ def check(apply: Any, variables: Any, target_apply: Any, deeper: Any, new: Any) 
         assert jnp.any(grads[0] != 0) or jnp.any(grads[1] != 0)
 
 
-@pytest.mark.parametrize("name", SILENCED)
+SHORT = ("weight norm", "norm behind", "gate", "ReZero", "weight standardization")
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in SHORT else pytest.param(n, marks=pytest.mark.long) for n in SILENCED]
+)
 def test_zeros_that_are_shown_to_silence_a_new_block(name: str) -> None:
     branch, arrays, zeros = SILENCED[name]
     apply = network(residual(branch), residual(branch))
@@ -291,6 +297,7 @@ class Equinox(eqx.Module):
         return x
 
 
+@pytest.mark.long
 def test_weight_norm_of_equinox() -> None:
     def apply(model: Any, x: Any) -> Any:
         return jax.vmap(model)(x)
