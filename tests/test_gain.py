@@ -56,6 +56,23 @@ def problem(seed):
     return descended(params, x, y, everything, 300, 0.02)[0], x, y
 
 
+@functools.cache
+def traced():
+    """The widths of all problems: their shapes are the same."""
+    params, x, _ = jax.eval_shape(problem, 0)
+    return dw.trace(apply, params, x)
+
+
+@functools.partial(jax.jit, static_argnames="growth")
+def after_steps(params, growth, keys, x, y, mask):
+    """The losses after some steps on new weights, of as many draws as there are keys."""
+
+    def one(key):
+        return descended(dw.grow(params, growth, key=key), x, y, mask, 5, 0.001)[1]
+
+    return jax.vmap(one)(keys)
+
+
 def spearman(first, second):
     ranks = [np.argsort(np.argsort(values)) for values in (first, second)]
     return np.corrcoef(*ranks)[0, 1]
@@ -76,34 +93,33 @@ def new_entries(growth, name, like):
 
 @pytest.fixture(scope="module")
 def cases():
-    return [problem(seed) for seed in range(5)]
+    """Networks in training, their data, and what is estimated."""
+    problems = [jax.jit(problem)(seed) for seed in range(5)]
+    return [(*given, dw.gain(given[0], traced(), loss, *given[1:])) for given in problems]
 
 
+@pytest.mark.long
 def test_units_rank_as_training_them_does(cases):
     """The new weights alone are trained: old ones may lower the same part of the loss."""
-    estimated, measured = [], []
-    for params, x, y in cases:
-        widths = dw.trace(apply, params, x)
-        gains = dw.gain(params, widths, loss, x, y)
+    estimated, measured, widths = [], [], traced()
+    growths = {name: dw.plan(widths, {name: widths[name].size + 1}) for name in HIDDEN}
+    keys = jax.vmap(jax.random.key)(np.arange(DRAWS))
+    for params, x, y, gains in cases:
         assert {*gains} == {*HIDDEN}
         before = float(loss(params, x, y))
         for name in gains:
-            after = []
-            growth = dw.plan(widths, {name: widths[name].size + 1})
-            mask = new_entries(growth, name, dw.grow(params, growth, key=jax.random.key(0)))
-            for seed in range(DRAWS):
-                wide = dw.grow(params, growth, key=jax.random.key(seed))
-                after.append(float(descended(wide, x, y, mask, 5, 0.001)[1]))
+            growth = growths[name]
+            wide = jax.eval_shape(lambda p, by=growth: dw.grow(p, by, key=keys[0]), params)
+            mask = new_entries(growth, name, wide)
+            after = after_steps(params, growth, keys, x, y, mask)
             measured.append(before - np.mean(after))
         estimated += [gain.unit for gain in gains.values()]
     assert spearman(estimated, measured) > 0.85
 
 
 def test_layers_rank_as_training_them_does(cases):
-    estimated, measured = [], []
-    for params, x, y in cases:
-        widths = dw.trace(apply, params, x)
-        gains = dw.gain(params, widths, loss, x, y)
+    estimated, measured, widths = [], [], traced()
+    for params, x, y, gains in cases:
         before = float(loss(params, x, y))
         for name in gains:
             deep = params | {"new": jnp.eye(widths[name].size)}
@@ -115,14 +131,12 @@ def test_layers_rank_as_training_them_does(cases):
 
 def test_a_unit_is_worth_the_squared_norm_of_its_gradient(cases):
     """By growing each width alone; the draws differ, so the means are close."""
-    params, x, y = cases[0]
-    widths = dw.trace(apply, params, x)
-    gains = dw.gain(params, widths, loss, x, y)
+    (params, x, y, gains), widths = cases[0], traced()
     reader = {"h0": "h1", "h1": "h2", "h2": "h3"}
     slopes = jax.jit(jax.grad(loss))
     for name in HIDDEN:
         growth = dw.plan(widths, {name: widths[name].size + 64})
-        gradients = slopes(dw.grow(params, growth, key=jax.random.key(3)), x, y)
+        gradients = slopes(jax.jit(dw.grow)(params, growth, key=jax.random.key(3)), x, y)
         rows = gradients[reader[name]]["kernel"] if name in reader else gradients["out"]
         norms = jnp.sum(rows[widths[name].size :] ** 2, axis=1)
         fans = widths.leaf(f"{name}/kernel").shape
@@ -132,9 +146,7 @@ def test_a_unit_is_worth_the_squared_norm_of_its_gradient(cases):
 
 
 def test_the_table_says_what_a_unit_costs(cases):
-    params, x, y = cases[0]
-    widths = dw.trace(apply, params, x)
-    gains = dw.gain(params, widths, loss, x, y)
+    (params, x, y, gains), widths = cases[0], traced()
     h1 = gains["h1"]
     assert h1.parameters == widths["h0"].size + 1 + widths["h2"].size
     assert h1.flops == 6 * len(x) * (widths["h0"].size + widths["h2"].size)
@@ -144,8 +156,7 @@ def test_the_table_says_what_a_unit_costs(cases):
     assert [row.split()[0] for row in rows[2:]] == list(gains)
     values = [gain.per_parameter for gain in gains.values()]
     assert values == sorted(values, reverse=True)
-    by_chain = dw.gain(params, dw.trace(apply, params, x), loss, x, y)
-    assert by_chain == gains
+    assert dw.gain(params, widths, loss, x, y) == gains
 
 
 def test_channels_and_flattened_units_count_each_place():
@@ -167,14 +178,14 @@ def test_channels_and_flattened_units_count_each_place():
     x, y = jax.random.normal(keys[2], (6, 5, 5, 2)), jax.random.normal(keys[3], (6, 2))
     gains = dw.gain(params, dw.trace(convolved, params, x), error, x, y)
     assert gains["conv"].parameters == 3 * 3 * 2 + 5 * 5 * 2
-    slopes = jax.grad(error)(params, x, y)["out"].reshape(25, 4, 2)
+    slopes = jax.jit(jax.grad(error))(params, x, y)["out"].reshape(25, 4, 2)
     rows = params["out"].reshape(25, 4, 2)
     kernel = jnp.einsum("suo,svo->uv", slopes, rows)
     assert gains["conv"].layer == pytest.approx(float(jnp.sum(kernel**2)), rel=1e-4)
 
 
 def test_widths_that_cannot_be_tried_are_named(cases):
-    params, x, y = cases[0]
+    params, x, y, _ = cases[0]
 
     def normed(params, x):
         h = jnp.tanh(x @ params["h0"]["kernel"])
@@ -191,8 +202,7 @@ def test_widths_that_cannot_be_tried_are_named(cases):
 
 
 def test_a_loss_of_fixed_sizes_is_refused(cases):
-    params, x, y = cases[0]
-    widths = dw.trace(apply, params, x)
+    (params, x, y, _), widths = cases[0], traced()
 
     def fixed(wide, x, y):
         return loss(jax.tree.map(lambda w, p: w.reshape(p.shape), wide, params), x, y)
