@@ -188,6 +188,7 @@ FOUND = {
     "softmax_that_overflows": Found(
         behind(jax.nn.softmax), behind(lambda y: jnp.exp(y) / jnp.exp(y).sum(1, keepdims=True)), NO
     ),
+    "less_than_a_millionth": Found(behind(whole), behind(lambda y: y + 1e-8 * jnp.sin(y)), NO),
     "new_unit_that_sleeps": Found(
         behind(whole, jax.nn.relu), behind(whole, jax.nn.relu), YES, inputs=f64(1, 4)
     ),

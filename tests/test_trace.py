@@ -373,6 +373,16 @@ def test_weight_decay_in_the_network_leaves_new_units_without_weights() -> None:
     np.testing.assert_allclose(new, old, rtol=1e-12)
 
 
+def test_units_of_a_tied_table_learn_where_other_weights_feed_them() -> None:
+    def apply(p: Any, ids: Any) -> Any:
+        x = p["table"][ids]
+        return (jnp.tanh(x @ p["read"]) @ p["write"] + x) @ p["table"].T
+
+    shapes = {"table": f64(7, 4), "read": f64(4, 3), "write": f64(3, 4)}
+    widths = dw.trace(apply, shapes, tokens(7, 2))
+    assert not any("never learn" in note for note in widths.of("table", 1).notes)
+
+
 def test_only_attention_has_heads() -> None:
     """Experts are weighed, and gradients contracted, much as queries meet keys and values."""
     shapes = {"experts": f64(4, 3, 5), "router": f64(3, 4), "out": f64(5, 2)}
@@ -628,6 +638,22 @@ def test_checks_and_loops_of_equinox_fix_nothing() -> None:
     growth = dw.plan(widths, target=shapes(7), target_apply=network)
     grown = dw.grow(params, growth, key=jax.random.key(0))
     assert dw.compare(network, params, network, grown, X).relative < 1e-12
+
+
+@pytest.mark.parametrize("cuts", [((2, 12), (6, 4)), ((6, 4), (2, 12))])
+def test_cuts_of_one_axis_nest(cuts: tuple[tuple[int, int], ...]) -> None:
+    """Units that are 2 x 12 in one array and 6 x 4 in another are 2 x 3 x 4, in this order."""
+
+    def apply(p: Any, x: Any) -> Any:
+        one, other = (jnp.tensordot(x, p[name], 1).reshape(len(x), -1) for name in "ab")
+        return jnp.tanh(one + other) @ p["down"]
+
+    shapes = {"a": f64(5, *cuts[0]), "b": f64(5, *cuts[1]), "down": f64(24, 2)}
+    leaves = {leaf.path: leaf for leaf in dw.trace(apply, shapes, data(3, 5)).leaves}
+    cut = {cuts[0]: leaves["a"], cuts[1]: leaves["b"]}
+    assert [part.size for part in leaves["down"].axes[0].parts] == [2, 3, 4]
+    assert [part.size for part in cut[2, 12].axes[2].parts] == [3, 4]
+    assert [part.size for part in cut[6, 4].axes[1].parts] == [2, 3]
 
 
 def test_factors_of_attention_read_units_that_weights_feed() -> None:
