@@ -9,7 +9,8 @@ from architecture_table import MARKDOWN, markdown, read
 
 ARCHITECTURES = load()
 RECORDED = {row["name"]: row for row in read()}
-SHORT = ("MLP", "Minimal RNN (lax.scan)", "MLP, Haiku", "RealNVP (affine couplings)")
+# The others are grown by tests/benchmarks/architectures.py, and by state.py, which takes minutes.
+SOME = ("MLP", "Minimal RNN (lax.scan)", "MLP, Haiku", "RealNVP (affine couplings)")
 
 
 def whats(refused):
@@ -17,10 +18,7 @@ def whats(refused):
     return [one.partition(": ")[0] for one in refused.split("; ")]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [n if n in SHORT else pytest.param(n, marks=pytest.mark.long) for n in ARCHITECTURES],
-)
+@pytest.mark.parametrize("name", SOME)
 def test_an_architecture_grows_as_recorded(name):
     entry, recorded = ARCHITECTURES[name], RECORDED[name]
     if not entry.is_installed:
