@@ -94,6 +94,7 @@ def largest(updates, places):
     ]
 
 
+@pytest.mark.long
 def test_the_loss_stays_within_the_spread_of_the_run_that_did_not_grow(run):
     ungrown = run.losses(run.params, run.state)
     spread = max(ungrown.max(), run.before) - min(ungrown.min(), run.before)
@@ -104,6 +105,7 @@ def test_the_loss_stays_within_the_spread_of_the_run_that_did_not_grow(run):
     assert run.losses(run.wide, TX.init(run.wide)).max() > run.before + spread
 
 
+@pytest.mark.long
 def test_the_loss_stays_within_the_spread_with_an_optimizer_that_can_grow(run):
     ungrown = run.losses(run.params, run.state, steps=50)
     spread = max(ungrown.max(), run.before) - min(ungrown.min(), run.before)
@@ -116,6 +118,7 @@ def test_the_loss_stays_within_the_spread_with_an_optimizer_that_can_grow(run):
         assert 0.8 <= found <= 1.5
 
 
+@pytest.mark.long
 def test_an_inserted_layer_begins_with_small_steps(run):
     widths = dw.trace(apply, run.params, run.images[:1])
     layer = {"kernel": jnp.zeros((32, 32), jnp.float32), "bias": jnp.zeros(32, jnp.float32)}
@@ -129,6 +132,7 @@ def test_an_inserted_layer_begins_with_small_steps(run):
     assert max(largest(updates, [("inserted", name, np.s_[:]) for name in layer])) <= 1.5
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("second_moment, low, high", [("mean", 0.0, 1.5), ("zeros", 3.0, 6.7)])
 def test_the_first_ten_updates_of_new_entries(run, second_moment, low, high):
     state = dw.grow_opt_state(run.state, run.growth, TX, second_moment=second_moment)
@@ -147,12 +151,12 @@ def test_updates_under_a_steady_gradient(second_moment):
     growth = dw.plan(dw.chain(params, ("hidden", "digits")), {"hidden": 6})
     steady = jax.tree.map(jnp.ones_like, TX.init(params))
     steady = (steady[0]._replace(count=jnp.array(100_000, jnp.int32)), *steady[1:])
-    wide = dw.grow(params, growth, key=jax.random.key(1))
+    wide = jax.jit(dw.grow)(params, growth, key=jax.random.key(1))
     state = dw.grow_opt_state(steady, growth, TX, second_moment=second_moment)
     assert int(state[0].count) == 100_000
-    found = []
+    found, update = [], jax.jit(TX.update)
     for _ in range(20):
-        updates, state = TX.update(jax.tree.map(jnp.ones_like, wide), state)
+        updates, state = update(jax.tree.map(jnp.ones_like, wide), state)
         np.testing.assert_allclose(updates["hidden"]["kernel"][:, :4], -RATE, rtol=1e-5)
         new = updates["hidden"]["kernel"][:, 4:], updates["digits"]["kernel"][4:]
         found.append([-float(array.mean()) / RATE for array in new])

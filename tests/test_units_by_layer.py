@@ -11,7 +11,7 @@ from dogwood_jax._optimizer.ordered import ordered
 from dogwood_jax.checkpoint.made import made_of
 
 LAYERS, HEADS = 3, 4
-X = jnp.sin(jnp.arange(24.0)).reshape(8, 3)
+X = np.sin(np.arange(24.0)).reshape(8, 3)
 KEPT = [[0, 3], [5, 1], [2, 4]]
 HEADS_KEPT = [[0, 1], [3, 2], [1, 3]]
 
@@ -31,9 +31,9 @@ def apply(params, x):
 def drawn():
     shapes = {"up": (3, 6), "bias": (6,), "down": (6, 3), "gated": (3, 12), "out": (6, 3)}
     shapes |= dict.fromkeys("qkv", (3, HEADS, 2)) | {"o": (HEADS, 2, 3)}
-    keys = jax.random.split(jax.random.key(0), len(shapes))
-    draw = lambda key, shape: 0.3 * jax.random.normal(key, (LAYERS, *shape))  # noqa: E731
-    return {"blocks": {n: draw(k, s) for k, (n, s) in zip(keys, shapes.items(), strict=True)}}
+    rng = np.random.default_rng(0)
+    draw = lambda shape: jnp.asarray(0.3 * rng.normal(size=(LAYERS, *shape)))  # noqa: E731
+    return {"blocks": {name: draw(shape) for name, shape in shapes.items()}}
 
 
 def by_hand(params):
@@ -41,14 +41,14 @@ def by_hand(params):
 
     def one(name, blocks):
         found = []
-        for index, array in enumerate(blocks):
+        for index, array in enumerate(np.asarray(blocks)):
             units, heads = KEPT[index], HEADS_KEPT[index]
             axes = {"up": (1, units), "bias": (0, units), "down": (0, units)}
             axes |= {"gated": (1, [*units, *(6 + u for u in units)]), "out": (0, units)}
             axes |= dict.fromkeys("qkv", (1, heads)) | {"o": (0, heads)}
             axis, places = axes[name]
-            found.append(jnp.take(array, jnp.array(places), axis))
-        return jnp.stack(found)
+            found.append(np.take(array, places, axis))
+        return jnp.asarray(np.stack(found))
 
     return {"blocks": {name: one(name, array) for name, array in params["blocks"].items()}}
 
@@ -70,11 +70,9 @@ def network():
 def test_each_layer_keeps_its_units(network):
     params, widths, keep = network
     growth = dw.plan(widths, keep=keep)
-    equal(dw.grow(params, growth), by_hand(params))
-    equal(jax.jit(dw.grow, static_argnums=1)(params, growth), by_hand(params))
+    equal(jax.jit(dw.grow)(params, growth), by_hand(params))
     assert "kept, others in each layer" in " ".join(str(growth).split())
-    loaded = dw.from_json(dw.to_json(growth))
-    equal(dw.grow(params, loaded), by_hand(params))
+    assert dw.from_json(dw.to_json(growth)) == growth
     with pytest.warns(UserWarning, match="outputs move by"):
         equal(dw.narrow(params, widths, keep), by_hand(params))
 
@@ -98,25 +96,25 @@ def test_dead_units_go_without_a_change(network):
     down = jnp.where(dead[..., None], 0, params["blocks"]["down"])
     params = {"blocks": params["blocks"] | {"down": down}}
     small = dw.narrow(params, widths, {name: KEPT})  # a warning would be an error
-    np.testing.assert_allclose(apply(small, X), apply(params, X), rtol=1e-5, atol=1e-6)
+    outputs = [jax.jit(apply)(one, X) for one in (small, params)]
+    np.testing.assert_allclose(*outputs, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
     "tx",
     [
-        optax.adam(0.1),
         dw.growable(optax.adamw(0.1)),
         optax.adafactor(0.1, min_dim_size_to_factor=2),
-        optax.sgd(0.1, momentum=0.9),
+        pytest.param(optax.adam(0.1), marks=pytest.mark.long),
     ],
-    ids=["adam", "growable", "adafactor", "momentum"],
+    ids=["growable", "adafactor", "adam"],
 )
 def test_the_optimizer_goes_along(network, tx):
     params, widths, keep = network
     growth = dw.plan(widths, keep=keep)
     _, state = jax.jit(tx.update)(jax.tree.map(jnp.cos, params), tx.init(params), params)
     small = by_hand(params)
-    found = dw.grow_opt_state(state, growth, tx)
+    found = jax.jit(dw.grow_opt_state, static_argnames="tx")(state, growth, tx)
     _, expected = jax.jit(tx.update)(jax.tree.map(jnp.cos, small), tx.init(small), small)
     gradients = jax.tree.map(jnp.sin, small)
     updates = [jax.jit(tx.update)(gradients, one, small)[0] for one in (found, expected)]
@@ -124,8 +122,7 @@ def test_the_optimizer_goes_along(network, tx):
         # Means over units are those of all units, as when any unit goes. Means of units follow.
         assert jax.tree.map(jnp.shape, found) == jax.tree.map(jnp.shape, expected)
         old, new = (one[0].v_col["blocks"]["up"] for one in (state, ordered(state, growth)))
-        taken = [jnp.take(row, jnp.array(units)) for row, units in zip(old, KEPT, strict=True)]
-        np.testing.assert_array_equal(new[:, :2], jnp.stack(taken))
+        np.testing.assert_array_equal(new[:, :2], np.take_along_axis(old, np.array(KEPT), 1))
         return
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), *updates)
 
@@ -134,12 +131,10 @@ def test_units_of_several_ages_are_refused(network):
     params, widths, keep = network
     name = next(iter(keep))
     tx = dw.growable(optax.adam(0.1))
-    state = tx.init(params)
     growth = dw.plan(widths, {name: 8})
-    wide = dw.grow(params, growth, key=jax.random.key(1))
-    state = dw.grow_opt_state(state, growth, tx)
-    widths = dw.trace(apply, wide, X)
-    smaller = dw.plan(widths, keep={name: [[0, 1], [2, 7], [3, 4]]})
+    grow = lambda params: dw.grow_opt_state(tx.init(params), growth, tx)  # noqa: E731
+    state = jax.jit(grow)(params)
+    smaller = dw.plan(growth.after, keep={name: [[0, 1], [2, 7], [3, 4]]})
     with pytest.raises(ValueError, match="its units are of several ages"):
         dw.grow_opt_state(state, smaller, tx)
 
@@ -162,7 +157,7 @@ def test_scores_are_of_each_layer_and_shrinking_follows_them(network):
         if name in keep:
             best = np.sort(np.argsort(scores[name], axis=1)[:, -size:], axis=1)
             assert growth.change[name].by_layer == tuple(map(tuple, best.tolist()))
-    equal(small, dw.grow(params, growth))
+    equal(small, jax.jit(dw.grow)(params, growth))
     alike = {name: own.sum(0) if name in keep else own for name, own in scores.items()}
     same, _ = dw.shrink(params, widths, scores=alike, parameters=0.7)
     assert jax.tree.map(jnp.shape, same) == jax.tree.map(jnp.shape, small)
