@@ -116,9 +116,21 @@ def assert_equal(tree, expected):
     jax.tree.map(np.testing.assert_array_equal, tree, expected)
 
 
-@pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("strategy", [None, dw.strategies.replicate()], ids=["zero", "replicate"])
-def test_under_jit_nothing_is_gathered(name, strategy, mesh):
+LONG = pytest.mark.long
+
+
+@pytest.mark.parametrize(
+    ("name", "copies"),
+    [
+        *(("tensor parallel", False), ("both axes", True)),
+        *(pytest.param("fused attention", copies, marks=LONG) for copies in (False, True)),
+        *(pytest.param("convolution", copies, marks=LONG) for copies in (False, True)),
+        *(pytest.param("fully sharded", copies, marks=LONG) for copies in (False, True)),
+        pytest.param("both axes", False, marks=LONG),
+    ],
+)
+def test_under_jit_nothing_is_gathered(name, copies, mesh):
+    strategy = dw.strategies.replicate() if copies else None
     case = Case(name, mesh, strategy)
     growth, out = case.growth, case.growth.shardings(case.shardings)
     state = TX.init(case.sharded)
@@ -151,7 +163,9 @@ def test_under_jit_nothing_is_gathered(name, strategy, mesh):
     assert max(found.get("all-reduce", [0])) <= 64 * 3
 
 
-@pytest.mark.parametrize("types", [AxisType.Auto, AxisType.Explicit], ids=str)
+@pytest.mark.parametrize(
+    "types", [AxisType.Auto, pytest.param(AxisType.Explicit, marks=LONG)], ids=str
+)
 def test_arrays_stay_on_their_devices(types, mesh):
     mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=(types, types))
     case = Case("both axes", mesh, dw.strategies.replicate())
@@ -183,7 +197,10 @@ def stack(params, x):
 
 
 @pytest.mark.skipif(not hasattr(jax.sharding, "auto_axes"), reason="takes JAX 0.7")
-@pytest.mark.parametrize("strategy", ["zero_outgoing", "replicate", "stack", "keep"])
+@pytest.mark.parametrize(
+    "strategy",
+    ["zero_outgoing", "stack", *(pytest.param(n, marks=LONG) for n in ("replicate", "keep"))],
+)
 def test_axes_may_be_explicit_under_jit(strategy, mesh):
     mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Explicit,) * 2)
     if strategy == "stack":  # deeper, and wider
@@ -237,7 +254,11 @@ def test_axes_may_be_explicit_where_units_are_removed(mesh):
         assert_equal(jax.jit(lambda params: dw.narrow(params, widths, keep))(sharded), narrow)
 
 
-@pytest.mark.parametrize("layers", [(0, -1, 1, -1), (0, 1, -1, -1)], ids=["between", "behind"])
+@pytest.mark.parametrize(
+    "layers",
+    [(0, -1, 1, -1), pytest.param((0, 1, -1, -1), marks=LONG)],
+    ids=["between", "behind"],
+)
 def test_a_stack_that_is_divided_along_its_layers_is_not_gathered(layers, mesh):
     params = arrays(0, up=(2, 8, 8), down=(2, 8, 8))
     larger = {name: jax.ShapeDtypeStruct((4, 8, 8), jnp.float32) for name in params}
@@ -271,7 +292,7 @@ def test_narrowed_and_merged_arrays_stay_on_their_devices(mesh):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), merged, case.params)
 
 
-@pytest.mark.parametrize("name", ["tensor parallel", "both axes"])
+@pytest.mark.parametrize("name", ["tensor parallel", pytest.param("both axes", marks=LONG)])
 def test_units_that_stay_here_and_there_are_not_gathered(name, mesh):
     case = Case(name, mesh)
     rng = np.random.default_rng(0)
