@@ -56,7 +56,7 @@ def without(name, unit):
 
 
 @pytest.mark.parametrize("name", SEEN)
-@pytest.mark.parametrize("unit", [0, 2, 5])
+@pytest.mark.parametrize("unit", [0, 5])
 def test_units_that_something_sees_are_not_dead(name, unit):
     params = without("down", unit)
     widths = dw.trace(SEEN[name], params, X)
@@ -104,8 +104,9 @@ def constant(reader_bias):
     return params, dw.trace(apply, params, X)
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32", jnp.bfloat16])
+@pytest.mark.parametrize("dtype", ["float64", pytest.param("bfloat16", marks=pytest.mark.long)])
 def test_constant_units_are_dead_if_a_bias_takes_over(dtype):
+    dtype = jnp.dtype(dtype)
     params, widths = constant(reader_bias=True)
     params = jax.tree.map(lambda a: a.astype(dtype), params)
     assert dw.find_dead(params, widths["up"]) == dw.find_dead(params, widths, "up") == (2,)
@@ -128,7 +129,8 @@ class Network(nn.Module):
 @pytest.mark.parametrize("norm", [False, True])
 def test_modules_that_know_their_sizes(norm):
     model = Network(norm=norm)
-    variables = jax.tree.map(np.array, jax.jit(model.init)(jax.random.key(0), X))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), X)
+    variables = jax.tree.map(lambda leaf: np.random.default_rng(1).normal(size=leaf.shape), shapes)
     variables["params"]["Dense_1"]["kernel"][4] = 0
     widths = dw.trace(model.apply, variables, X)
     found = () if norm else (4,)

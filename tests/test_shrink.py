@@ -71,6 +71,7 @@ def spearman(first, second):
 # Scores -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_scores_rank_units_of_all_widths_as_removing_them_does(network):
     params, widths, batch = network
     scores = dw.saliency(params, widths, loss, *batch)
@@ -98,7 +99,7 @@ def test_a_score_is_the_mean_square_of_what_a_factor_on_a_unit_does(network):
         rows = params["h2"]["kernel"].at[3].multiply(factor)
         return loss(params | {"h2": params["h2"] | {"kernel": rows}}, x[None], y[None])
 
-    effects = jax.vmap(jax.grad(of_sample), (None, 0, 0))(1.0, x, y)
+    effects = jax.jit(jax.vmap(jax.grad(of_sample), (None, 0, 0)))(1.0, x, y)
     found = dw.saliency(params, widths, loss, x, y)["h1"][3]
     np.testing.assert_allclose(found, np.mean(effects**2), rtol=1e-10)
 
@@ -117,7 +118,9 @@ def test_other_scores_are_what_they_say(network):
 # What goes ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("by", ["first_order", "activity", "norm"])
+@pytest.mark.parametrize(
+    "by", ["activity", "norm", pytest.param("first_order", marks=pytest.mark.long)]
+)
 def test_units_that_can_go_for_nothing_go_first(network, by):
     params, widths, batch = network
     params = copied(params)
@@ -149,8 +152,15 @@ def test_a_constant_unit_without_a_bias_to_take_over_is_not_free():
     ).all()
 
 
-@pytest.mark.parametrize("measure", ["parameters", "flops"])
-@pytest.mark.parametrize("share", [0.95, 0.67, 0.3, 0.1])
+@pytest.mark.parametrize(
+    ("share", "measure"),
+    [
+        (0.95, "flops"),
+        (0.67, "parameters"),
+        pytest.param(0.3, "flops", marks=pytest.mark.long),
+        pytest.param(0.1, "parameters", marks=pytest.mark.long),
+    ],
+)
 def test_a_budget_is_met_and_missed_by_less_than_a_unit(network, measure, share):
     params, widths, batch = network
     small, growth = dw.shrink(params, widths, loss, *batch, **{measure: share})
@@ -188,7 +198,7 @@ def worst(growth, scores):
     return {c.width: np.sort(np.argsort(scores[c.width])[: c.new]) for c in growth.changes}
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.long)])
 def test_half_precision(network, dtype):
     params, widths, batch = network
     half = jax.tree.map(lambda array: array.astype(dtype), params)
@@ -205,11 +215,11 @@ def test_half_precision(network, dtype):
 @pytest.fixture(scope="module")
 def decoder():
     shapes = transformer.shapes(1, 16, 3, 24, 11)
-    keys = iter(jax.random.split(jax.random.key(1), 99))
+    random = np.random.default_rng(1)
     params = jax.tree.map(
-        lambda leaf: jax.random.normal(next(keys), leaf.shape, leaf.dtype) / 4, shapes
+        lambda leaf: jax.device_put((random.normal(size=leaf.shape) / 4).astype(leaf.dtype)), shapes
     )
-    tokens = jax.random.randint(jax.random.key(2), (6, 8), 0, 11)
+    tokens = jax.device_put(random.integers(0, 11, (6, 8)))
     return params, dw.trace(transformer.apply, params, tokens), tokens
 
 
@@ -218,6 +228,7 @@ def predicted(params, tokens):
     return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean()
 
 
+@pytest.mark.long
 def test_a_transformer_shrinks_with_its_optimizer(decoder):
     params, widths, tokens = decoder
     tx = optax.adam(1e-3)
@@ -233,6 +244,7 @@ def test_a_transformer_shrinks_with_its_optimizer(decoder):
     assert jax.eval_shape(predicted, small, tokens).shape == ()
 
 
+@pytest.mark.long
 def test_dimensions_of_heads_that_go_only_together_stay(decoder):
     """The attention of JAX takes values only of as many dimensions as queries."""
     params, widths, tokens = decoder
@@ -254,7 +266,10 @@ class CNN(nn.Module):
         return nn.Dense(3)(x.reshape(len(x), -1))
 
 
-@pytest.mark.parametrize("groups, name, after", [(None, "Conv_0", 4), (3, "Conv_0[groups]", 2)])
+@pytest.mark.parametrize(
+    "groups, name, after",
+    [(None, "Conv_0", 4), pytest.param(3, "Conv_0[groups]", 2, marks=pytest.mark.long)],
+)
 def test_channels_under_a_norm_go_alone_or_by_group(groups, name, after):
     x = jax.random.normal(jax.random.key(0), (4, 5, 5, 2))
     model = CNN(groups=groups)
