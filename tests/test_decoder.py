@@ -21,7 +21,12 @@ def logits(folder):
     return np.asarray(jax.jit(partial(decoder.apply, options))(variables, jnp.asarray(TOKENS)))[0]
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+SHORT = ("llama", "gemma2", "gemma3_text", "qwen3_moe")
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in SHORT else pytest.param(n, marks=pytest.mark.long) for n in CONFIGS]
+)
 def test_logits_are_those_that_transformers_had(name, tmp_path):
     """``data/make_decoder_logits.py`` has recorded them."""
     found = logits(saved(tmp_path / "model", name))
@@ -29,6 +34,7 @@ def test_logits_are_those_that_transformers_had(name, tmp_path):
     np.testing.assert_allclose(found[LOGITS["places"]], LOGITS[name], rtol=0, atol=2e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", CONFIGS)
 def test_logits_are_those_of_transformers(name, tmp_path):
     for package in ("torch", "transformers"):
@@ -105,6 +111,7 @@ def test_bfloat16_stays_bfloat16():
     assert (found.shape, found.dtype) == ((1, 9, 24), jnp.bfloat16)
 
 
+@pytest.mark.long
 def test_small_sizes_hold_more_experts_than_are_chosen():
     """A large model is evaluated in small sizes; of its experts, eight are chosen there, too."""
     config = CONFIGS["qwen3_moe"] | {"num_experts": 64, "num_experts_per_tok": 8}

@@ -67,11 +67,11 @@ def shapes(units: int, *stack: int) -> dict[str, Any]:
     ("act", "name", "stack"),
     [
         (by_pallas, "pallas_call", ()),
-        (by_pallas, "gelu_kernel", (2,)),
+        pytest.param(by_pallas, "gelu_kernel", (2,), marks=pytest.mark.long),
         (by_callback, "pure_callback", (2,)),
         (by_callback, "on_the_host", ()),
         (with_derivative, "pallas_call", (2,)),
-        (with_derivative, "with_derivative", ()),
+        pytest.param(with_derivative, "with_derivative", (), marks=pytest.mark.long),
     ],
 )
 def test_a_reference_is_read_in_the_place_of_a_kernel(

@@ -15,6 +15,7 @@ from dogwood_jax._base.trees import leaves_by_path
 from dogwood_jax._optimizer import opt_state as _opt_state
 
 
+@pytest.mark.long
 def test_48_layers_of_1600_units_are_planned_and_grown_from_shapes():
     size = {"depth": 48, "vocabulary": 50_257}
     old = transformer.shapes(width=1600, heads=25, mlp=6400, **size)
@@ -31,12 +32,10 @@ def test_48_layers_of_1600_units_are_planned_and_grown_from_shapes():
 
 
 def random_like(shapes):
-    leaves, structure = jax.tree.flatten(shapes)
-    keys = jax.random.split(jax.random.key(0), len(leaves))
-    drawn = [
-        jax.random.uniform(k, a.shape).astype(a.dtype) for k, a in zip(keys, leaves, strict=True)
-    ]
-    return jax.tree.unflatten(structure, drawn)
+    draw = np.random.default_rng(0).uniform
+    return jax.tree.map(
+        lambda a: jax.device_put(np.asarray(draw(size=a.shape)).astype(a.dtype)), shapes
+    )
 
 
 def small_growth():

@@ -235,8 +235,9 @@ def test_a_program_with_few_equations_is_read_whole() -> None:
 
 
 @pytest.mark.usefixtures("is_worth_it")
-@pytest.mark.parametrize("name", ["residual", "named", "normed"])
-@pytest.mark.parametrize("grown", ["all", "one"])
+@pytest.mark.parametrize(
+    ("name", "grown"), [("residual", "all"), ("named", "one"), ("normed", "all")]
+)
 def test_plan_tries_the_function_with_fewer_layers(name: str, grown: str) -> None:
     apply, variables, x = NETWORKS[name]()
     depths = []
@@ -274,7 +275,9 @@ def scaled_by_depth(p: Any, x: Any) -> Any:
 
 
 @pytest.mark.usefixtures("is_worth_it")
-@pytest.mark.parametrize("apply", [scaled_by_size, scaled_in_one_layer])
+@pytest.mark.parametrize(
+    "apply", [scaled_in_one_layer, pytest.param(scaled_by_size, marks=pytest.mark.long)]
+)
 def test_plan_sees_numbers_that_follow_from_sizes(apply: Callable[..., Any]) -> None:
     widths = dw.trace(apply, blocks(), X)
     assert widths.network.deep is not None
@@ -312,7 +315,12 @@ def test_a_deep_network_grows_exactly() -> None:
 @pytest.mark.usefixtures("is_worth_it")
 @pytest.mark.parametrize(
     "name, whose",
-    [("named", "own"), ("layer_scale", "other"), ("latent", "own"), ("alternating", "other")],
+    [
+        ("named", "own"),
+        ("alternating", "other"),
+        pytest.param("layer_scale", "other", marks=pytest.mark.long),
+        pytest.param("latent", "own", marks=pytest.mark.long),
+    ],
 )
 def test_a_larger_model_is_planned_with_few_layers(
     name: str, whose: str, monkeypatch: pytest.MonkeyPatch
