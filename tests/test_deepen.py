@@ -286,7 +286,10 @@ BY_HAND = {
 }
 
 
-@pytest.mark.parametrize("name", BY_HAND)
+LONG = {"messages", "rounded", "entries", "computed kinds", "before a reduction"}
+
+
+@pytest.mark.parametrize("name", in_tiers(BY_HAND, BY_HAND.keys() - LONG))
 def test_programs_written_by_hand(name):
     old, shapes, new, target, fills = BY_HAND[name]
     found = proposed(old, shapes, new, target, VECTOR)
@@ -597,7 +600,8 @@ class EncoderDecoder(nn.Module):
         return nn.Dense(3)(stack(x, stack(x[..., ::-1], None)))
 
 
-@pytest.mark.parametrize("network", [Decoder, pytest.param(EncoderDecoder, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("network", [Decoder, EncoderDecoder])
 def test_layers_that_are_numbered_through_all_blocks_are_found_in_the_order_of_reading(network):
     small, large = network(2), network(3)
     x = jnp.linspace(-1, 1, 24).reshape(1, 6, 4)

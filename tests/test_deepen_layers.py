@@ -197,19 +197,15 @@ def test_equinox_modules_take_the_structure_of_the_target():
     def apply(module, x):
         return jax.vmap(module)(x)
 
-    run = eqx.filter_jit(apply)
-    cases = [
-        (lambda n, key: eqx.nn.MLP(4, 3, 5, n, key=key), VECTOR),
-        (Cnn, IMAGE.transpose(0, 3, 1, 2)),
-    ]
-    for make, x in cases:
-        shapes = [eqx.filter_eval_shape(make, depth, jax.random.key(0)) for depth in (1, 2)]
-        old, target = fill(shapes[0], 0), fill(shapes[1], 1)
-        deeper = dw.deepen(old, target, apply=apply, target_apply=apply, inputs=(x,))
-        assert jax.tree.structure(deeper) == jax.tree.structure(target)
-        assert relative(run(old, x), run(deeper, x)) <= 1e-6
+    run, x = eqx.filter_jit(apply), IMAGE.transpose(0, 3, 1, 2)
+    shapes = [eqx.filter_eval_shape(Cnn, depth, jax.random.key(0)) for depth in (1, 2)]
+    old, target = fill(shapes[0], 0), fill(shapes[1], 1)
+    deeper = dw.deepen(old, target, apply=apply, target_apply=apply, inputs=(x,))
+    assert jax.tree.structure(deeper) == jax.tree.structure(target)
+    assert relative(run(old, x), run(deeper, x)) <= 1e-6
 
 
+@pytest.mark.long
 def test_free_values_are_those_of_the_target_or_drawn_at_its_scale():
     old, new, x = Gated(1), Gated(2), data(2, 5, 6)
     variables, shapes = fill(shapes_of(old, x), 0), shapes_of(new, x)
@@ -228,8 +224,7 @@ def test_free_values_are_those_of_the_target_or_drawn_at_its_scale():
         deepen(shapes)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_new_layers_have_the_dtype_of_old_ones(dtype):
+def test_new_layers_have_the_dtype_of_old_ones(dtype=jnp.bfloat16):
     apply = chain("a", "b")
     variables = {"a": data(4, 4).astype(dtype)}
     x = VECTOR.astype(dtype)
@@ -250,12 +245,16 @@ def test_running_statistics_among_the_outputs():
     assert fills["params/norm_1/scale"] == pytest.approx(np.sqrt(1 + 1e-5))
 
 
+@pytest.mark.long
 def test_inserted_normalizations_get_the_statistics_of_a_batch():
     old, new, x = Cnn(2), Cnn(4), jnp.linspace(-1, 2, 5 * 6 * 6 * 2).reshape(5, 6, 6, 2) ** 3
     variables = fill(jax.eval_shape(old.init, jax.random.key(0), x), 1)
     # As after training, the running statistics are those of the data.
-    train = lambda model: functools.partial(model.clone(training=True).apply, mutable="batch_stats")  # noqa: E731
-    _, seen = train(old)(variables, x)
+    train_old, train_new = (
+        jax.jit(functools.partial(model.clone(training=True).apply, mutable="batch_stats"))
+        for model in (old, new)
+    )
+    _, seen = train_old(variables, x)
     fixed = variables["batch_stats"]["norm_1"]
     variables["batch_stats"]["norm_1"] = jax.tree.map(
         lambda after, before: (after - 0.99 * before) / 0.01, seen["batch_stats"]["norm_1"], fixed
@@ -271,7 +270,7 @@ def test_inserted_normalizations_get_the_statistics_of_a_batch():
     for deeper, limit in ((deepen(batch=(x,)), 1e-6), (deepen(), np.inf)):
         # Flax adds epsilon to the variance in the statistics' dtype, float32.
         assert dw.compare(old.apply, variables, new.apply, deeper, x).relative < 1e-6
-        outputs = [train(old)(variables, x)[0], train(new)(deeper, x)[0]]
+        outputs = [train_old(variables, x)[0], train_new(deeper, x)[0]]
         difference = jnp.abs(outputs[1] - outputs[0]).max() / jnp.abs(outputs[0]).max()
         assert difference < limit
     assert difference > 1e-2
@@ -331,7 +330,9 @@ WIDER = {
 }
 
 
-@pytest.mark.parametrize("name", WIDER)
+@pytest.mark.parametrize(
+    "name", ["mlp", *(pytest.param(n, marks=pytest.mark.long) for n in ("heads", "words"))]
+)
 def test_wider_and_deeper(name):
     old, new, x, sizes = WIDER[name]
     variables, target = fill(shapes_of(old, x), 0), shapes_of(new, x)
@@ -343,6 +344,7 @@ def test_wider_and_deeper(name):
     assert relative(jax.jit(old.apply)(variables, x), jax.jit(new.apply)(deeper, x)) <= 1e-12
 
 
+@pytest.mark.long
 def test_arrays_with_an_entry_for_each_layer_get_more_and_wider_ones():
     variables, target = fill(stacks(2), 0), stacks(3, hidden=6)
     plan = functools.partial(
@@ -384,13 +386,23 @@ OWN_INPUTS = {
 }
 
 
-@pytest.mark.parametrize("name", OWN_INPUTS)
-@pytest.mark.parametrize("hidden", (3, 5))
+@pytest.mark.parametrize(
+    ("name", "hidden"),
+    [
+        ("blocks of one axis", 3),
+        ("blocks of one axis", 5),
+        ("a product under a norm", 5),
+        ("a table", 5),
+        pytest.param("axes that move", 5, marks=pytest.mark.long),
+        pytest.param("a product under a norm", 3, marks=pytest.mark.long),
+        pytest.param("both", 3, marks=pytest.mark.long),
+    ],
+)
 def test_layers_take_their_own_part_of_what_is_computed_for_all(name, hidden):
-    apply = own_inputs(OWN_INPUTS[name])
+    apply = jax.jit(own_inputs(OWN_INPUTS[name]))
     variables, target = fill(layers_with_own_inputs(2), 0), layers_with_own_inputs(4, hidden)
     widths = dw.trace(apply, variables, VECTOR)
-    if hidden > 3 and name in ("a product under a norm", "both", "blocks of one axis"):
+    if hidden > 3 and name in ("a product under a norm", "blocks of one axis"):
         with pytest.raises(
             ValueError, match="summed over without weights|which no growth explains"
         ):
@@ -402,7 +414,13 @@ def test_layers_take_their_own_part_of_what_is_computed_for_all(name, hidden):
     assert relative(apply(variables, VECTOR), apply(deeper, VECTOR)) <= 1e-12
 
 
-@pytest.mark.parametrize("across", (lambda each: jnp.cumsum(each, 1), lambda each: each[:, ::-1]))
+@pytest.mark.parametrize(
+    "across",
+    (
+        lambda each: jnp.cumsum(each, 1),
+        pytest.param(lambda each: each[:, ::-1], marks=pytest.mark.long),
+    ),
+)
 def test_new_layers_may_stand_where_old_ones_do_not_follow_from_them(across):
     apply = own_inputs(lambda p, x: across(normed(p, x)))
     variables, target = fill(layers_with_own_inputs(2), 0), layers_with_own_inputs(3)
@@ -426,6 +444,7 @@ def test_parts_that_follow_from_other_layers_are_refused(across):
         dw.plan(dw.trace(apply, variables, VECTOR), target=target, target_apply=apply)
 
 
+@pytest.mark.long
 def test_the_optimizer_and_the_gradient_follow_layers_that_share_an_axis():
     def apply(p, x):
         return own_inputs(in_blocks)(p, x)
