@@ -163,12 +163,11 @@ def trained(tx, tree, steps=2):
 ADAMW = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(optax.linear_schedule(0, 1e-3, 9)))
 
 
-# Compiling these takes longer.
-DRAWN = ("shrunk", "noise", "init")
+LONG = ("copies", "shrunk", "noise", "init")
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.long) if n in DRAWN else n for n in GROWTHS]
+    "name", [pytest.param(n, marks=pytest.mark.long) if n in LONG else n for n in GROWTHS]
 )
 def test_a_checkpoint_grows_as_its_arrays_do(name, tmp_path, monkeypatch):
     place = list(GROWTHS).index(name)

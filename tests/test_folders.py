@@ -119,7 +119,8 @@ def test_experts_in_place_of_an_mlp(name, chosen, kind, tmp_path):
     assert_same(small, large)
 
 
-@pytest.mark.parametrize("is_deeper", [False, pytest.param(True, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("is_deeper", [False, True])
 def test_more_experts(is_deeper, tmp_path):
     small, large = saved(tmp_path / "small", "qwen3_moe"), tmp_path / "large"
     if is_deeper:

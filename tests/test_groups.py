@@ -128,10 +128,8 @@ SHORT = (
     "groups",
     "cut in two",
     "repeated",
-    "as Gemma, then one for each",
     "one head, masked",
     "one head, without its axis",
-    "one head, turned around, then one for each",
 )
 
 
@@ -309,7 +307,9 @@ def shared(kv: int) -> tuple[Any, Callable[..., Any]]:
     return {"first": shapes, "second": more}, apply
 
 
-@pytest.mark.parametrize(("make", "kv"), [(fused, 2), (shared, 1)])
+@pytest.mark.parametrize(
+    ("make", "kv"), [(fused, 2), pytest.param(shared, 1, marks=pytest.mark.long)]
+)
 def test_heads_beside_others_and_of_several_layers(make: Callable[..., Any], kv: int) -> None:
     (shapes, small), (target, large) = make(kv), make(2 * kv)
     growth = dw.plan(dw.trace(small, shapes, X), target=target, target_apply=large)

@@ -304,6 +304,7 @@ class Layered(eqx.Module):
         return x
 
 
+@pytest.mark.long
 def test_modules_that_say_their_numbers_need_no_other_function():
     def apply(model, x):
         return model(x)
@@ -347,6 +348,7 @@ def under_rms_norm(epsilon):
     return apply
 
 
+@pytest.mark.long
 def test_the_epsilon_of_the_larger_model_tells_how_it_is_filled():
     def params(n):
         return fill({"in": f64(3, n), "norm": f64(n), "out": f64(n, 2)}, n)
@@ -628,6 +630,7 @@ def test_the_larger_model_tells_whether_a_number_follows_from_a_size(scale):
     assert dw.compare(apply, params, other, grown, x).relative < 1e-12
 
 
+@pytest.mark.long
 def test_the_larger_model_tells_that_a_number_has_nothing_to_do_with_a_size():
     """1 / sqrt(8) is also sqrt(2 / 16), and the other attention changes numbers, too."""
     other = attention(lambda n: n**-0.5)
@@ -740,14 +743,8 @@ def test_layers_are_not_inserted_while_inputs_grow():
         dw.plan(widths, target=shapes(large)[1], target_apply=large.apply, interface=True)
 
 
-@pytest.mark.parametrize(
-    ("hidden", "width"),
-    [
-        (8, 6),
-        pytest.param(8, 4, marks=pytest.mark.long),
-        pytest.param(7, 6, marks=pytest.mark.long),
-    ],
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("hidden", "width"), [(8, 4), (7, 6), (8, 6)])
 def test_lengths_that_become_the_same_are_told_apart(hidden, width):
     """The old vocabulary may be as long as the new stream, the new one as a new hidden width."""
 
@@ -819,7 +816,8 @@ def test_a_root_and_a_mean_of_one_size_are_told_apart_in_another_one():
     assert dw.compare(apply, old, apply, wide, x).relative < 1e-12
 
 
-@pytest.mark.parametrize("number", [8, pytest.param(30, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("number", [8, 30])
 def test_two_constants_in_proportion_to_a_width_stay_two(number):
     """Heads that grow from 2 to 3 would make one of 8 and the mean over 12, of 30 and over 20."""
 

@@ -287,8 +287,8 @@ def test_under_jit_and_as_json():
 @pytest.mark.parametrize(
     "dtype",
     [
-        "float64",
         "bfloat16",
+        pytest.param("float64", marks=pytest.mark.long),
         pytest.param("float16", marks=pytest.mark.long),
         pytest.param("float32", marks=pytest.mark.long),
     ],
@@ -422,6 +422,7 @@ class Module(nnx.Module):
         return self.head(nnx.gelu(x).mean(1))
 
 
+@pytest.mark.long
 def test_modules_of_nnx():
     small, large = Module(16, 4, nnx.Rngs(0)), Module(48, 8, nnx.Rngs(1))
     widths = dw.nnx.trace(small, images(16))

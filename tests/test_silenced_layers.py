@@ -228,6 +228,7 @@ def test_a_new_block_may_have_numbers_of_its_own() -> None:
         assert f"new/{zeros}: 0" in map(str, growth.insertions)
 
 
+@pytest.mark.long
 def test_each_of_several_branches_is_silenced_by_other_zeros() -> None:
     names = "abc"
 
@@ -260,6 +261,7 @@ class Linen(nn.Module):
         return x
 
 
+@pytest.mark.long
 def test_weight_norm_of_linen() -> None:
     old, new = Linen(1), Linen(2)
     variables = jax.jit(old.init)(jax.random.key(0), X)

@@ -321,6 +321,7 @@ SAID = {
 
 
 LONG = (
+    "linear attention, queries scaled before the loop",
     "rotary, tables of the whole axis",
     "rotary, interleaved",
     "rotary, tables outside a scan",

@@ -56,7 +56,7 @@ def loss_of(apply):
     ("kind", "dispatch"),
     [
         ("sigmoid", "einsum"),
-        ("top-k, softmax", "scatter"),
+        pytest.param("top-k, softmax", "scatter", marks=pytest.mark.long),
         pytest.param("softmax, top-k", "ragged_dot", marks=pytest.mark.long),
         pytest.param("softmax, top-k, renormalized", "einsum", marks=pytest.mark.long),
         pytest.param("softmax, mask, renormalized", "one by one", marks=pytest.mark.long),
@@ -125,6 +125,7 @@ def test_bfloat16():
     assert moved(old, variables, new, grown) < 0.02
 
 
+@pytest.mark.long
 def test_layers_in_a_scan():
     def network(chosen):
         def apply(variables, x):
@@ -162,6 +163,7 @@ def test_more_copies_of_the_more_useful_experts():
     np.testing.assert_array_equal(grown["moe"]["up"][4], variables["moe"]["up"][1])
 
 
+@pytest.mark.long
 def test_noise_is_on_copies_alone():
     variables, apply = net.params(3), net.network("top-k, softmax")
     widths = dw.trace(apply, variables, TOKENS)
@@ -231,6 +233,7 @@ def test_equal_logits_are_said_where_experts_have_biases():
 # By plan ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_plan_copies_experts_where_outputs_stay():
     variables, old, new = net.params(3), net.network("sigmoid"), net.network("sigmoid", chosen=4)
     widths = dw.trace(old, variables, TOKENS)
@@ -700,6 +703,7 @@ def test_joined_axes_are_not_taken_for_experts():
         dw.upcycle(widths, target=params(6), target_apply=apply)
 
 
+@pytest.mark.long
 def test_layers_with_gates_of_several_kinds():
     """Softmax divides gates among copies, and sigmoids do not: their outputs are divided."""
 

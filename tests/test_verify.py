@@ -469,6 +469,7 @@ def test_gradients_are_compared_unless_the_growth_copies_or_rescales():
         dw.verify(gradient, params, gradient, copied, x)
 
 
+@pytest.mark.long
 def test_gradients_of_old_layers_are_compared_where_they_are():
     def apply(params, x):
         layers = {name: jnp.moveaxis(array, 1, 0) for name, array in params.items()}
@@ -549,6 +550,7 @@ def test_no_device_gets_the_whole_of_a_divided_array():
     assert "all-reduce" in compiled and "all-gather" not in compiled
 
 
+@pytest.mark.long
 @EIGHT
 def test_networks_may_lie_on_different_devices():
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
@@ -695,6 +697,7 @@ class Noisy(nnx.Module):
         return self.down(jnp.where(mask, h, 0))
 
 
+@pytest.mark.long
 def test_other_masks_are_no_mistake():
     small, wide = Noisy(6, nnx.Rngs(0)), Noisy(9, nnx.Rngs(1))
     widths = dw.nnx.trace(small, data(jnp.float32))
@@ -715,6 +718,7 @@ def as_function(module):
     return lambda state, *inputs: nnx.merge(graph, state)(*inputs), state
 
 
+@pytest.mark.long
 def test_modules_without_values_grow():
     def grown(small, wide, x, key=None):
         growth = dw.nnx.plan(dw.nnx.trace(small, x), target=wide)
@@ -775,16 +779,12 @@ def pieces_side_by_side(params, x):
     return jnp.concatenate([a @ params["a"], jnp.tanh(b @ params["b"])], axis=1)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("apply", "shapes", "larger"),
     [
         (two_heads, {"mix": (3, 4), "over": (2, 5)}, {"mix": (5, 7), "over": (3, 6)}),
-        pytest.param(
-            pieces_side_by_side,
-            {"a": (3, 2), "b": (4, 5)},
-            {"a": (6, 3), "b": (5, 7)},
-            marks=pytest.mark.long,
-        ),
+        (pieces_side_by_side, {"a": (3, 2), "b": (4, 5)}, {"a": (6, 3), "b": (5, 7)}),
     ],
 )
 def test_old_entries_are_found_within_axes_of_several_widths(apply, shapes, larger):

@@ -56,9 +56,10 @@ PRESERVING = {
 # nothing but its order; shares of a third have to be rounded to the dtype of the weights.
 ULPS = {"zero_outgoing": 4, "zeros": 4, "replicate": 16}
 
-DTYPES = ("float64", "float32", "bfloat16", "float16")
-
-every_network = pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
+OTHERS = [network for network in NETWORKS if network != "neighbours"]
+in_tiers = pytest.mark.parametrize(
+    "network", ["neighbours", *(pytest.param(n, marks=pytest.mark.long) for n in OTHERS)]
+)
 UNEVEN = "replicate, uneven"
 every_strategy = pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES)
 
@@ -118,7 +119,6 @@ def readers_of(network):
 # What it promises ---------------------------------------------------------------------------------
 
 
-OTHERS = [network for network in NETWORKS if network != "neighbours"]
 TWO = "zero_outgoing, ones", UNEVEN
 
 
@@ -175,6 +175,7 @@ def assert_old_weights_stay(network, params, wide, strategy):
         inputs = units
 
 
+@pytest.mark.long
 @hypothesis.given(data=hst.data())
 @hypothesis.settings(max_examples=20)
 def test_any_chain_keeps_its_outputs(data):
@@ -206,7 +207,15 @@ LARGE = Network(
 )
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        "float64",
+        "bfloat16",
+        pytest.param("float32", marks=pytest.mark.long),
+        pytest.param("float16", marks=pytest.mark.long),
+    ],
+)
 def test_new_to_old_is_zero_and_the_rest_is_glorot_of_the_new_shape(dtype):
     params = make_params(LARGE, dtype)
     wide = widen(LARGE, params)
@@ -276,6 +285,7 @@ def test_replicate_shares_outgoing_weights_among_the_copies(split, shares):
             )
 
 
+@pytest.mark.long
 def test_noise_on_copies_is_relative_to_the_weights():
     params = make_params(LARGE)
     params["dense_1"]["kernel"] *= 100
@@ -318,8 +328,9 @@ def new_gradients(network, wide, path, reader, activation=jax.nn.relu):
     )
 
 
-@every_network
+@in_tiers
 def test_zero_outgoing_learns_outgoing_weights_first_and_then_incoming_ones(network):
+    network = NETWORKS[network]
     wide = widen(network, make_params(network), ones)
     for path, reader in readers_of(network):
         incoming, _ = new_gradients(network, wide, path, reader)
@@ -334,8 +345,9 @@ def test_zero_outgoing_learns_outgoing_weights_first_and_then_incoming_ones(netw
     assert np.abs(outgoing).min() > 0
 
 
-@every_network
+@in_tiers
 def test_zeros_never_learn_with_relu(network):
+    network = NETWORKS[network]
     wide = widen(network, make_params(network), dw.strategies.zeros())
     for path, reader in readers_of(network):
         for gradient in new_gradients(network, wide, path, reader):
@@ -349,6 +361,7 @@ def test_zeros_learn_where_the_activation_of_zero_is_not_zero():
     assert np.abs(outgoing).min() > 0
 
 
+@pytest.mark.long
 def test_random_learns_everything_at_once():
     wide = widen(LARGE, make_params(LARGE), STRATEGIES["random"])
     for path, reader in readers_of(LARGE):
@@ -446,6 +459,7 @@ def test_shapes_without_values():
     assert wide["dense_1a"]["kernel"] == jax.ShapeDtypeStruct((6, 9), jnp.bfloat16)
 
 
+@pytest.mark.long
 def test_old_style_keys_and_numpy_sizes():
     params = make_params(NETWORKS["one layer"])
     key = jax.random.PRNGKey(0)
