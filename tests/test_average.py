@@ -10,7 +10,7 @@ import pytest
 import dogwood_jax as dw
 
 HEADS, SIZE, STREAM, TIME = 8, 4, 6, 5
-X = jnp.sin(jnp.arange(30.0)).reshape(TIME, STREAM)
+X = np.sin(np.arange(30.0)).reshape(TIME, STREAM)
 
 
 def attention(params, x):
@@ -160,7 +160,7 @@ def test_a_growth_without_experts_is_refused():
         dw.grow_several(one, growth)
 
 
-@pytest.mark.parametrize("fused", ["runs", "pairs"])
+@pytest.mark.parametrize("fused", [pytest.param("runs", marks=pytest.mark.long), "pairs"])
 def test_heads_in_fused_kernels_stay_in_their_places(fused):
     """Keys and values are made by one kernel: all keys first, or by heads."""
     shape = (2, HEADS, SIZE) if fused == "runs" else (HEADS, 2, SIZE)

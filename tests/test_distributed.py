@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -62,6 +63,7 @@ def run(devices):
     return [*first.history["loss"].tolist(), *second.history["loss"].tolist()]
 
 
+@pytest.mark.long
 def test_two_processes_give_the_numbers_of_one():
     with socket.socket() as free:
         free.bind(("localhost", 0))

@@ -104,6 +104,7 @@ def test_it_is_traced_once_and_runs_in_a_loop():
         np.testing.assert_array_equal(found[FIRST][n], scores(activations(PARAMS, x)[FIRST]) <= 0.5)
 
 
+@pytest.mark.long
 def test_arrays_may_be_divided_over_devices():
     mesh = Mesh(np.array(jax.devices()[:2]), "model")
     params = with_idle(PARAMS, [1, 5])
@@ -118,7 +119,8 @@ def test_arrays_may_be_divided_over_devices():
     )
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float32", marks=pytest.mark.long)])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.long
 def test_other_dtypes_are_averaged_in_single_precision_at_least(dtype):
     params = jax.tree.map(lambda a: a.astype(dtype), with_idle(PARAMS, [1, 5]))
     found = readings(mlp, params, hidden(traced()), X.astype(dtype))[FIRST][0]
@@ -179,6 +181,7 @@ def test_heads_and_gated_units_are_found():
     np.testing.assert_allclose(by_places[(5,)][0].activity, gated.mean((0, 1)), rtol=1e-10)
 
 
+@pytest.mark.long
 def test_biases_make_no_weights_of_values():
     """Queries meet keys. Both hold biases along the units, but no weights read them."""
     module, x = nn.MultiHeadDotProductAttention(2), normal(7, 2, 5, 4)

@@ -272,8 +272,16 @@ CONSIST_OF_OTHERS = {name for name in TRANSFORMS if f"scale_by_{name}" in TRANSF
 }
 # The others are of the long tier.
 SHORT = (
-    *("MultiSteps", "adafactor", "clip_by_global_norm", "inject_hyperparams", "lamb", "lookahead"),
-    *("multi_transform", "muon", "scale_by_adam", "scale_by_lion", "scale_by_sm3"),
+    *(
+        "MultiSteps",
+        "adafactor",
+        "lamb",
+        "multi_transform",
+        "muon",
+        "scale_by_adam",
+        "scale_by_lion",
+        "scale_by_sm3",
+    ),
     *("schedule_free", "trace"),
 )
 

@@ -91,20 +91,20 @@ def new_entries(growth, name, like):
     return jax.tree.map(jnp.asarray, mask)
 
 
-@pytest.fixture(scope="module")
-def cases():
-    """Networks in training, their data, and what is estimated."""
-    problems = [jax.jit(problem)(seed) for seed in range(5)]
-    return [(*given, dw.gain(given[0], traced(), loss, *given[1:])) for given in problems]
+@functools.cache
+def case(seed):
+    """A network in training, its data, and what is estimated."""
+    params, x, y = jax.jit(problem)(seed)
+    return params, x, y, dw.gain(params, traced(), loss, x, y)
 
 
 @pytest.mark.long
-def test_units_rank_as_training_them_does(cases):
+def test_units_rank_as_training_them_does():
     """The new weights alone are trained: old ones may lower the same part of the loss."""
     estimated, measured, widths = [], [], traced()
     growths = {name: dw.plan(widths, {name: widths[name].size + 1}) for name in HIDDEN}
     keys = jax.vmap(jax.random.key)(np.arange(DRAWS))
-    for params, x, y, gains in cases:
+    for params, x, y, gains in map(case, range(5)):
         assert {*gains} == {*HIDDEN}
         before = float(loss(params, x, y))
         for name in gains:
@@ -117,9 +117,10 @@ def test_units_rank_as_training_them_does(cases):
     assert spearman(estimated, measured) > 0.85
 
 
-def test_layers_rank_as_training_them_does(cases):
+@pytest.mark.long
+def test_layers_rank_as_training_them_does():
     estimated, measured, widths = [], [], traced()
-    for params, x, y, gains in cases:
+    for params, x, y, gains in map(case, range(5)):
         before = float(loss(params, x, y))
         for name in gains:
             deep = params | {"new": jnp.eye(widths[name].size)}
@@ -129,9 +130,9 @@ def test_layers_rank_as_training_them_does(cases):
     assert spearman(estimated, measured) > 0.85
 
 
-def test_a_unit_is_worth_the_squared_norm_of_its_gradient(cases):
+def test_a_unit_is_worth_the_squared_norm_of_its_gradient():
     """By growing each width alone; the draws differ, so the means are close."""
-    (params, x, y, gains), widths = cases[0], traced()
+    (params, x, y, gains), widths = case(0), traced()
     reader = {"h0": "h1", "h1": "h2", "h2": "h3"}
     slopes = jax.jit(jax.grad(loss))
     for name in HIDDEN:
@@ -145,8 +146,8 @@ def test_a_unit_is_worth_the_squared_norm_of_its_gradient(cases):
         assert 0.4 < gains[name].unit / expected < 2.5
 
 
-def test_the_table_says_what_a_unit_costs(cases):
-    (params, x, y, gains), widths = cases[0], traced()
+def test_the_table_says_what_a_unit_costs():
+    (params, x, y, gains), widths = case(0), traced()
     h1 = gains["h1"]
     assert h1.parameters == widths["h0"].size + 1 + widths["h2"].size
     assert h1.flops == 6 * len(x) * (widths["h0"].size + widths["h2"].size)
@@ -184,8 +185,8 @@ def test_channels_and_flattened_units_count_each_place():
     assert gains["conv"].layer == pytest.approx(float(jnp.sum(kernel**2)), rel=1e-4)
 
 
-def test_widths_that_cannot_be_tried_are_named(cases):
-    params, x, y, _ = cases[0]
+def test_widths_that_cannot_be_tried_are_named():
+    params, x, y, _ = case(0)
 
     def normed(params, x):
         h = jnp.tanh(x @ params["h0"]["kernel"])
@@ -201,8 +202,8 @@ def test_widths_that_cannot_be_tried_are_named(cases):
         gains["mix"]
 
 
-def test_a_loss_of_fixed_sizes_is_refused(cases):
-    (params, x, y, _), widths = cases[0], traced()
+def test_a_loss_of_fixed_sizes_is_refused():
+    (params, x, y, _), widths = case(0), traced()
 
     def fixed(wide, x, y):
         return loss(jax.tree.map(lambda w, p: w.reshape(p.shape), wide, params), x, y)

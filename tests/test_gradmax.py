@@ -105,6 +105,7 @@ def test_outgoing_weights_are_the_singular_vectors_of_the_definition():
     )
 
 
+@pytest.mark.long
 def test_no_random_outgoing_weights_of_this_norm_give_a_larger_gradient():
     mlp = make_mlp("tanh")
     wide = grow_mlp(mlp, dw.strategies.gradmax(mlp[2], *mlp[3]), 7)
@@ -118,7 +119,8 @@ def test_no_random_outgoing_weights_of_this_norm_give_a_larger_gradient():
         assert np.linalg.norm(new_gradients(mlp, random)[0]) < largest
 
 
-@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=LONG), "bfloat16"])
+@LONG
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_lower_precision_is_preserving_too(dtype):
     mlp = make_mlp("tanh", dtype)
     right = np.linalg.svd(by_hand(mlp).astype("float64"))[2]
@@ -151,7 +153,8 @@ def test_relu_passes_no_gradient_at_zero():
     assert f"{epsilon:g} times drawn ones" in str(growth)
 
 
-@pytest.mark.parametrize("activation", [pytest.param("relu", marks=LONG), "sigmoid"])
+@LONG
+@pytest.mark.parametrize("activation", ["relu", "sigmoid"])
 def test_under_jit_what_cannot_be_chosen_is_as_zero_outgoing_makes_it(activation):
     mlp = make_mlp(activation)
     _, params, loss, batch, planned = mlp
@@ -189,6 +192,7 @@ def test_chosen_incoming_weights_have_a_larger_outgoing_gradient(activation, gai
     assert np.mean(ratios) > gain
 
 
+@pytest.mark.long
 def test_where_the_response_is_linear_incoming_weights_turn_to_the_left_singular_vectors():
     mlp = make_mlp("tanh", sizes=(12, 4, 2))
     init = jax.nn.initializers.normal(1e-4)
@@ -222,9 +226,9 @@ def test_firefly_keeps_the_best_candidates():
 
 @pytest.mark.skipif(jax.device_count() < 8, reason="takes eight devices")
 @pytest.mark.parametrize(
-    ("name", "types"),
-    [pytest.param("gradmax", AxisType.Auto, marks=LONG), ("firefly", AxisType.Explicit)],
+    ("name", "types"), [("gradmax", AxisType.Auto), ("firefly", AxisType.Explicit)]
 )
+@pytest.mark.long
 def test_devices_do_not_change_the_choice(name, types):
     mlp = make_mlp("tanh", sizes=(8, 4, 4))
     _, params, loss, batch, planned = mlp
@@ -317,6 +321,7 @@ def test_new_units_of_other_networks_are_silent_and_none_is_dead(name, by):
         assert np.all(size > 1e-6 * size.max()), place
 
 
+@pytest.mark.long
 def test_neighbouring_widths_may_have_strategies_of_their_own():
     rng = np.random.default_rng(0)
     params = {
@@ -351,6 +356,7 @@ def test_neighbouring_widths_may_have_strategies_of_their_own():
         np.testing.assert_allclose(back[name], expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.long
 def test_weights_that_see_no_input_in_the_batch_are_not_relied_on_to_stay_silent():
     rng = np.random.default_rng(0)
     params = {

@@ -89,7 +89,8 @@ def trained(params, tx, apply=apply):
 @pytest.mark.parametrize(
     ("name", "way"),
     [
-        *(("mlp", "zero_outgoing"), ("stacked_layers", "replicate"), ("multi_query", "replicate")),
+        *(("mlp", "zero_outgoing"), ("multi_query", "replicate")),
+        pytest.param("stacked_layers", "replicate", marks=LONG),
         *(
             pytest.param(name, "zero_outgoing", marks=LONG)
             for name in ONE_OF_EACH_KIND

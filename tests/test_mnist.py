@@ -75,6 +75,7 @@ def full():
     return mnist.load("tfds")
 
 
+@pytest.mark.long
 @of_the_full_set
 def test_the_full_set_has_seventy_thousand_digits(full):
     # Counts of every digit as published with MNIST.
@@ -85,6 +86,7 @@ def test_the_full_set_has_seventy_thousand_digits(full):
     assert full.test_images.shape == (10000, 28, 28)
 
 
+@pytest.mark.long
 @of_the_full_set
 def test_the_subset_comes_from_the_same_split_of_the_full_set(subset, full):
     def digits(images, labels):

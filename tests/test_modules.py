@@ -99,6 +99,7 @@ def test_by_name_a_module_becomes_the_one_that_its_class_makes(
     assert jax.tree.structure(narrowed) == jax.tree.structure(small)
 
 
+@pytest.mark.long
 def test_under_jit_and_with_shardings_derived_from_the_old_ones() -> None:
     small, _ = eqx.partition(mlp(8), eqx.is_array)
     widths = dw.trace(apply, mlp(8), X)
@@ -135,7 +136,8 @@ class Stacked(eqx.Module):
         return self.write(jax.lax.scan(step, self.read(x), arrays)[0])
 
 
-@pytest.mark.parametrize("sizes", [pytest.param((8, 9), marks=LONG), (7, 9)])
+@pytest.mark.parametrize("sizes", [(8, 9), (7, 9)])
+@pytest.mark.long
 def test_stacks_of_modules_are_made_anew(sizes: tuple[int, int]) -> None:
     small, large = Stacked(7, 6), Stacked(*sizes)
     growth = dw.plan(dw.trace(apply, small, X), dict(zip(("read", "layers/0"), sizes)))
@@ -420,8 +422,13 @@ OPTIMIZERS = {
     ("name", "way"),
     [
         *(("chain", "target"), ("masked", "names"), ("partition", "fresh"), ("factored", "target")),
-        *(("steps", "names"), ("hyperparameters", "names"), ("averages", "fresh")),
-        *(("finite", "names"), ("plain", "target")),
+        *(
+            pytest.param(name, way, marks=LONG)
+            for name, way in (
+                *(("steps", "names"), ("hyperparameters", "names"), ("averages", "fresh")),
+                *(("finite", "names"), ("plain", "target")),
+            )
+        ),
     ],
 )
 def test_the_optimizers_next_update_works(name: str, way: str) -> None:

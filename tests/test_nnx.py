@@ -145,6 +145,7 @@ def test_the_optimizer_grows_along(images: jax.Array) -> None:
     update(found, grown, gradient(grown, images))
 
 
+@pytest.mark.long
 def test_an_optimizer_of_which_a_part_is_masked_grows() -> None:
     def layers(width: int, seed: int) -> nnx.Module:
         rngs = nnx.Rngs(seed)
@@ -166,6 +167,7 @@ def test_an_optimizer_of_which_a_part_is_masked_grows() -> None:
 @pytest.mark.skipif(
     not hasattr(optax.contrib, "madgrad"), reason="DoG holds zeros at first in this version"
 )
+@pytest.mark.long
 def test_an_optimizer_that_holds_parameters_gets_those_of_the_grown_module() -> None:
     def layers(width: int, seed: int) -> nnx.Module:
         rngs = nnx.Rngs(seed)
@@ -196,6 +198,7 @@ class Tower(nnx.Module):
         return x
 
 
+@pytest.mark.long
 def test_a_module_grows_deeper_with_its_optimizer() -> None:
     x = jnp.linspace(-1, 1, 6).reshape(2, 3)
     small, deep = Tower(1, nnx.Rngs(0)), Tower(2, nnx.Rngs(1))
@@ -235,7 +238,8 @@ class Normalized(nnx.Module):
         return self.write(x)
 
 
-@pytest.mark.parametrize("seed", [pytest.param(None, marks=LONG), 3], ids=["fresh", "drawn"])
+@pytest.mark.parametrize("seed", [None, 3], ids=["fresh", "drawn"])
+@pytest.mark.long
 def test_a_stream_grows_under_its_norms_and_new_layers_get_keys(seed: int | None) -> None:
     key = None if seed is None else jax.random.key(seed)
     x = jnp.linspace(-1, 1, 6).reshape(2, 3)
@@ -407,6 +411,7 @@ class Mixture(nnx.Module):
         return jnp.einsum("tk,tke,tef->tf", gates, mask, outputs)
 
 
+@pytest.mark.long
 def test_calls_of_0_2_0_warn_and_do_the_same() -> None:
     x = jnp.linspace(-1, 1, 6).reshape(2, 3)
     small, deep, key = Tower(1, nnx.Rngs(0)), Tower(2, nnx.Rngs(1)), jax.random.key(2)
@@ -463,6 +468,7 @@ def test_a_larger_module_that_starts_with_zeros_needs_a_key(images: jax.Array) -
     assert not (grown.up.kernel[..., 10:] == 0).all()
 
 
+@pytest.mark.long
 def test_widths_know_the_module_that_was_traced() -> None:
     """Widths tell as much as the module: whether it computes the same in the new sizes."""
 
@@ -508,6 +514,7 @@ class _Dropped(nnx.Module):
     tuple(map(int, flax.__version__.split(".")[:2])) < (0, 12),
     reason="in older versions of Flax, such a stack does not run by itself",
 )
+@pytest.mark.long
 def test_a_stack_with_keys_gets_more_layers():
     small, deep = (_Dropped(layers, nnx.Rngs(0)) for layers in (2, 4))
     small.eval()

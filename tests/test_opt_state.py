@@ -122,7 +122,7 @@ def assert_equal(found, wanted, tolerance=1e-10):
         np.testing.assert_allclose(a, b, rtol=rtol, atol=tolerance * np.max(np.abs(b), initial=0))
 
 
-SHORT = ("accumulating", "adam", "lamb", "lion", "momentum", "muon", "partition")
+SHORT = ("adam", "lion", "momentum", "muon", "partition")
 
 
 @functools.cache
@@ -137,7 +137,7 @@ def merged(split):
 @pytest.mark.parametrize(
     ("name", "split"),
     [
-        ("adam", "even"),
+        pytest.param("adam", "even", marks=LONG),
         *((name, "uneven") for name in SHORT),
         *(pytest.param(n, "uneven", marks=LONG) for n in optimizers() if n not in SHORT),
     ],
@@ -197,6 +197,7 @@ def test_copies_of_parameters_begin_at_the_parameters():
     assert_equal(grown.z, wide()["params"])
 
 
+@pytest.mark.long
 def test_a_train_state_grows_as_a_whole():
     tx = optax.adam(1e-3)
     state = TrainState.create(apply_fn=Network().apply, params=VARIABLES["params"], tx=tx)

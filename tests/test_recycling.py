@@ -92,6 +92,7 @@ def test_it_is_the_wrapped_optimizer_and_a_renewal(optimizer):
         assert int(state.renewed) == (2 if step >= 3 else 0)
 
 
+@pytest.mark.long
 def test_a_training_state_of_flax_needs_nothing_else():
     class Network(nn.Module):
         @nn.compact
@@ -193,6 +194,7 @@ def test_units_of_a_stack_are_idle_if_they_are_so_in_each_layer():
     assert jnp.all(stack["up"]["bias"][0, 2] < -900)
 
 
+@pytest.mark.long
 def test_a_module_of_nnx_needs_nothing_else():
     class Network(nnx.Module):
         def __init__(self, rngs):
@@ -219,6 +221,7 @@ def test_a_module_of_nnx_needs_nothing_else():
     assert jnp.all(jnp.abs(model.up.bias[np.array(DEAD)]) < 1)
 
 
+@pytest.mark.long
 def test_a_grown_network_goes_on():
     tx = dw.recycling(optax.adam(1e-2), widths(), key=KEY, every=2)
     params = perceptron()
@@ -263,6 +266,7 @@ def test_wrong_arguments_are_named():
         dw.recycling(tx, tied, key=KEY)
 
 
+@pytest.mark.long
 def test_an_optimizer_for_these_parameters_alone_may_be_wrapped_already():
     labels = {"up": "adam", "down": "sgd"}
     inner = optax.multi_transform({"adam": optax.adam(1e-2), "sgd": optax.sgd(1e-2)}, labels)
@@ -275,6 +279,7 @@ def test_an_optimizer_for_these_parameters_alone_may_be_wrapped_already():
     same(*found)
 
 
+@pytest.mark.long
 def test_a_module_of_equinox_may_hold_functions():
     eqx = pytest.importorskip("equinox")
     module = eqx.nn.MLP(4, 3, 8, 1, key=KEY)
@@ -295,6 +300,7 @@ def test_a_module_of_equinox_may_hold_functions():
     assert jnp.all(module.layers[1].weight[:, np.array(DEAD)] == 0)
 
 
+@pytest.mark.long
 def test_masks_may_have_former_names_or_be_none_at_all():
     tx = dw.recycling(optax.adam(1e-2), widths(), key=KEY, every=1)
     params = perceptron()
@@ -354,7 +360,8 @@ def test_running_statistics_are_not_the_optimizers():
         tx.init(variables["params"])
 
 
-@pytest.mark.parametrize("kind", [pytest.param("Auto", marks=pytest.mark.long), "Explicit"])
+@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+@pytest.mark.long
 def test_arrays_on_a_mesh_stay_there(kind):
     if jax.device_count() < 2:
         pytest.skip("needs two devices")

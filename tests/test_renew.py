@@ -76,7 +76,7 @@ def test_old_entries_go_on_and_renewed_ones_begin(name):
 NOT_EXACT = every.SEES_NEW_ENTRIES | every.NOT_ANEW | {"sm3", "scale_by_sm3", "lookahead"}
 
 
-SHORT = ("apply_every", "multi_transform", "scale_by_factored_rms", "scale_by_lion", "trace")
+SHORT = ("scale_by_factored_rms", "scale_by_lion", "trace")
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -106,7 +106,7 @@ def test_so_it_is_for_every_transform(name):
             assert every.distance(found, chosen(MASKS[0], begun, wanted)) < 1e-12
 
 
-@pytest.mark.parametrize("name", ["adafactor", "sm3"])
+@pytest.mark.parametrize("name", [pytest.param("adafactor", marks=pytest.mark.long), "sm3"])
 def test_factors_of_old_entries_stay(name):
     """What Adafactor keeps of old entries, as rows times columns, does not change."""
     size = {"min_dim_size_to_factor": 2} if name == "adafactor" else {}
@@ -132,6 +132,7 @@ def test_factors_of_old_entries_stay(name):
     np.testing.assert_allclose(found[:, ~MASKS[0]], before[:, ~MASKS[0]], rtol=1e-12)
 
 
+@pytest.mark.long
 def test_a_state_of_renewable_units_grows_and_goes_on_renewing():
     """Entries of three ages, and a fourth after the growth."""
     plain, tx = optax.adam(RATE), adam()
@@ -213,8 +214,11 @@ def is_renewable(width):
 @pytest.mark.parametrize(
     "name",
     [
-        *("mlp", "stacked_layers", "complex_and_fourier"),
-        *(pytest.param(name, marks=pytest.mark.long) for name in ("cnn", "lstm", "fused_qkv")),
+        *("mlp", "complex_and_fourier"),
+        *(
+            pytest.param(name, marks=pytest.mark.long)
+            for name in ("cnn", "lstm", "fused_qkv", "stacked_layers")
+        ),
     ],
 )
 def test_a_renewal_is_a_removal_and_a_growth_whose_units_take_old_places(name):
@@ -442,7 +446,8 @@ def test_dtypes_stay(dtype):
     assert jax.tree.map(types, new) == jax.tree.map(types, arguments)
 
 
-@pytest.mark.parametrize("kind", ["Auto", pytest.param("Explicit", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
 def test_arrays_on_a_mesh_stay_there(kind):
     if jax.device_count() < 2:
         pytest.skip("needs two devices")

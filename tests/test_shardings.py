@@ -122,11 +122,11 @@ LONG = pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "copies"),
     [
-        *(("tensor parallel", False), ("both axes", True)),
+        ("tensor parallel", False),
         *(pytest.param("fused attention", copies, marks=LONG) for copies in (False, True)),
         *(pytest.param("convolution", copies, marks=LONG) for copies in (False, True)),
         *(pytest.param("fully sharded", copies, marks=LONG) for copies in (False, True)),
-        pytest.param("both axes", False, marks=LONG),
+        *(pytest.param("both axes", copies, marks=LONG) for copies in (False, True)),
     ],
 )
 def test_under_jit_nothing_is_gathered(name, copies, mesh):
@@ -238,6 +238,7 @@ def test_axes_may_be_explicit_under_jit(strategy, mesh):
     assert_equal(dw.grow(sharded, growth, fresh=fresh), expected)
 
 
+@pytest.mark.long
 def test_axes_may_be_explicit_where_units_are_removed(mesh):
     mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Explicit,) * 2)
     params = arrays(0, conv=(3, 3, 8, 16), dense=(64, 8))

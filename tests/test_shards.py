@@ -117,7 +117,14 @@ NETWORKS: dict[str, tuple[Any, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+# What is divided or summed in these is so in others, too.
+LONG = ("branches", "layers", "a loop")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.long) if n in LONG else n for n in NETWORKS],
+)
 def test_a_network_on_a_mesh_grows(name: str) -> None:
     apply, of_size = NETWORKS[name]
     params = fill(of_size(8), 0)

@@ -147,6 +147,7 @@ def test_wider_and_deeper_with_functions_of_their_own():
     assert more.history["loss"].shape == (3,)
 
 
+@pytest.mark.long
 def test_a_stage_may_stack_layers():
     inputs, labels = data()
     target = jax.eval_shape(Net(6, layers=5).init, KEY, inputs)
@@ -159,6 +160,7 @@ def test_a_stage_may_stack_layers():
     assert len(run.variables["params"]) == 6
 
 
+@pytest.mark.long
 def test_a_module_of_another_size_comes_with_its_function():
     inputs, labels = data()
     start = jax.jit(Net(6).init)(jax.random.key(1), inputs)
@@ -186,6 +188,7 @@ def test_a_run_may_begin_by_growing_and_unpacks_into_three():
     assert history["grown_at"].tolist() == [0]
 
 
+@pytest.mark.long
 def test_a_source_grows_like_arrays():
     inputs, labels = data()
 
@@ -205,6 +208,7 @@ def test_a_source_grows_like_arrays():
 
 
 @pytest.mark.skipif(jax.device_count() < 8, reason="takes eight devices")
+@pytest.mark.long
 def test_a_mesh_grows_like_one_device():
     mesh = jax.make_mesh((4, 2), ("data", "model"))
     start = variables()

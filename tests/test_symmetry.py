@@ -112,6 +112,7 @@ def test_units_that_are_not_finite_agree_with_none():
     assert find(jax.tree.map(lambda a: np.full_like(a, np.nan), params)) == ()
 
 
+@pytest.mark.long
 def test_thousands_of_units():
     params = make_params((784, 4096, 10))
     for unit, original in [(4095, 0), (2048, 2047), (3000, 1000), (3001, 1000)]:

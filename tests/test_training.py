@@ -103,6 +103,7 @@ def test_fit_is_the_plain_loop(tx, size, batch_size, dtype, rtol):
     np.testing.assert_allclose(run.history["accuracy"], accuracies, rtol=1e-12)
 
 
+@pytest.mark.long
 def test_several_models_at_once_learn_as_each_alone():
     """As the module says: of several seeds and of several widths, padded with zeros."""
 
@@ -174,7 +175,7 @@ def test_epochs_alone_are_compiled_whole_in_orders_of_the_key(monkeypatch):
     assert list(run.history) == ["loss", "accuracy"]
 
 
-@pytest.mark.parametrize("is_source", [False, True])
+@pytest.mark.parametrize("is_source", [pytest.param(False, marks=pytest.mark.long), True])
 def test_a_stage_goes_on_with_the_pass_in_which_the_last_one_ended(is_source, monkeypatch):
     data, tx = classes_data(25), optax.adam(0.1)  # 7 steps a pass
     given = SourceOf(*data) if is_source else data
@@ -452,6 +453,7 @@ def test_a_label_of_optax_holds_leaves_back():
     assert np.all(run.variables["kernel"] != linear_variables()["kernel"])
 
 
+@pytest.mark.long
 def test_equinox_modules():
     eqx = pytest.importorskip("equinox", reason="the network is written in Equinox")
     model = eqx.nn.MLP(3, 4, 8, 1, key=KEY)

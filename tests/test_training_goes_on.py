@@ -25,8 +25,7 @@ from dogwood_jax._widths.layout import units_along
 KEYS = jax.random.split(jax.random.key(0), 4)
 STEPS = 4
 LONG = pytest.mark.long
-NAMES_FIRST = pytest.mark.parametrize("by", ["names", pytest.param("target", marks=LONG)])
-TARGET_FIRST = pytest.mark.parametrize("by", [pytest.param("names", marks=LONG), "target"])
+BY = pytest.mark.parametrize("by", ["names", "target"])
 
 
 def batches(*shape: int) -> list[tuple[jax.Array, jax.Array]]:
@@ -149,7 +148,7 @@ def assert_equinox_goes_on(
     return wide
 
 
-@TARGET_FIRST
+@pytest.mark.parametrize("by", [pytest.param("names", marks=LONG), "target"])
 def test_an_equinox_mlp(by: str) -> None:
     def make(large: bool) -> Any:
         return eqx.nn.MLP(4, 3, 12 if large else 8, 2, jnp.tanh, dtype=jnp.float64, key=KEYS[0])
@@ -183,7 +182,7 @@ class Transformer(eqx.Module):
 
 
 @LONG
-@NAMES_FIRST
+@BY
 def test_an_equinox_transformer(by: str) -> None:
     def make(large: bool) -> Any:
         return Transformer(*((3, 20) if large else (2, 16)), KEYS[0])
@@ -213,7 +212,8 @@ class Cnn(nn.Module):
         )
 
 
-@TARGET_FIRST
+@LONG
+@BY
 def test_a_linen_cnn_with_batch_norm(by: str) -> None:
     tx, data = optimizer(), batches(6, 4, 4, 2)
     small, large = Cnn(3, 8), Cnn(5, 12)
@@ -283,7 +283,8 @@ class NnxTransformer(nnx.Module):
         return x
 
 
-@NAMES_FIRST
+@LONG
+@BY
 def test_an_nnx_transformer(by: str) -> None:
     data = batches(6, 5, 4)
     small = NnxTransformer(2, 16, nnx.Rngs(0))
@@ -322,7 +323,8 @@ def test_an_nnx_transformer(by: str) -> None:
 # Haiku --------------------------------------------------------------------------------------------
 
 
-@NAMES_FIRST
+@LONG
+@BY
 def test_a_haiku_net(by: str) -> None:
     tx, data = optimizer(), batches(6, 4, 4, 2)
 

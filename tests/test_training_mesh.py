@@ -82,8 +82,20 @@ def assert_close(actual, expected):
     )
 
 
-@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=str)
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("layout", "axis_type"),
+    [
+        ("fsdp", AxisType.Explicit),
+        *(
+            pytest.param(layout, axis_type, marks=pytest.mark.long)
+            for layout, axis_type in (
+                *(("data_parallel", AxisType.Auto), ("data_parallel", AxisType.Explicit)),
+                *(("tensor_parallel", AxisType.Auto), ("tensor_parallel", AxisType.Explicit)),
+                ("fsdp", AxisType.Auto),
+            )
+        ),
+    ],
+)
 def test_devices_do_not_change_the_result(
     layout, axis_type, variables, data, on_one_device, caplog
 ):
@@ -120,6 +132,7 @@ def test_devices_do_not_change_the_result(
     )
 
 
+@pytest.mark.long
 def test_each_device_trains_some_of_several_models(data):
     mesh = mesh_of(AxisType.Auto)
     kernels = np.random.default_rng(0).normal(size=(8, 4, 4))
@@ -139,6 +152,7 @@ def test_each_device_trains_some_of_several_models(data):
     assert run.variables.sharding == run.opt_state[0].mu.sharding == divided.sharding
 
 
+@pytest.mark.long
 def test_data_split_over_devices(variables, data, on_one_device):
     sharding = NamedSharding(mesh_of(AxisType.Auto), P("data"))
     split = jax.device_put(data, sharding)
