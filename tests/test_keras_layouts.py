@@ -22,6 +22,7 @@ from test_keras_h5 import assert_same, everything
 from test_keras_models import sequential
 
 import dogwood_jax as dw
+from dogwood_jax._base.trees import leaves_by_path
 from dogwood_jax import keras_h5
 from dogwood_jax.keras_h5._models.model import build
 
@@ -233,6 +234,17 @@ def test_only_moments_that_fit_have_a_place(tmp_path):
             keras_h5.save(tmp_path / "new.h5", variables, **options)
         assert all(message in str(error.value) for message in messages), str(error.value)
     assert not (tmp_path / "new.h5").exists()
+
+
+def test_layers_of_tensorflow_2_12_are_counted_twice(tmp_path):
+    """As its archives hold them: weights by position, and beside them the config."""
+    whole, path = DATA / "tensorflow_2.12.0.h5", tmp_path / "model.keras"
+    with h5py.File(whole) as file, zipfile.ZipFile(path, "w") as archive:
+        archive.write(DATA / "tensorflow_2.12.0.weights.h5", "model.weights.h5")
+        archive.writestr("config.json", file.attrs["model_config"])
+        archive.writestr("metadata.json", json.dumps({"keras_version": "2.12.0"}))
+    leaves, wanted = (leaves_by_path(keras_h5.load(each)) for each in (path, whole))
+    jax.tree.map(np.testing.assert_array_equal, leaves, wanted)
 
 
 def test_ages_have_no_place_in_a_file(tmp_path):
