@@ -22,8 +22,8 @@ from test_keras_h5 import assert_same, everything
 from test_keras_models import sequential
 
 import dogwood_jax as dw
-from dogwood_jax._base.trees import leaves_by_path
 from dogwood_jax import keras_h5
+from dogwood_jax._base.trees import leaves_by_path
 from dogwood_jax.keras_h5._models.model import build
 
 DATA = Path(__file__).parent / "data" / "keras_layouts"

@@ -25,6 +25,7 @@ COMMANDS = {
     "depth": "tests/benchmarks/depth.py --rounds 5",
     "first_call": "tests/benchmarks/first_call.py",
     "plans": "tests/benchmarks/plans.py",
+    "state": "tests/benchmarks/state.py --details docs/results/state.csv",
     "repetition": "tests/benchmarks/repetition.py",
     "keras_files": "tests/benchmarks/keras_files.py 400 15",
     "checkpoint": "tests/benchmarks/checkpoint.py --gib 4 --runs 3",

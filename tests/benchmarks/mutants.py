@@ -138,7 +138,7 @@ MUTANTS = [
         "_widths/naming.py",
         'if "both" in kinds and "incoming" not in kinds:',
         'if "both" in kinds:',
-        "test_trace_growth.py",
+        "test_trace.py",
     ),
     # _judge
     Mutant(
