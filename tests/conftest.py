@@ -2,6 +2,7 @@
 
 import gc
 import os
+import tempfile
 from collections.abc import Iterator
 
 import hypothesis
@@ -24,6 +25,8 @@ if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
 if jax.__version_info__[:2] == (0, 10):
     emitters = "--xla_cpu_use_fusion_emitters=false"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {emitters}".strip()
+# Arrays are small: handing parts of an operation to other threads takes longer than the operation.
+os.environ.setdefault("NPROC", "1")
 # For tests of meshes; all else stays on the first.
 jax.config.update("jax_num_cpu_devices", 8)
 
@@ -71,6 +74,19 @@ def _bytes() -> int:
     """Returns how much memory this process has."""
     with open("/proc/self/statm") as sizes:
         return int(sizes.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Lets each worker load what another has compiled."""
+    if hasattr(config, "workerinput") or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    folder = tempfile.TemporaryDirectory()
+    config.add_cleanup(folder.cleanup)
+    os.environ |= {
+        "JAX_COMPILATION_CACHE_DIR": folder.name,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
 
 
 # Tests of one network share what they trace and compile.

@@ -10,7 +10,11 @@ from architecture_table import MARKDOWN, markdown, read
 ARCHITECTURES = load()
 RECORDED = {row["name"]: row for row in read()}
 # The others are grown by tests/benchmarks/architectures.py, and by state.py, which takes minutes.
-SOME = ("MLP", "Minimal RNN (lax.scan)", "MLP, Haiku", "RealNVP (affine couplings)")
+SOME = (
+    *("MLP", "MLP, Haiku"),
+    pytest.param("Minimal RNN (lax.scan)", marks=pytest.mark.long),
+    pytest.param("RealNVP (affine couplings)", marks=pytest.mark.long),
+)
 
 
 def whats(refused):

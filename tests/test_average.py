@@ -49,6 +49,7 @@ def test_heads_of_keys_and_values_become_means():
     assert attention(small, X).shape == X.shape
 
 
+@pytest.mark.long
 def test_heads_that_were_copies_become_one_without_a_change():
     params = drawn()
     for layer in params["layers"]:
@@ -127,6 +128,7 @@ def sources(count):
     return [{n: jax.random.normal(next(keys), s) for n, s in shapes.items()} for _ in range(count)]
 
 
+@pytest.mark.long
 def test_experts_come_from_each_network_and_the_rest_is_averaged():
     several = sources(2)
     shapes = {

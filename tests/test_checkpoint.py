@@ -198,6 +198,7 @@ def test_a_folder_with_one_file_becomes_a_folder(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.long)])
+@pytest.mark.long
 def test_large_pieces_are_written_directly_and_zeros_left_out(dtype, tmp_path, monkeypatch):
     """With factors, denormal numbers, and NumPy's blocks of a row.
 
@@ -562,6 +563,7 @@ def test_a_draft_of_something_else_is_begun_anew(small, tmp_path, monkeypatch):
     assert_same(load(out), leaves_by_path(dw.grow(network()[1], growth_of("wider"), key=KEY)))
 
 
+@pytest.mark.long
 def test_a_killed_run_leaves_what_it_has_written(small, tmp_path):
     out, growth = tmp_path / "large", tmp_path / "growth.json"
     growth.write_text(dw.to_json(growth_of("wider")))

@@ -172,6 +172,7 @@ def fixed(params, x):
     return dense(params, x)
 
 
+@pytest.mark.long
 def test_a_run_costs_what_its_stages_do():
     widths = dw.trace(dense, shapes(8), jnp.zeros((10, 6)))
     stages = [
@@ -206,6 +207,7 @@ def test_a_stage_may_compute_otherwise_without_growing():
     assert two == 2 * one
 
 
+@pytest.mark.long
 def test_a_transformer_that_deepens_costs_its_layers():
     n, t, width, vocabulary, head = 2, 8, 16, 50, transformer.HEAD_DIM
 

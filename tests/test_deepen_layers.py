@@ -178,6 +178,7 @@ def test_errors_of_layers_by_name_are_listed():
 # Values -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_equinox_modules_take_the_structure_of_the_target():
     class Cnn(eqx.Module):
         layers: list

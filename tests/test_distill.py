@@ -78,6 +78,7 @@ def test_without_a_share_it_is_fit():
     np.testing.assert_array_equal(run.history["accuracy"], fit.history["accuracy"])
 
 
+@pytest.mark.long
 def test_a_network_heals_after_it_has_lost_units():
     """Labels say nothing here: only what the large network predicts is to be learned."""
     tx = optax.adam(0.02)

@@ -140,6 +140,7 @@ class Convolutional(nn.Module):
         return nn.Dense(3)(x.reshape(len(x), -1))
 
 
+@pytest.mark.long
 def test_convolutions_count_positions_and_pooling_comes_first():
     x, module = normal(6, 3, 8, 8, 2), Convolutional()
     params = {"params": jax.jit(module.init)(jax.random.key(0), x)["params"]}

@@ -105,6 +105,7 @@ def test_lists_of_layers_go_on_as_they_began(tmp_path):
         pytest.param("llama", None, "mixtral", marks=pytest.mark.long),
     ],
 )
+@pytest.mark.long
 def test_experts_in_place_of_an_mlp(name, chosen, kind, tmp_path):
     # torch's experts take rows of 16 bytes.
     small, large = saved(tmp_path / "small", name), tmp_path / "large"

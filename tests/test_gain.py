@@ -130,6 +130,7 @@ def test_layers_rank_as_training_them_does():
     assert spearman(estimated, measured) > 0.85
 
 
+@pytest.mark.long
 def test_a_unit_is_worth_the_squared_norm_of_its_gradient():
     """By growing each width alone; the draws differ, so the means are close."""
     (params, x, y, gains), widths = case(0), traced()
@@ -185,6 +186,7 @@ def test_channels_and_flattened_units_count_each_place():
     assert gains["conv"].layer == pytest.approx(float(jnp.sum(kernel**2)), rel=1e-4)
 
 
+@pytest.mark.long
 def test_widths_that_cannot_be_tried_are_named():
     params, x, y, _ = case(0)
 

@@ -256,6 +256,7 @@ def conv_loss(params, x, y):
     return jnp.mean((conv_net(params, x) - y) ** 2)
 
 
+@pytest.mark.long
 def test_a_convolution_before_a_flatten_agrees_with_the_dense_matrix_of_second_derivatives():
     rng = np.random.default_rng(0)
     shapes = {"conv": (2, 2, 3, 2), "head": (4 * 2, 5)}
@@ -377,6 +378,7 @@ def test_weights_that_see_no_input_in_the_batch_are_not_relied_on_to_stay_silent
     np.testing.assert_allclose(apply(wide, x, z), apply(params, x, z), rtol=0, atol=1e-12)
 
 
+@pytest.mark.long
 def test_strategies_are_hashable_static_and_picklable():
     rng = np.random.default_rng(0)
     params = {"conv": jnp.asarray(rng.normal(size=(1, 1, 3, 2))), "head": jnp.ones((8, 5))}

@@ -124,13 +124,7 @@ EXACT = {
 }
 
 
-SHORT = (
-    "groups",
-    "cut in two",
-    "repeated",
-    "one head, masked",
-    "one head, without its axis",
-)
+SHORT = ("groups", "repeated", "one head, masked")
 
 
 @pytest.mark.parametrize(

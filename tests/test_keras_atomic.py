@@ -105,6 +105,7 @@ _KILLED = """
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are killed on Unix only")
+@pytest.mark.long
 def test_a_killed_process_leaves_the_old_file_or_the_new_one(tmp_path):
     path = tmp_path / "x.h5"
     program = [sys.executable, "-c", textwrap.dedent(_KILLED), str(path)]

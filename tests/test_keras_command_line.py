@@ -203,6 +203,7 @@ def test_an_interruption_ends_with_a_line(weights, monkeypatch, capsys):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes")
+@pytest.mark.long
 def test_whoever_reads_may_stop(weights):
     command = [sys.executable, "-m", "dogwood_jax.keras_h5", "inspect", str(weights[0])]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
@@ -210,6 +211,7 @@ def test_whoever_reads_may_stop(weights):
         assert run.stderr.read() == b"" and run.wait() == 0
 
 
+@pytest.mark.long
 def test_each_layer_grows_in_the_way_that_keeps_predictions(tmp_path, capsys):
     """Those under a norm by a recipe, the others by zero outgoing weights."""
     path, out = MODELS / "keras_3.15.1_growing.keras", tmp_path / "wide.keras"

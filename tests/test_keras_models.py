@@ -81,6 +81,7 @@ def of_keras_1(name, tmp_path, edits=None):
     return Path(path)
 
 
+@pytest.mark.long
 def test_models_of_keras_1_grow_and_are_not_written(tmp_path):
     path = of_keras_1("theano_sequence", tmp_path)
     module, variables = load_model(path)
@@ -240,7 +241,7 @@ NORM = ("GroupNormalization", {"groups": 3, "axis": -1, "epsilon": 0.001})
 @pytest.mark.parametrize(
     ("layers", "width", "size", "why"),
     [
-        (
+        pytest.param(
             [
                 ("Reshape", {"target_shape": [2, 2, 3]}),
                 *map(each, (conv(6), NORM, conv(6, groups=3), ("GlobalAveragePooling1D", {}))),
@@ -248,6 +249,7 @@ NORM = ("GroupNormalization", {"groups": 3, "axis": -1, "epsilon": 0.001})
             "layer_2[groups]",
             4,
             None,
+            marks=pytest.mark.long,
         ),
         ([conv(4), conv(4, groups=2)], "layer_1[groups]", 3, None),
         ([conv(4), conv(4, groups=2)], "layer_1[2.1]", 3, None),
@@ -704,6 +706,7 @@ def test_noise_is_for_training():
         module.apply({}, x, deterministic=False)
 
 
+@pytest.mark.long
 def test_stacked_cells_are_layers_in_a_row():
     cell = lambda name, units: {  # noqa: E731
         "class_name": name,
@@ -945,6 +948,7 @@ def test_integers_that_have_no_place_in_half_a_byte_are_not_written(tmp_path):
         keras_h5.save(tmp_path / "other.keras", variables, like=path)
 
 
+@pytest.mark.long
 def test_a_quantized_model_grows_where_its_predictions_stay(tmp_path):
     path = DATA / "keras_3.15.1_int8.keras"
     module, variables = load_model(path)

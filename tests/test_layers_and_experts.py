@@ -130,6 +130,7 @@ def test_noise_on_copied_experts(depth):
         assert 0.03 < jnp.std(new[:, 2:] - old) / jnp.std(old) < 0.3
 
 
+@pytest.mark.long
 def test_copies_with_a_little_noise_move_outputs_a_little():
     """Behind sigmoids, the outputs of copies are divided with noise as without it."""
     small, old = params(1, 2, stacked=False), network("einsum", 1)

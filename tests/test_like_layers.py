@@ -302,6 +302,7 @@ def test_a_function_of_its_depth_is_tried_with_all_layers() -> None:
 
 
 @pytest.mark.usefixtures("is_worth_it")
+@pytest.mark.long
 def test_a_deep_network_grows_exactly() -> None:
     keys = iter(jax.random.split(jax.random.key(0), 100))
     variables = jax.tree.map(lambda s: jax.random.normal(next(keys), s.shape) / 4, blocks())

@@ -71,13 +71,12 @@ class Net(eqx.Module):
         return jax.vmap(self.out)(self.attention(x, x, x))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("names", "sizes"),
     [
-        pytest.param(["attention/query_proj[heads]"], {"heads": 4}, marks=LONG),
-        pytest.param(
-            ["conv", "attention/value_proj[head_dim]"], {"wide": 10, "value": 8}, marks=LONG
-        ),
+        (["attention/query_proj[heads]"], {"heads": 4}),
+        (["conv", "attention/value_proj[head_dim]"], {"wide": 10, "value": 8}),
         (["attention/query_proj[head_dim]", "conv"], {"key": 4, "wide": 10}),
     ],
 )
@@ -363,6 +362,7 @@ def test_the_module_made_anew_is_compared_with_the_network() -> None:
     assert (wide.heads, wide.dim) == (2, 7)
 
 
+@pytest.mark.long
 def test_leaves_that_are_no_arrays_are_those_of_the_larger_model() -> None:
     class Block(eqx.Module):
         up: eqx.nn.Linear

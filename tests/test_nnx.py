@@ -298,6 +298,7 @@ def test_by_sizes_the_larger_module_is_made_from_the_module(images: jax.Array) -
             np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.long
 def test_modules_are_taken_where_others_take_functions_and_variables(images: jax.Array) -> None:
     small, wide = trained(6, 10, seed=0), trained(9, 17, seed=1)
     widths = dw.nnx.trace(small, images)

@@ -53,7 +53,8 @@ OF_FEW = [f"{function}_" for function in FEW]
 # Whose networks take long to compile.
 RARE = set(
     "cholesky eig eigh hessenberg householder_product lu lu_pivots_to_permutation qr random_gamma "
-    "schur svd triangular_solve tridiagonal tridiagonal_solve geqrf geqp3 ormqr".split()
+    "schur svd triangular_solve tridiagonal tridiagonal_solve geqrf geqp3 ormqr random_seed "
+    "rng_bit_generator select_if_vmap ragged_dot_general select_and_scatter_add".split()
 )
 # Which most networks are made of.
 CORE = "concatenate conv_general_dilated dot_general gather reduce_sum reshape scan".split()

@@ -32,6 +32,7 @@ def test_is_uniform(shape: tuple[int, ...]) -> None:
         assert chi_square < 60  # 19 degrees of freedom: once in a hundred thousand
 
 
+@pytest.mark.long
 def test_singular_values_are_those_of_an_independent_matrix() -> None:
     # Any dependence between rows or columns would push singular values out of the
     # Marchenko-Pastur law, whose edges are sqrt(n) +- sqrt(m) times the standard deviation.

@@ -4,9 +4,9 @@ import pytest
 from random_programs import FAILURES, cases, failure, judge
 
 
-@pytest.mark.parametrize("first", [0, pytest.param(20, marks=pytest.mark.long)])
+@pytest.mark.parametrize("first", [0, pytest.param(10, marks=pytest.mark.long)])
 def test_random_programs_grow_exactly_or_are_refused(first: int) -> None:
-    for seed in range(first, first + 20):
+    for seed in range(first, first + 10):
         for program, old, request in cases(seed, most=3):
             verdict = judge(program, request, seed, old)
             if verdict.status in FAILURES:

@@ -127,6 +127,7 @@ def test_a_training_state_of_flax_needs_nothing_else():
     assert int(state.step) == 60
 
 
+@pytest.mark.long
 def test_masks_of_the_loop_take_the_place_of_its_own():
     tx = dw.recycling(optax.adam(1e-2), widths(), key=KEY, every=1)
     params = perceptron()
@@ -175,6 +176,7 @@ def test_outgoing_weights_are_zero_in_any_dtype(dtype):
     assert params["up"]["kernel"].dtype == dtype
 
 
+@pytest.mark.long
 def test_units_of_a_stack_are_idle_if_they_are_so_in_each_layer():
     one, other = perceptron(), perceptron()
     one["up"]["bias"] = one["up"]["bias"].at[2].set(-1e3)

@@ -76,7 +76,7 @@ def test_old_entries_go_on_and_renewed_ones_begin(name):
 NOT_EXACT = every.SEES_NEW_ENTRIES | every.NOT_ANEW | {"sm3", "scale_by_sm3", "lookahead"}
 
 
-SHORT = ("scale_by_factored_rms", "scale_by_lion", "trace")
+SHORT = ("scale_by_lion", "trace")
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -214,10 +214,10 @@ def is_renewable(width):
 @pytest.mark.parametrize(
     "name",
     [
-        *("mlp", "complex_and_fourier"),
+        "mlp",
         *(
             pytest.param(name, marks=pytest.mark.long)
-            for name in ("cnn", "lstm", "fused_qkv", "stacked_layers")
+            for name in ("cnn", "lstm", "fused_qkv", "stacked_layers", "complex_and_fourier")
         ),
     ],
 )
@@ -389,6 +389,7 @@ def test_what_is_wrong_is_said_before_anything_is_computed():
         )
 
 
+@pytest.mark.long
 def test_rows_of_a_table_have_no_weights_that_could_be_zero():
     model = networks.load()["experts_by_one_hot"].build()
     variables = networks.fill(model.shapes, 0)

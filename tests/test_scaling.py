@@ -111,7 +111,7 @@ LONG = {
     *("layer scale, scanned", "sorted experts", "rms, embeddings times sqrt(n)", "unusual"),
     *("pre-norm, embeddings times sqrt(n)", "rms post-norm, tied", "unit norm", "llama, tied"),
     *("gemma, norms behind branches", "post-norm, tied", "stacked experts", "post-norm"),
-    *("learned queries, skip", "equinox", "haiku", "norm, relu"),
+    *("learned queries, skip", "equinox", "haiku", "norm, relu", "gemma, scanned"),
 }
 
 
@@ -133,6 +133,7 @@ def test_the_larger_network_computes_the_same(name: str) -> None:
     ("norm", "scaled", "layers"),
     [("rms", True, 1), pytest.param("layer", False, 2, marks=pytest.mark.long)],
 )
+@pytest.mark.long
 def test_networks_in_mixed_precision_grow_exactly(norm: str, scaled: bool, layers: int) -> None:
     build = functools.partial(mixed, norm, scaled=scaled)
     growth = None
@@ -192,6 +193,7 @@ def test_gradients_come_back_through_the_growth(name: str) -> None:
         assert_close(a, b, 1e-10, scale)
 
 
+@pytest.mark.long
 def test_moments_follow_arrays_of_which_a_part_is_rescaled() -> None:
     model, _, variables = before("keys beside queries")
     big, growth = planned("keys beside queries", 8)[0]
@@ -205,6 +207,7 @@ def test_moments_follow_arrays_of_which_a_part_is_rescaled() -> None:
         assert_close(moments[f"trace/{path}"][places], gradients[path][places], 1e-10, 1.0)
 
 
+@pytest.mark.long
 def test_averages_of_parameters_follow_where_others_weigh_them() -> None:
     model, widths, variables = before("layer scale")
     growth = dw.plan(widths, {widths.of("write/bias", 0).name: 15})
@@ -223,6 +226,7 @@ def test_averages_of_parameters_follow_where_others_weigh_them() -> None:
     jax.tree.map(np.testing.assert_array_equal, again, wide)
 
 
+@pytest.mark.long
 def test_new_units_may_learn_where_all_scales_are_zero() -> None:
     model, widths, variables = before("layer scale")
     growth = dw.plan(widths, {widths.of("write/bias", 0).name: 7})
@@ -242,7 +246,10 @@ LEARN_FIRST = {
 }
 
 
-@pytest.mark.parametrize("name", LEARN_FIRST)
+@pytest.mark.parametrize(
+    "name",
+    [n if n == "divergence" else pytest.param(n, marks=pytest.mark.long) for n in LEARN_FIRST],
+)
 def test_new_units_learn_though_they_are_zero(name: str) -> None:
     big, growth = planned(name, 9)[0]
     grown = dw.grow(before(name)[2], growth, fresh=fill(big.shapes, 2))
@@ -359,7 +366,10 @@ SHOWN = {
 }
 
 
-@pytest.mark.parametrize("name", SHOWN)
+@pytest.mark.parametrize(
+    "name",
+    [n if "scale" in n else pytest.param(n, marks=pytest.mark.long) for n in SHOWN],
+)
 def test_the_function_in_the_new_size_shows_an_exact_growth(name: str) -> None:
     build, place, exact = SHOWN[name]
     model = build()

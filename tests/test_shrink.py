@@ -104,6 +104,7 @@ def test_a_score_is_the_mean_square_of_what_a_factor_on_a_unit_does(network):
     np.testing.assert_allclose(found, np.mean(effects**2), rtol=1e-10)
 
 
+@pytest.mark.long
 def test_other_scores_are_what_they_say(network):
     params, widths, (x, y) = network
     many = jax.random.normal(jax.random.key(5), (8192, 4))
@@ -121,6 +122,7 @@ def test_other_scores_are_what_they_say(network):
 @pytest.mark.parametrize(
     "by", ["activity", "norm", pytest.param("first_order", marks=pytest.mark.long)]
 )
+@pytest.mark.long
 def test_units_that_can_go_for_nothing_go_first(network, by):
     params, widths, batch = network
     params = copied(params)
@@ -174,6 +176,7 @@ def test_a_budget_is_met_and_missed_by_less_than_a_unit(network, measure, share)
     assert np.isfinite(apply(small, batch[0])).all()
 
 
+@pytest.mark.long
 def test_scores_serve_several_budgets(network):
     params, widths, batch = network
     scores = dw.saliency(params, widths, loss, *batch)
@@ -199,6 +202,7 @@ def worst(growth, scores):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.long)])
+@pytest.mark.long
 def test_half_precision(network, dtype):
     params, widths, batch = network
     half = jax.tree.map(lambda array: array.astype(dtype), params)

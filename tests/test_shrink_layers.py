@@ -149,6 +149,7 @@ def test_a_layer_may_have_several_names():
     assert "up_2" in small and "up_3" not in small
 
 
+@pytest.mark.long
 def test_layers_that_are_alike_keep_one_size_and_units_of_their_own():
     apply, variables, widths = of(Numbered())
     loss = loss_of(apply)
@@ -169,6 +170,7 @@ def test_layers_that_are_alike_keep_one_size_and_units_of_their_own():
     assert all(shapes[f"block_{i}"]["up"]["kernel"] == (5, count) for i in range(COUNT))
 
 
+@pytest.mark.long
 def test_sizes_are_multiples():
     apply, variables, widths = of(Numbered())
     scores = dw.saliency(variables, widths, loss_of(apply), X, Y)

@@ -96,6 +96,7 @@ def test_one_history_with_the_moments_of_growth():
         plotting.curves({"grown": run.history}, ylabel="speed", ax=ax)
 
 
+@pytest.mark.long
 def test_entries_are_passes_and_their_parts():
     seen = []
     stages = [Stage(steps=3), Stage(epochs=1, sizes={"up": 12}), Stage(steps=2, sizes={"up": 16})]

@@ -45,6 +45,7 @@ STRATEGIES = {
 CHOOSING = ("gradmax", "firefly")
 # Convolutions and second derivatives take long to compile.
 LONG = "conv_1d shape_operations cnn cnn_training handwritten low_rank pinn tied_embedding".split()
+LONG += "vae all_of_size_4 weight_norm".split()
 DTYPES = ("float64", "bfloat16")
 
 

@@ -349,6 +349,7 @@ def training_step(params: Any, x: Any, decay: float) -> Any:
 STEP = {"up": f64(3, 5), "scale": f64(5), "down": f64(5, 2)}
 
 
+@pytest.mark.long
 def test_new_units_behind_a_batch_norm_learn() -> None:
     widths = dw.trace(functools.partial(training_step, decay=0), STEP, X)
     assert widths.of("up", 1).notes == ()
@@ -617,6 +618,7 @@ def test_callbacks_fix_the_widths_through_them() -> None:
     assert "pure_callback" in widths.of("down", 0).fixed
 
 
+@pytest.mark.long
 def test_checks_and_loops_of_equinox_fix_nothing() -> None:
     def network(params: Any, x: Any) -> Any:
         def step(state: Any) -> Any:
@@ -656,6 +658,7 @@ def test_cuts_of_one_axis_nest(cuts: tuple[tuple[int, int], ...]) -> None:
     assert [part.size for part in cut[6, 4].axes[1].parts] == [2, 3]
 
 
+@pytest.mark.long
 def test_factors_of_attention_read_units_that_weights_feed() -> None:
     """The scores of a graph attention network: new units of its heads learn."""
 

@@ -212,7 +212,7 @@ SINGLE_PRECISION = {"library_attention"}
 
 
 # One network of each kind. In the long tier, others of each kind of layer follow.
-SHORT = ("mlp", "conv_1d", "multi_query", "stacked_layers")
+SHORT = ("mlp", "multi_query", "stacked_layers")
 LONG = (
     *ONE_OF_EACH_KIND,
     *("fused_qkv", "lstm", "cnn_training", "complex_and_fourier", "library_attention"),

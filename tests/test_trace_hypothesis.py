@@ -5,6 +5,7 @@ from typing import Any
 import hypothesis
 import jax
 import numpy as np
+import pytest
 from networks import fill
 from random_networks import REFUSED, Spec, growths
 
@@ -20,6 +21,7 @@ DRAWN_FOR_EACH_EXAMPLE = Spec((), ("weight_norm", "dropped_path"), False, None, 
 @hypothesis.example((SILENCED_IN_TWO_PLACES, [2, 3, 2, 2, 2], [3, 3, 3, 2, 2], True))
 @hypothesis.example((DRAWN_FOR_EACH_EXAMPLE, [2, 2], [3, 2], False))
 @hypothesis.settings(max_examples=10)
+@pytest.mark.long
 def test_random_networks_grow_exactly(case: tuple[Spec, list[int], list[int], bool]) -> None:
     spec, sizes, larger, from_key = case
     small, big = spec.shapes(sizes), spec.shapes(larger)

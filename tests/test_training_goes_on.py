@@ -149,6 +149,7 @@ def assert_equinox_goes_on(
 
 
 @pytest.mark.parametrize("by", [pytest.param("names", marks=LONG), "target"])
+@pytest.mark.long
 def test_an_equinox_mlp(by: str) -> None:
     def make(large: bool) -> Any:
         return eqx.nn.MLP(4, 3, 12 if large else 8, 2, jnp.tanh, dtype=jnp.float64, key=KEYS[0])

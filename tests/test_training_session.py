@@ -238,6 +238,7 @@ def fit_on(stream, monkeypatch, **settings):
     return stream.getvalue()
 
 
+@pytest.mark.long
 def test_a_terminal_shows_progress(monkeypatch):
     pytest.importorskip("tqdm", reason="tqdm draws the bar")
     shown = fit_on(Terminal(), monkeypatch)

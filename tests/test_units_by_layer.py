@@ -139,6 +139,7 @@ def test_units_of_several_ages_are_refused(network):
         dw.grow_opt_state(state, smaller, tx)
 
 
+@pytest.mark.long
 def test_scores_are_of_each_layer_and_shrinking_follows_them(network):
     params, widths, keep = network
 

@@ -75,6 +75,7 @@ def test_twice_the_experts(kind, dispatch):
     assert planned.changes == growth.changes and planned.notes == growth.notes
 
 
+@pytest.mark.long
 def test_as_many_experts_chosen_as_before():
     """The copies of one expert take both places."""
     variables, old = net.params(3), net.network("top-k, softmax", "ragged_dot")
@@ -106,6 +107,7 @@ def test_one_expert_is_chosen_as_before(kind, dispatch, factor):
 
 
 @pytest.mark.parametrize("dispatch", ["einsum", pytest.param("ragged_dot", marks=pytest.mark.long)])
+@pytest.mark.long
 def test_the_router_tells_the_arrays_of_its_experts(dispatch):
     variables, old = net.params(3), net.network("sigmoid", dispatch)
     growth = dw.upcycle(dw.trace(old, variables, TOKENS), {("moe/router/kernel", 1): 9})
@@ -267,6 +269,7 @@ def test_all_copies_are_chosen_before_one_of_them_is():
 @pytest.mark.parametrize(
     "dispatch", ["einsum", pytest.param("ragged_dot with a scale", marks=pytest.mark.long)]
 )
+@pytest.mark.long
 def test_more_and_wider_experts_in_one_plan(dispatch, monkeypatch):
     variables = net.params(3, mlp=True)
     has_scale = dispatch.endswith("scale")  # the program cuts what it counts along experts

@@ -338,6 +338,7 @@ def test_matrix_products_are_at_the_highest_precision():
 # Inputs -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_shapes_become_random_inputs():
     shape = jax.ShapeDtypeStruct
     seen = {}
@@ -640,10 +641,8 @@ def wrong_rule(monkeypatch):
     return lambda: monkeypatch.setattr(dw.Change, "along", wrong)
 
 
-@pytest.mark.parametrize(
-    ("mode", "inputs"),
-    [("train", "arrays"), pytest.param("eval", "shapes", marks=pytest.mark.long)],
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("mode", "inputs"), [("train", "arrays"), ("eval", "shapes")])
 def test_a_module_that_grows_wrongly_is_found(mode, inputs, wrong_rule):
     # Sizes that no other test has, for compiled growths are kept.
     units = {"train": 12, "eval": 13}[mode]
