@@ -34,6 +34,10 @@ hypothesis.settings.register_profile("repeatable", derandomize=True, database=No
 hypothesis.settings.load_profile("repeatable")
 
 
+# It runs between modules, below, because it would look again and again at what tests leave behind.
+gc.disable()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def left_alone() -> Iterator[None]:
     """Lets Python's collector pass over what modules leave behind: gigabytes of programs."""
@@ -43,15 +47,22 @@ def left_alone() -> Iterator[None]:
 
 
 # Each compiled program takes some of the 65,530 maps of memory that Linux lets a process have, and
-# each growth that is judged leaves programs in JAX's caches.
-_MOST_MAPS, _MOST_BYTES = 30_000, 3 << 30
+# each growth that is judged leaves programs in JAX's caches. Workers may take half of the memory.
+_MOST_MAPS, _LEAST_BYTES = 30_000, 3 << 30
+
+
+def _share() -> int:
+    """Returns how much memory each worker may have before it forgets programs."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(_LEAST_BYTES, memory // (2 * workers))
 
 
 class _Left:
     """What tests of this process have left behind."""
 
     tests = 0
-    most_bytes = _MOST_BYTES
+    most_bytes = 0
 
 
 @pytest.fixture(autouse=True)
@@ -63,11 +74,11 @@ def within_memory() -> Iterator[None]:
         return
     with open("/proc/self/maps") as maps:
         has_many = sum(1 for _ in maps) > _MOST_MAPS
-    if has_many or _bytes() > _Left.most_bytes:
+    if has_many or _bytes() > max(_share(), _Left.most_bytes):
         jax.clear_caches()
         gc.unfreeze()
         gc.collect()
-        _Left.most_bytes = max(_MOST_BYTES, _bytes() + (1 << 30))
+        _Left.most_bytes = _bytes() + (1 << 30)
 
 
 def _bytes() -> int:

@@ -163,7 +163,7 @@ def trained(tx, tree, steps=2):
 ADAMW = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(optax.linear_schedule(0, 1e-3, 9)))
 
 
-LONG = ("copies", "shrunk", "noise", "init")
+LONG = ("copies", "shrunk", "noise", "init", "narrower", "deeper")
 
 
 @pytest.mark.parametrize(

@@ -167,6 +167,7 @@ def attention(params, x):
     return (jax.nn.silu(gate) * up) @ params["down"], mixed, jax.nn.silu(gate) * up
 
 
+@pytest.mark.long
 def test_heads_and_gated_units_are_found():
     x = normal(7, 2, 5, 4)
     params = {name: normal(n, 4, 2, 3) for n, name in enumerate("qkv")}

@@ -131,6 +131,7 @@ def test_lower_precision_is_preserving_too(dtype):
     assert np.all(cosines > (0.9999 if dtype == "float32" else 0.9))
 
 
+@pytest.mark.long
 def test_relu_passes_no_gradient_at_zero():
     mlp = make_mlp("relu")
     loss, batch = mlp[2:4]

@@ -30,10 +30,11 @@ from dogwood_jax.keras_h5._weights.convert import to_flax
 
 DATA = Path(__file__).parent / "data" / "keras_models"
 FILES = sorted([*DATA.glob("*.h5"), *DATA.glob("*.keras")])
-# Loops take long to compile; of each version some other model is short.
+# Loops take long to compile.
 LONG = (
     *("keras_1.2.2_theano_sequence", "tensorflow_2.2.4-tf_sequence", "tensorflow_2.4.0_versions"),
     *("tensorflow_2.10.0_sequence", "tf_keras_2.21.0_sequence", "keras_3.15.1_versions"),
+    *("keras_2.3.1_versions",),
 )
 files = pytest.mark.parametrize(
     "path",
@@ -310,6 +311,7 @@ NORM = ("GroupNormalization", {"groups": 3, "axis": -1, "epsilon": 0.001})
         ),
     ],
 )
+@pytest.mark.long
 def test_what_can_be_planned_is_computed_and_saved(layers, width, size, why):
     pooled = [] if layers[-1][0] in ("Flatten", "Permute") else [("GlobalAveragePooling1D", {})]
     start = ("InputLayer", {"batch_shape": [2, 4, 3], "dtype": "float32"})
@@ -403,6 +405,7 @@ def test_flax_does_not_look_for_modules_in_configs():
     assert repr(module.config).startswith("FrozenConfig({'class_name': 'Sequential'")
 
 
+@pytest.mark.long
 def test_inputs_are_taken_in_order_in_a_list_or_by_name():
     module, variables = load_model(LATEST[2])
     (a, b), ys = predicted(LATEST[2])

@@ -97,6 +97,7 @@ def test_donated_arrays_stay_that_have_two_places():
     assert wide["up"].shape == wide["again"]["up"].shape == (4, 16)
 
 
+@pytest.mark.long
 def test_layers_that_are_alike_are_compiled_once():
     """However many there are: what takes long at first is compiling."""
     shapes = transformer.shapes(depth=7, width=24, heads=3, mlp=32, vocabulary=32)

@@ -157,6 +157,7 @@ def test_the_optimizer_follows_into_a_deeper_network(small):
         dw.grow_opt_state(state, growth, tx, variables=variables)
 
 
+@pytest.mark.long
 def test_a_stack_grows_wider_and_deeper(axis=1):
     def stacked(params, x):
         def layer(x, weights):
@@ -330,6 +331,7 @@ def test_a_number_beside_arrays_is_no_module():
         dw.plan(widths, target=of(16) | {"step": 3})
 
 
+@pytest.mark.long
 def test_a_wrong_epsilon_is_refused(small):
     variables, widths = small
     larger = Transformer(width=10, epsilon=5e-3)
@@ -794,6 +796,7 @@ def test_an_integer_that_is_no_length_must_stay_beside_new_layers():
         dw.plan(widths, target=target, target_apply=counting(3, 8))
 
 
+@pytest.mark.long
 def test_a_root_and_a_mean_of_one_size_are_told_apart_in_another_one():
     """4 is the root of 16 as sqrt(8) is of 8, or half of the 8 that a mean is over."""
 

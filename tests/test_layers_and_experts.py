@@ -102,6 +102,7 @@ def test_the_state_grows_along():
         pytest.param(True, strategies.interpose(), marks=pytest.mark.long),
     ],
 )
+@pytest.mark.long
 def test_copied_layers_have_the_grown_experts(stacked, depth):
     """Deeper and with more experts, it computes what it would compute if it were deeper alone."""
     small, growth, larger = planned("einsum", stacked=stacked, depth=depth)

@@ -350,6 +350,7 @@ class Averaged(eqx.Module):
         return self.down(x.reshape(-1)) / self.heads
 
 
+@pytest.mark.long
 def test_the_module_made_anew_is_compared_with_the_network() -> None:
     widths = dw.trace(apply, Averaged(2, 5, KEY), X)
     heads, dim = widths["up[0.0]"], widths["up[0.1]"]

@@ -65,6 +65,7 @@ def test_constant_units_move_into_the_next_bias(network, name, jitted):
     np.testing.assert_allclose(outputs(narrowed, **{argument: size - 1}), before, rtol=1e-12)
 
 
+@pytest.mark.long
 def test_a_constant_unit_that_no_bias_makes_up_for():
     def apply(params, x):
         return jax.nn.sigmoid(x @ params["up"] + params["b"][None]) @ params["down"]

@@ -438,11 +438,16 @@ IN_LISTS = {
 @pytest.mark.parametrize(
     ("name", "layout"),
     [
-        *(("masked", layout) for layout in LAYOUTS),
-        *(("chain", "tuple"), ("chain", "nested"), ("chain of chains", "nested")),
-        *(("accumulating", "Keras"), ("hyperparameters", "list"), ("partition", "list")),
-        *(("finite", "nested"), ("sm3", "nested"), ("adafactor", "Keras")),
-        *(("schedule free", "nested"), ("schedule free", "Keras")),
+        *(("masked", "list"), ("chain", "nested"), ("partition", "list"), ("sm3", "nested")),
+        *(("adafactor", "Keras"), ("schedule free", "nested"), ("masked", "named tuple")),
+        *(
+            pytest.param(*case, marks=LONG)
+            for case in (
+                *(("masked", "tuple"), ("masked", "nested"), ("masked", "Keras")),
+                *(("chain", "tuple"), ("chain of chains", "nested"), ("accumulating", "Keras")),
+                *(("hyperparameters", "list"), ("finite", "nested"), ("schedule free", "Keras")),
+            )
+        ),
     ],
 )
 def test_variables_in_lists_are_told_from_the_state_around_them(name, layout):

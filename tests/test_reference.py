@@ -57,7 +57,9 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.long] * (n == "attention")) for n in CASES]
+)
 def test_the_library_does_what_the_reference_does(name: str) -> None:
     apply, shapes, of_inputs, places = CASES[name]
     params, x = fill(shapes, 0), np.random.default_rng(1).normal(size=of_inputs)

@@ -228,7 +228,9 @@ def test_larger_patches_that_are_resized_have_the_old_embedding(new, method):
 # Vision transformers ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", LARGER)
+@pytest.mark.parametrize(
+    "name", [n if n == "image" else pytest.param(n, marks=pytest.mark.long) for n in LARGER]
+)
 def test_a_vision_transformer_takes_images_and_patches_of_another_size(name):
     model, sides, strategy, target = larger(name)
     variables = variables_of(SMALL, 16)
@@ -293,6 +295,7 @@ def test_under_jit_and_as_json():
         pytest.param("float32", marks=pytest.mark.long),
     ],
 )
+@pytest.mark.long
 def test_in_each_dtype_it_is_rounded_once(dtype):
     growth = planned("both")
     variables = jax.tree.map(lambda array: array.astype(dtype), variables_of(SMALL, 16))
@@ -342,6 +345,7 @@ def trained(tx, variables):
     return state
 
 
+@pytest.mark.long
 def test_moments_of_resampled_entries_begin_anew_and_others_stay():
     growth, variables = planned("both"), variables_of(SMALL, 16)
     tx = optax.scale_by_adam()

@@ -112,6 +112,14 @@ LONG = {
     *("pre-norm, embeddings times sqrt(n)", "rms post-norm, tied", "unit norm", "llama, tied"),
     *("gemma, norms behind branches", "post-norm, tied", "stacked experts", "post-norm"),
     *("learned queries, skip", "equinox", "haiku", "norm, relu", "gemma, scanned"),
+    *(
+        "standardized",
+        "capsules",
+        "norm of all heads",
+        "learned queries",
+        "gemma",
+        "pre-norm, tied",
+    ),
 }
 
 

@@ -201,6 +201,7 @@ def stack(params, x):
     "strategy",
     ["zero_outgoing", "stack", *(pytest.param(n, marks=LONG) for n in ("replicate", "keep"))],
 )
+@pytest.mark.long
 def test_axes_may_be_explicit_under_jit(strategy, mesh):
     mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Explicit,) * 2)
     if strategy == "stack":  # deeper, and wider
@@ -282,6 +283,7 @@ def test_arrays_that_are_tied_to_no_device_grow_beside_divided_ones(mesh):
     assert_equal(dw.grow(mixed, case.growth, key=KEY), dw.grow(case.params, case.growth, key=KEY))
 
 
+@pytest.mark.long
 def test_narrowed_and_merged_arrays_stay_on_their_devices(mesh):
     case = Case("tensor parallel", mesh, dw.strategies.replicate())
     wide = dw.grow(case.sharded, case.growth)

@@ -89,6 +89,7 @@ def network(request):
     return request.param, *of(request.param()), name
 
 
+@pytest.mark.long
 def test_a_layer_scores_by_how_much_the_loss_rises_without_it(network):
     module, apply, variables, widths, name = network
     scores = dw.saliency(variables, widths, loss_of(apply), X, Y, layers=True)

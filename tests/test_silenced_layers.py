@@ -190,7 +190,7 @@ def check(apply: Any, variables: Any, target_apply: Any, deeper: Any, new: Any) 
         assert jnp.any(grads[0] != 0) or jnp.any(grads[1] != 0)
 
 
-SHORT = ("weight norm", "norm behind", "gate", "ReZero", "weight standardization")
+SHORT = ("norm behind", "gate", "ReZero")
 
 
 @pytest.mark.parametrize(

@@ -212,7 +212,7 @@ SINGLE_PRECISION = {"library_attention"}
 
 
 # One network of each kind. In the long tier, others of each kind of layer follow.
-SHORT = ("mlp", "multi_query", "stacked_layers")
+SHORT = ("mlp", "multi_query")
 LONG = (
     *ONE_OF_EACH_KIND,
     *("fused_qkv", "lstm", "cnn_training", "complex_and_fourier", "library_attention"),
@@ -373,7 +373,16 @@ def float_paths(variables: Any) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("name", GROWING)
+# Whose plans take long.
+HEAVY = (
+    *("lstm", "gru", "conv_1d", "experts_by_ragged_dot", "encoder_decoder", "cnn_training", "pinn"),
+    *("squeeze_excite", "densenet", "vit", "resnet", "cnn", "unet", "groupnorm", "nnx_cnn"),
+)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.long] * (n in HEAVY)) for n in GROWING]
+)
 def test_growth_is_data(name: str) -> None:
     widths, growth = old(name).widths, dataclasses.replace(grown_at_once(name)[1], structure=None)
     assert dw.from_json(dw.to_json(widths)) == widths

@@ -96,6 +96,7 @@ def assert_close(actual, expected):
         ),
     ],
 )
+@pytest.mark.long
 def test_devices_do_not_change_the_result(
     layout, axis_type, variables, data, on_one_device, caplog
 ):

@@ -67,6 +67,7 @@ def network():
     return params, widths, keep
 
 
+@pytest.mark.long
 def test_each_layer_keeps_its_units(network):
     params, widths, keep = network
     growth = dw.plan(widths, keep=keep)

@@ -402,6 +402,7 @@ def test_a_broken_recipe_is_refused(what, monkeypatch):
     assert growth.notes[-1].startswith("outputs change: its output[0, 0, 0] becomes")
 
 
+@pytest.mark.long
 def test_experts_that_cannot_be_evaluated():
     """The program flattens the one choice, and does not show where there would be two."""
     widths = dw.trace(net.network("softmax, top-k", "ragged_dot", 1), net.params(3), TOKENS)
@@ -475,6 +476,7 @@ def test_experts_beside_an_mlp_begin_with_zero(kind, dispatch):
     assert grown["moe"].get("scale", jnp.ones(())).all()  # else neither would ever learn
 
 
+@pytest.mark.long
 def test_hidden_units_drawn_anew():
     variables, old, new = net.params(0, mlp=True), net.network(), net.network("top-k, softmax")
     widths = dw.trace(old, variables, TOKENS)

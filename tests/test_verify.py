@@ -156,7 +156,7 @@ BEHIND = {
 }
 
 
-LONG = ("one logit is finfo.min", "one logit is -inf", "in a loop", "in a branch")
+LONG = ("one logit is finfo.min", "one logit is -inf", "in a loop", "in a branch", "complex")
 
 
 @pytest.mark.parametrize(
