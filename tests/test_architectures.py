@@ -11,7 +11,8 @@ ARCHITECTURES = load()
 RECORDED = {row["name"]: row for row in read()}
 # The others are grown by tests/benchmarks/architectures.py, and by state.py, which takes minutes.
 SOME = (
-    *("MLP", "MLP, Haiku"),
+    "MLP",
+    pytest.param("MLP, Haiku", marks=pytest.mark.long),
     pytest.param("Minimal RNN (lax.scan)", marks=pytest.mark.long),
     pytest.param("RealNVP (affine couplings)", marks=pytest.mark.long),
 )

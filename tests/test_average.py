@@ -36,6 +36,7 @@ def drawn(seed=0, layers=2):
     return {"layers": [{n: draw(s) for n, s in shapes.items()} for _ in range(layers)]}
 
 
+@pytest.mark.long
 def test_heads_of_keys_and_values_become_means():
     params = drawn()
     widths = dw.trace(attention, params, X)

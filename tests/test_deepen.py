@@ -112,7 +112,7 @@ LINEN = {
     ),
 }
 # The others take long to compile.
-SHORT = ("bounded", "linear", "batch norm")
+SHORT = ("linear", "batch norm")
 
 
 def in_tiers(table, short):

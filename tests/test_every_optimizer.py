@@ -256,34 +256,19 @@ def transforms():
 TRANSFORMS = transforms()
 
 # These consist of others: of scale_by_ and the same name, or as their names say.
-CONSIST_OF_OTHERS = {name for name in TRANSFORMS if f"scale_by_{name}" in TRANSFORMS} | {
-    *(
-        "adabelief",
-        "adagrad",
-        "adamaxw",
-        "adamw",
-        "dpsgd",
-        "fromage",
-        "inject_stateful_hyperparams",
-    ),
-    *("lars", "named_chain", "noisy_sgd", "optimistic_adam", "optimistic_gradient_descent"),
-    *("partition", "polyak_sgd", "rmsprop", "scale_by_learning_rate", "schedule_free_adamw"),
-    *("schedule_free_sgd", "sign_sgd", "signum", "with_extra_args_support"),
-}
+CONSIST_OF_OTHERS = {name for name in TRANSFORMS if f"scale_by_{name}" in TRANSFORMS} | set(
+    (
+        "adabelief adagrad adamaxw adamw dpsgd fromage inject_stateful_hyperparams lars named_chain "
+        "noisy_sgd optimistic_adam optimistic_gradient_descent partition polyak_sgd rmsprop "
+        "scale_by_learning_rate schedule_free_adamw schedule_free_sgd sign_sgd signum "
+        "with_extra_args_support"
+    ).split()
+)
 # The others are of the long tier.
 SHORT = (
-    *(
-        "MultiSteps",
-        "adafactor",
-        "lamb",
-        "multi_transform",
-        "muon",
-        "scale_by_adam",
-        "scale_by_lion",
-        "scale_by_sm3",
-    ),
-    *("schedule_free", "trace"),
-)
+    "MultiSteps adafactor lamb multi_transform muon scale_by_adam scale_by_lion scale_by_sm3 "
+    "schedule_free trace"
+).split()
 
 
 def in_tiers(names, short):

@@ -145,6 +145,7 @@ def test_whole_models_are_saved_in_the_layouts_of_weights(path, new, tmp_path):
 
 
 @of_layout("model.h5", "keras")
+@pytest.mark.long
 def test_a_grown_model_says_its_sizes(path, tmp_path):
     module, variables = keras_h5.load_model(path)
     expected = stored(path)

@@ -48,7 +48,7 @@ def outputs(variables, **sizes):
 @pytest.mark.parametrize(
     ("name", "jitted"),
     [
-        ("Dense_0", False),
+        pytest.param("Dense_0", False, marks=pytest.mark.long),
         ("Conv_1", True),
         pytest.param("Conv_0", False, marks=pytest.mark.long),
     ],

@@ -279,6 +279,7 @@ def test_refuses_other_structures(images: jax.Array) -> None:
         dw.nnx.plan(dw.nnx.trace(trained(6, 10, seed=0), images), target=Other())
 
 
+@pytest.mark.long
 def test_by_sizes_the_larger_module_is_made_from_the_module(images: jax.Array) -> None:
     small = trained(6, 10, seed=0)
     widths = dw.nnx.trace(small, images)
@@ -319,6 +320,7 @@ def test_modules_are_taken_where_others_take_functions_and_variables(images: jax
     assert dw.nnx.grow(grown, planned).conv.out_features == 6
 
 
+@pytest.mark.long
 def test_deepen_returns_the_deeper_module() -> None:
     x = jnp.linspace(-1, 1, 6).reshape(2, 3)
     small, deep = Tower(1, nnx.Rngs(0)), Tower(2, nnx.Rngs(1))

@@ -122,7 +122,7 @@ def assert_equal(found, wanted, tolerance=1e-10):
         np.testing.assert_allclose(a, b, rtol=rtol, atol=tolerance * np.max(np.abs(b), initial=0))
 
 
-SHORT = ("adam", "lion", "momentum", "muon", "partition")
+SHORT = ("adam", "muon", "partition")
 
 
 @functools.cache

@@ -363,6 +363,7 @@ def test_new_units_behind_a_batch_norm_learn() -> None:
     assert np.all(np.asarray(gradient["up"][:, 5:])) and np.all(np.asarray(gradient["scale"][5:]))
 
 
+@pytest.mark.long
 def test_weight_decay_in_the_network_leaves_new_units_without_weights() -> None:
     widths = dw.trace(functools.partial(training_step, decay=1e-3), STEP, X)
     growth = dw.plan(widths, {("up", 1): 8})

@@ -303,7 +303,12 @@ def test_noise_on_copies_is_relative_to_the_weights():
 @pytest.mark.parametrize(
     ("network", "strategy"),
     [
-        *(("neighbours", strategy) for strategy in PRESERVING),
+        ("neighbours", UNEVEN),
+        *(
+            pytest.param("neighbours", strategy, marks=pytest.mark.long)
+            for strategy in PRESERVING
+            if strategy != UNEVEN
+        ),
         *(pytest.param(network, UNEVEN, marks=pytest.mark.long) for network in OTHERS),
     ],
 )
