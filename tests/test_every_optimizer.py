@@ -258,9 +258,9 @@ TRANSFORMS = transforms()
 # These consist of others: of scale_by_ and the same name, or as their names say.
 CONSIST_OF_OTHERS = {name for name in TRANSFORMS if f"scale_by_{name}" in TRANSFORMS} | set(
     (
-        "adabelief adagrad adamaxw adamw dpsgd fromage inject_stateful_hyperparams lars named_chain "
-        "noisy_sgd optimistic_adam optimistic_gradient_descent partition polyak_sgd rmsprop "
-        "scale_by_learning_rate schedule_free_adamw schedule_free_sgd sign_sgd signum "
+        "adabelief adagrad adamaxw adamw dpsgd fromage inject_stateful_hyperparams lars "
+        "named_chain noisy_sgd optimistic_adam optimistic_gradient_descent partition polyak_sgd "
+        "rmsprop scale_by_learning_rate schedule_free_adamw schedule_free_sgd sign_sgd signum "
         "with_extra_args_support"
     ).split()
 )
