@@ -328,6 +328,19 @@ def refused(old, new, x):
     )
 
 
+def test_of_several_new_layers_the_one_that_changes_outputs_is_named():
+    def old(p, x):
+        return nn.relu(x @ p["a"]) @ p["out"]
+
+    def new(p, x):
+        return nn.tanh(nn.relu(nn.relu(x @ p["a"]) @ p["b"]) @ p["c"]) @ p["out"]
+
+    shapes = {"a": f64(VECTOR.shape[1], 5), "out": f64(5, 3)}
+    deeper = shapes | {"b": f64(5, 5), "c": f64(5, 5)}
+    with pytest.raises(ValueError, match="- c: tanh follows it"):
+        dw.deepen(shapes, deeper, apply=old, target_apply=new, inputs=(VECTOR,), copy=True)
+
+
 REFUSED = {
     "not square": (mlp(5, 3), mlp(5, 7, 3), VECTOR, r"dense_1/kernel: has shape \(5, 3\)"),
     "between": (

@@ -480,3 +480,29 @@ def test_an_optimizer_that_holds_the_old_tree_is_named() -> None:
         tx.init(pair(8)), growth, optax.multi_transform(transforms, by_axes(pair(12)))
     )
     assert grown.inner_states["kernel"].inner_state[0].mu[0].out_features == 12
+
+
+class Scores(eqx.Module):
+    """Holds a number that only the last two axes of an array have, as their product."""
+
+    kernel: jax.Array
+    of_heads: jax.Array
+    of_dims: jax.Array
+    inner: int = eqx.field(static=True)
+    heads: int = eqx.field(static=True)
+
+    def __init__(self, inner, heads):
+        self.inner, self.heads = inner, heads
+        shapes = (5, heads, inner // heads), (heads,), (inner // heads,)
+        self.kernel, self.of_heads, self.of_dims = map(jnp.ones, shapes)
+
+    def __call__(self, x):
+        y = jnp.tanh(jnp.einsum("bi,ihd->bhd", x, self.kernel))
+        return jnp.einsum("bhd,h,d->b", y, self.of_heads, self.of_dims)
+
+
+def test_a_number_that_is_the_product_of_the_last_axes_follows_them():
+    module, x = Scores(6, 2), jnp.ones((4, 5))
+    growth = dw.plan(dw.trace(lambda module, x: module(x), module, x), {("kernel", 1): 4})
+    wide = dw.grow(module, growth, key=jax.random.key(0))
+    assert (wide.inner, wide.heads) == (12, 4)
