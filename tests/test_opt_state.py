@@ -171,6 +171,17 @@ def test_old_entries_are_those_of_the_large_network_and_new_ones_means():
     np.testing.assert_array_equal(zeros.nu["Dense_1"]["kernel"][8:], 0)
 
 
+@pytest.mark.parametrize(("tx", "degree"), [(optax.adam(1e-3), 2), (optax.adamax(1e-3), 1)])
+def test_squares_are_scaled_twice_and_magnitudes_once(tx, degree):
+    """Each of two copies that halve their outgoing weights has half of the gradient."""
+    widths, params = dw.trace(Network().apply, VARIABLES, X), VARIABLES["params"]
+    growth = dw.plan(widths, {"Dense_0": 16}, strategy=dw.strategies.replicate())
+    _, state = tx.update(params, tx.init(params), params)
+    states = dw.grow_opt_state(state, growth, tx), state
+    found, old = (state[0].nu["Dense_0"]["kernel"] for state in states)
+    np.testing.assert_allclose(found, 0.5**degree * np.tile(old, 2), rtol=1e-12)
+
+
 def test_narrowing_keeps_the_entries_of_units_that_stay():
     tx = optax.adam(1e-3)
     state = trained(tx)

@@ -63,6 +63,11 @@ PAIRS = len(STRATEGIES) * len(DTYPES)
 GROWABLE = [name for name in NETWORKS if set(hidden(NETWORKS[name])) - {DRAWS_MASKS[1]}][:PAIRS]
 
 
+def test_strategies_say_whether_they_keep_outputs() -> None:
+    kept = {name: STRATEGIES[name]().preserving for name in STRATEGIES if name not in CHOOSING}
+    assert {name for name, keeps in kept.items() if not keeps} == {"random", "noise"}
+
+
 def test_the_table_has_all_pairs() -> None:
     pairs = {tuple(case(i, name).values[1:3]) for i, name in enumerate(GROWABLE)}
     assert len(pairs) == PAIRS
