@@ -155,7 +155,7 @@ def test_more_copies_of_the_more_useful_experts():
     variables, apply = net.params(3), net.network("top-k, softmax")
     gradient = jax.jit(jax.grad(loss_of(apply)))(variables, TOKENS)
     useful = jax.tree.map(jnp.multiply, variables, gradient)
-    useful["moe"]["up"] = useful["moe"]["up"].at[1].set(100.0)
+    useful["moe"]["up"] = useful["moe"]["up"].at[1].set(-100.0)
     widths = dw.trace(apply, variables, TOKENS)
     growth = dw.upcycle(widths, {"moe/router": 5}, usefulness=useful)
     assert [change.sources for change in growth.changes] == [(0, 1, 2, 1, 1)] * 2

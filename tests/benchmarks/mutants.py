@@ -275,7 +275,7 @@ MUTANTS = [
         "_modules/resizing.py",
         "itertools.combinations(range(len(axes) + 1), 2)",
         "itertools.combinations(range(len(axes)), 2)",
-        "test_nnx.py",
+        "test_modules.py",
     ),
     Mutant(
         "modules: of two ways to make a module one is taken",
@@ -413,7 +413,7 @@ MUTANTS = [
         "strategies.py",
         "exact = self.exact and self.noise == self.perturb == 0 and self.shrink == 1",
         "exact = self.exact and self.perturb == 0 and self.shrink == 1",
-        "test_verify.py",
+        "test_strategies.py",
     ),
     Mutant(
         "strategies: replicate(units=) copies all units in turn",
