@@ -85,9 +85,11 @@ def test_grown_module_computes_the_same(images: jax.Array, seed: int | None) -> 
 
 def test_free_weights_are_the_wide_modules_own(images: jax.Array) -> None:
     small, wide = trained(6, 10, seed=0), trained(9, 17, seed=1)
-    _, grown = grown_into(small, wide, images)
+    growth, grown = grown_into(small, wide, images)
     np.testing.assert_array_equal(grown.conv.kernel[..., 6:], wide.conv.kernel[..., 6:])
     np.testing.assert_array_equal(grown.down.kernel[10:], 0)
+    drawn = dw.nnx.grow(small, growth, key=jax.random.key(2), fresh=wide)
+    assert not np.any(drawn.conv.kernel[..., 6:] == wide.conv.kernel[..., 6:]), "a key draws others"
 
 
 def test_widths_are_the_same_in_training(images: jax.Array) -> None:
