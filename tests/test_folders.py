@@ -92,7 +92,11 @@ def test_lists_of_layers_go_on_as_they_began(tmp_path):
     main([*arguments, "num_hidden_layers=5"])
     assert config(large)["layer_types"] == [*types, *types, types[0]]
     assert_same(small, large)
-    small = saved(tmp_path / "late", "qwen2", layer_types=types[1:] * 3 + types[:1])
+
+
+def test_a_list_of_layers_that_repeats_nothing_must_be_given(tmp_path):
+    types = ["full_attention"] * 3 + ["sliding_attention"]
+    small = saved(tmp_path / "small", "qwen2", layer_types=types)
     arguments = ["grow", str(small), str(tmp_path / "more"), "--seed", "0", "--set"]
     with pytest.raises(SystemExit, match="--set layer_types: needed, with an entry for each layer"):
         main([*arguments, "num_hidden_layers=5"])
