@@ -14,6 +14,7 @@ import dogwood_jax as dw
 from dogwood_jax._plan import decide
 from dogwood_jax._program import like_layers
 from dogwood_jax._program.like_layers import LikeLayers
+from dogwood_jax._program.sameness import Sameness
 from dogwood_jax._widths.by_analogy import Analogy, NotAlike, all_layers
 
 DEPTH = 11  # so that layers/10 comes before layers/2 where names are sorted
@@ -217,6 +218,12 @@ def shared(p: Any, x: Any) -> Any:
 @pytest.mark.parametrize("apply", [collected, numbered, shared])
 def test_layers_that_are_not_like_are_read(apply: Callable[..., Any]) -> None:
     assert dw.trace(apply, blocks(), X).network.deep is None
+
+
+def test_equations_with_other_numbers_do_something_else() -> None:
+    program = jax.make_jaxpr(lambda x: (x * 2.0, x * 3.0, x * 2.0))(X).jaxpr
+    twice, thrice, again = map(Sameness().equation, program.eqns)
+    assert twice == again != thrice
 
 
 def test_what_more_layers_add_is_checked() -> None:
