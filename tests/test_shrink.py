@@ -176,6 +176,25 @@ def test_a_budget_is_met_and_missed_by_less_than_a_unit(network, measure, share)
     assert np.isfinite(apply(small, batch[0])).all()
 
 
+def test_units_go_that_save_most_for_their_score(network):
+    """With one score for all units, those with the most weights go first."""
+    params, widths, _ = network
+    scores = {name: np.ones(widths[name].size) for name in HIDDEN}
+    saved = {"h0": 4 + 1 + 16, "h1": 12 + 1 + 10, "h2": 16 + 1 + 3}  # by one unit
+    share = (size(params) - max(saved.values()) + 0.5) / size(params)
+    _, growth = dw.shrink(params, widths, scores=scores, parameters=share)
+    assert {c.width: c.new for c in growth.changes} == {"h1": 15}
+
+
+def test_copies_score_as_the_unit_that_they_are_copies_of(network):
+    params, widths, batch = network
+    growth = dw.plan(widths, {"h1": 32}, strategy=dw.strategies.replicate(), check=False)
+    wide = dw.grow(params, growth)
+    found = dw.saliency(wide, growth.after, loss, *batch)["h1"]
+    np.testing.assert_allclose(found[:16], dw.saliency(params, widths, loss, *batch)["h1"], 1e-6)
+    np.testing.assert_array_equal(found[16:], 0)
+
+
 @pytest.mark.long
 def test_scores_serve_several_budgets(network):
     params, widths, batch = network

@@ -319,7 +319,7 @@ MUTANTS = [
         "_arrays/insert.py",
         '{"zeros": 0.0, "ones": 1.0}.get(',
         '{"zeros": 0.0}.get(',
-        "test_deepen_layers.py",
+        "test_deepen.py",
     ),
     # _optimizer
     Mutant(
