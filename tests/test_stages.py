@@ -16,6 +16,7 @@ from linear import KEY, assert_trees_equal
 
 import dogwood_jax as dw
 from dogwood_jax import plotting, training
+from dogwood_jax._front.stages import planned
 from dogwood_jax.training import Stage
 
 SETTINGS = {"batch_size": 16, "key": KEY, "progress": False}
@@ -168,6 +169,16 @@ def test_a_module_of_another_size_comes_with_its_function():
     stages = [Stage(epochs=1), Stage(epochs=1, sizes={"first": 9}, apply=Net(9).apply)]
     run = training.fit(Net(6).apply, start, TX, (inputs, labels), stages=stages, **SETTINGS)
     assert run.variables["params"]["last"]["kernel"].shape == (9, 2)
+
+
+def test_a_stage_goes_on_with_the_function_of_the_one_before():
+    def other(variables, inputs):
+        return apply(variables, inputs)
+
+    given = [Stage(epochs=1), Stage(sizes={"up": 12}, apply=other, epochs=1), Stage(epochs=1)]
+    stages, problems = planned(given, apply, variables(), data()[0])
+    assert problems == []
+    assert [stage.apply for stage in stages] == [apply, other, other]
 
 
 def test_collections_that_are_not_trained_grow_along():
