@@ -321,6 +321,18 @@ def test_a_growth_is_shown_by_its_twin(name: str, monkeypatch: pytest.MonkeyPatc
     assert verdict.samples >= 3
 
 
+def test_a_twin_keeps_the_ratio_that_a_recipe_depends_on() -> None:
+    def apply(p: Any, x: Any) -> Any:
+        h = x @ p["embed"]
+        h = h / jnp.sqrt(jnp.mean(h * h, -1, keepdims=True) + 1e-3) * p["scale"][None]
+        return h @ p["head"]
+
+    shapes = {"embed": f64(64, 2048), "scale": f64(2048), "head": f64(2048, 64)}
+    growth = dw.plan(dw.trace(apply, shapes, f64(256, 64)), {"embed": 3072})
+    (_, before, after), *_ = growth.evidence.sizes
+    assert (before < 2048) and after / before == 3072 / 2048
+
+
 # Evidence ----------------------------------------------------------------------------------------
 
 X, SIZES = f64(3, 4), {"up": 7}
