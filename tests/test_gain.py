@@ -204,6 +204,7 @@ def test_widths_that_cannot_be_tried_are_named():
         gains["mix"]
 
 
+@pytest.mark.long
 def test_a_loss_of_fixed_sizes_is_refused():
     (params, x, y, _), widths = case(0), traced()
 

@@ -291,6 +291,7 @@ def test_a_convolution_before_a_flatten_agrees_with_the_dense_matrix_of_second_d
         pytest.param("stacked_layers", "hidden", marks=LONG),  # which is a width for each layer
     ],
 )
+@pytest.mark.long
 def test_new_units_of_other_networks_are_silent_and_none_is_dead(name, by):
     network = load()[name]
     small, big = network.build(), build_larger(network, by)

@@ -43,7 +43,13 @@ NETWORKS = load()
 # Pairs -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", pairs.KINDS)
+# Whose programs take long to evaluate.
+LONG = "order_of_reshape words_for_a_square swapped interpolation first_positions".split()
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.long] * (kind in LONG)) for kind in pairs.KINDS]
+)
 def test_a_pair_is_accepted_if_and_only_if_outputs_agree(kind: str) -> None:
     assert str(pairs.failure(kind, seed=0)) == "None"
 

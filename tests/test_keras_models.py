@@ -147,7 +147,11 @@ def test_a_layer_scale_has_a_weight_of_any_name(tmp_path):
 @pytest.mark.parametrize(
     ("name", "layers"),
     [
-        ("image", ["conv2d", "conv2d_transpose", "separable_conv2d"]),
+        pytest.param(
+            "image",
+            ["conv2d", "conv2d_transpose", "separable_conv2d"],
+            marks=pytest.mark.long,
+        ),
         pytest.param(
             "sequence", ["embedding", "time_distributed", "gru_1"], marks=pytest.mark.long
         ),
@@ -172,6 +176,7 @@ def test_a_grown_module_predicts_the_same(name, layers):
 
 
 @pytest.mark.parametrize("writer", ["keras_3.15.1", "tf_keras_2.21.0"])
+@pytest.mark.long
 def test_shapes_and_groups_of_a_grown_model_are_written(writer, tmp_path):
     path = DATA / f"{writer}_growing.keras"
     module, variables = load_model(path)

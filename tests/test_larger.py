@@ -268,6 +268,7 @@ def test_a_product_beside_new_layers_is_not_split_by_the_networks_own_function()
 
 
 @pytest.mark.parametrize("is_taken", (False, True))
+@pytest.mark.long
 def test_a_function_that_runs_over_stacks_is_the_larger_models_too(is_taken):
     def stacks(layers, hidden):
         layer = of_layers(layers, hidden)

@@ -142,6 +142,7 @@ def test_copies_with_a_little_noise_move_outputs_a_little():
     assert 0 < float(jnp.abs(moved).max()) < 1e-6
 
 
+@pytest.mark.long
 def test_other_widths_may_change_outputs():
     widths = dw.trace(network("einsum", 1), params(2, 2, stacked=True), TOKENS)
     drawn = {widths.of("layers/up", 3).name: strategies.random()}

@@ -307,6 +307,7 @@ def test_a_constant_that_must_change_is_refused() -> None:
     np.testing.assert_allclose(apply(wide, X), apply(small, X), rtol=1e-12)
 
 
+@pytest.mark.long
 def test_a_constant_that_only_looks_computed_from_a_size_stays_if_the_function_says_so() -> None:
     class Own(eqx.Module):
         up: eqx.nn.Linear

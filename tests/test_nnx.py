@@ -347,6 +347,7 @@ class Told(nnx.Module):
         return self.down(nnx.tanh(self.up(x)))
 
 
+@pytest.mark.long
 def test_what_nothing_shows_is_refused() -> None:
     x = jnp.ones((2, 3))
     told = Told(4, nnx.Rngs(0))

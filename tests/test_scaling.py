@@ -258,6 +258,7 @@ LEARN_FIRST = {
     "name",
     [n if n == "divergence" else pytest.param(n, marks=pytest.mark.long) for n in LEARN_FIRST],
 )
+@pytest.mark.long
 def test_new_units_learn_though_they_are_zero(name: str) -> None:
     big, growth = planned(name, 9)[0]
     grown = dw.grow(before(name)[2], growth, fresh=fill(big.shapes, 2))

@@ -92,6 +92,7 @@ def test_scores_rank_units_of_all_widths_as_removing_them_does(network):
     assert by_sample > 0.85 > 0.6 > by_batch
 
 
+@pytest.mark.long
 def test_a_score_is_the_mean_square_of_what_a_factor_on_a_unit_does(network):
     params, widths, (x, y) = network
 

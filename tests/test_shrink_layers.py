@@ -101,6 +101,7 @@ def test_a_layer_scores_by_how_much_the_loss_rises_without_it(network):
         np.testing.assert_allclose(score, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.long
 def test_the_layers_that_matter_most_stay(network):
     module, apply, variables, widths, name = network
     loss = loss_of(apply)

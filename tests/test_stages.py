@@ -125,6 +125,7 @@ def test_the_loss_goes_on_where_the_network_grows():
     assert run.history["loss"][3] < run.history["loss"][2]
 
 
+@pytest.mark.long
 def test_wider_and_deeper_with_functions_of_their_own():
     inputs, labels = data()
     small, large = Net(6), Net(10, layers=2)

@@ -376,7 +376,18 @@ def float_paths(variables: Any) -> list[str]:
 # Whose plans take long.
 HEAVY = (
     *("lstm", "gru", "conv_1d", "experts_by_ragged_dot", "encoder_decoder", "cnn_training", "pinn"),
-    *("squeeze_excite", "densenet", "vit", "resnet", "cnn", "unet", "groupnorm", "nnx_cnn"),
+    *("fused_qkv", "equinox_conv_attention", "fused_gates", "decoding", "haiku_cnn", "branches"),
+    *(
+        "haiku_attention",
+        "squeeze_excite",
+        "densenet",
+        "vit",
+        "resnet",
+        "cnn",
+        "unet",
+        "groupnorm",
+        "nnx_cnn",
+    ),
 )
 
 

@@ -412,7 +412,19 @@ def width_at(widths: dw.Widths, place: str) -> dw.Width:
     return next((widths[n] for n in names if not widths[n].fixed), widths[names[0]])
 
 
-@pytest.mark.parametrize("name", TRAPS)
+# Whose programs take long to compile.
+LONG = (
+    *("some_units_drawn", "concatenations_that_do_not_align", "block_diagonal_weights"),
+    *("queries_keys_and_values_within_heads", "one_array_for_queries_keys_and_values"),
+    *("experts_and_hidden_units", "softmax_over_heads", "repeated_units", "gated_weights"),
+    *("unit_vectors_of_heads", "pooled_by_six", "outer_product", "experts_looked_up"),
+    "queries_scaled_before_heads_are_parted",
+)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] * (name in LONG)) for name in TRAPS]
+)
 def test_trap(name: str) -> None:
     apply, shapes, fates = dataclasses.astuple(TRAPS[name])
     widths = dw.trace(apply, shapes, X)

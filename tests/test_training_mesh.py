@@ -187,6 +187,7 @@ def never(*_):
 
 
 @pytest.mark.skipif(not hasattr(jax, "set_mesh"), reason="takes JAX 0.7")
+@pytest.mark.long
 def test_the_mesh_may_be_set(variables, data, on_one_device):
     mesh, (of_batch, specs) = mesh_of(AxisType.Explicit), LAYOUTS["tensor_parallel"]
     given = put(variables, mesh, specs)

@@ -539,6 +539,7 @@ def test_repeated_arrays_are_divided_along_the_same_axes():
 @pytest.mark.parametrize(
     "kind", ["sigmoid", pytest.param("softmax, top-k", marks=pytest.mark.long)]
 )
+@pytest.mark.long
 def test_the_state_is_that_of_the_larger_network(kind):
     """An average of gradients that only holds the last one becomes the larger network's."""
     variables, tx = net.params(3), optax.trace(0.0)

@@ -312,6 +312,7 @@ def test_noise_on_copies_is_relative_to_the_weights():
         *(pytest.param(network, UNEVEN, marks=pytest.mark.long) for network in OTHERS),
     ],
 )
+@pytest.mark.long
 def test_the_adjoint_of_the_growth_takes_new_gradients_to_old_ones(network, strategy):
     network, strategy = NETWORKS[network], PRESERVING[strategy]
     # loss(widen(p)) is loss(p) for every p, so the chain rule ties the two gradients together. It
