@@ -209,6 +209,10 @@ def test_dimensions_hold_in_a_second_size(primitive: str) -> None:
                 assert shapes == old, f"{name}: {sizes}: outputs change shape"
 
 
+# How JAX writes programs differs between its versions, and so what can be shown of them.
+IS_RECORDED = jax.__version_info__[:2] == (0, 10)
+
+
 @functools.cache
 def recorded() -> dict[str, str]:
     """What became of growths by default when ``state.py`` ran them last."""
@@ -269,7 +273,7 @@ def test_growth_is_exact(how: str, names: list[str]) -> None:
             try:
                 growth = dw.plan(traced(name), sizes, interface=interface, **STRATEGIES[how])
             except ValueError as error:
-                if how == "default" and recorded().get(what) == "exact":
+                if how == "default" and IS_RECORDED and recorded().get(what) == "exact":
                     problems[what] = f"was exact, and is refused: {error}"
             else:
                 if far := moved(name, growth):

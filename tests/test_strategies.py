@@ -44,8 +44,10 @@ STRATEGIES = {
 }
 CHOOSING = ("gradmax", "firefly")
 # Convolutions and second derivatives take long to compile.
-LONG = "conv_1d shape_operations cnn cnn_training handwritten low_rank pinn tied_embedding".split()
-LONG += "vae all_of_size_4 weight_norm width_1 complex_and_fourier weight_standardized embedding".split()
+LONG = (
+    "conv_1d shape_operations cnn cnn_training handwritten low_rank pinn tied_embedding vae "
+    "all_of_size_4 weight_norm width_1 complex_and_fourier weight_standardized embedding"
+).split()
 DTYPES = ("float64", "bfloat16")
 
 
