@@ -763,6 +763,7 @@ def in_blocks(path):
 
 
 @pytest.mark.parametrize("name", ["wider", pytest.param("deeper", marks=pytest.mark.long)])
+@pytest.mark.long
 def test_names_say_where_orbax_has_the_network(name, tmp_path):
     """Layers under other names, with an optimizer's state in which they have these names, too."""
     _, tree, _ = network()
@@ -821,6 +822,7 @@ def test_a_tree_as_maxtext_saves_it_grows(tmp_path):
         checkpoint.grow(tmp_path / "small", growth, tmp_path / "none", key=KEY, names=names)
 
 
+@pytest.mark.long
 def test_what_names_cannot_say_of_orbax_is_listed(tmp_path):
     _, tree, _ = network()
     save_by_orbax({"model": tree}, tmp_path / "small")

@@ -420,6 +420,7 @@ def test_files_that_are_copied_need_room(small, growth, tmp_path, monkeypatch):
     checkpoint.grow(small / INDEX, growth, tmp_path / "alone", key=KEY, names=NAMES)
 
 
+@pytest.mark.long
 def test_without_a_file_and_for_one_file_tensors_grow_alone(small, growth, tmp_path):
     with pytest.raises(ValueError, match="config= is for folders"):
         checkpoint.grow(small / INDEX, growth, tmp_path / "x", key=KEY, names=NAMES, config={})

@@ -505,6 +505,7 @@ def test_deepen_needs_networks_or_names():
         dw.deepen({}, {})
 
 
+@pytest.mark.long
 def test_a_place_where_the_inputs_do_not_fit_is_no_reason():
     """Were the first of the layers the new one, the inputs would have 8 columns."""
 

@@ -161,6 +161,7 @@ def test_the_table_says_what_a_unit_costs():
     assert dw.gain(params, widths, loss, x, y) == gains
 
 
+@pytest.mark.long
 def test_channels_and_flattened_units_count_each_place():
     """A flattened image has many weights for each channel."""
 

@@ -170,6 +170,7 @@ def test_another_tree_is_refused():
 
 
 @pytest.mark.parametrize("sharded", [pytest.param(False, marks=LONG), True])
+@pytest.mark.long
 def test_old_weights_stay_entry_by_entry_also_under_weight_decay(sharded):
     growth = planned(8, 8)
     wide = grow(PARAMS, growth, key=KEY)

@@ -44,7 +44,17 @@ NETWORKS = load()
 
 
 # Whose programs take long to evaluate.
-LONG = "order_of_reshape words_for_a_square swapped interpolation first_positions".split()
+LONG = (
+    "axis_of_cumsum axis_of_softmax axis_of_sort bound_itself_of_relu branches_of_where "
+    "diagonal fill_value_of_a_lookup fill_value_of_take first_positions gelu_is_approximate "
+    "halves halves_of_a_fused_array hidden_units_are_narrow interpolation jitted "
+    "lines_in_another_order mapped mask_of_attention mode_of_a_lookup mode_of_an_update "
+    "mode_of_take norm_of_a_transform operands_of_a_quotient operands_of_an_angle "
+    "order_of_a_norm order_of_reshape order_of_sort outputs_exchanged padding_and_dilation "
+    "pairs_that_rotate period_of_positions reduced_precision rematerialized sides_of_a_clip "
+    "start_of_a_dynamic_slice stop_of_gradients swapped unroll_of_a_scan update_of_entries "
+    "value_for_nan words_for_a_square"
+).split()
 
 
 @pytest.mark.parametrize(

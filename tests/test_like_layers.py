@@ -285,6 +285,7 @@ def scaled_by_depth(p: Any, x: Any) -> Any:
 @pytest.mark.parametrize(
     "apply", [scaled_in_one_layer, pytest.param(scaled_by_size, marks=pytest.mark.long)]
 )
+@pytest.mark.long
 def test_plan_sees_numbers_that_follow_from_sizes(apply: Callable[..., Any]) -> None:
     widths = dw.trace(apply, blocks(), X)
     assert widths.network.deep is not None

@@ -239,7 +239,7 @@ def growing() -> Iterator[Any]:
     """Yields what grows how: examples of one primitive in each case."""
     first = [name for of, name in FIRST.items() if of not in RARE]
     core = by_primitive(STRUCTURAL)["reshape"]
-    between = [name for name in ENTRIES_ALONE if name.endswith("_between")]
+    between = [name for name in of_few(ENTRIES_ALONE) if name.endswith("_between")]
     normed = [name for name in EXAMPLES if "_a_norm" in name]
     around = [name for name in EXAMPLES if name not in {*PLAIN, *normed}]
     short = {

@@ -57,6 +57,7 @@ def same(tree, other):
     [optax.adamw(1e-2), pytest.param(optax.contrib.muon(1e-2), marks=pytest.mark.long)],
     ids=["adamw", "muon"],
 )
+@pytest.mark.long
 def test_it_is_the_wrapped_optimizer_and_a_renewal(optimizer):
     plain = dw.growable(optimizer, renewable=True)
     tx = dw.recycling(optimizer, widths(), key=KEY, every=3)

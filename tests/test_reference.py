@@ -58,7 +58,7 @@ CASES = {
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.long] * (n == "attention")) for n in CASES]
+    "name", [pytest.param(n, marks=[pytest.mark.long] * (n != "convolution")) for n in CASES]
 )
 def test_the_library_does_what_the_reference_does(name: str) -> None:
     apply, shapes, of_inputs, places = CASES[name]

@@ -311,6 +311,7 @@ def normalized(over):
     return module.apply, networks.fill(jax.eval_shape(module.init, KEY, x), 1), x
 
 
+@pytest.mark.long
 def test_statistics_begin_anew_beside_a_state_of_one_collection():
     apply, variables, x = normalized(False)
     tx = adam()

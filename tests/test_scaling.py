@@ -645,7 +645,7 @@ def test_a_sum_says_how_its_weights_must_follow_the_size() -> None:
 
 
 @pytest.mark.parametrize("scaled", ["...k,k->...k", "k,...k->...k"])
-@pytest.mark.parametrize("knows_sizes", [False, True])
+@pytest.mark.parametrize("knows_sizes", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_a_norm_may_scale_by_einsum(scaled, knows_sizes):
     """A sum of products that sums over nothing is a product, as in MaxText's RMSNorm."""
 

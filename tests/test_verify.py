@@ -451,6 +451,7 @@ def test_new_statistics_are_compared_where_old_units_are():
         dw.verify(in_training(4), old, in_training(7), wide, x, growth=growth)
 
 
+@pytest.mark.long
 def test_gradients_are_compared_unless_the_growth_copies_or_rescales():
     def gradient(params, x):
         return jax.grad(lambda params: (mlp(params, x) ** 2).sum())(params)
