@@ -61,7 +61,7 @@ RARE = set(
 CORE = ("dot_general", "reshape")
 FIRST = {primitive: name for name in reversed(EXAMPLES) for primitive in EXAMPLES[name].reaches}
 ENTRIES_ALONE = [n for n in EXAMPLES if EXAMPLES[n].apply.__module__.endswith("_elementwise")]
-STRUCTURAL = [n for n in EXAMPLES if n not in {*ENTRIES_ALONE}]
+STRUCTURAL = [n for n in EXAMPLES if not EXAMPLES[n].apply.__module__.endswith("_elementwise")]
 
 
 def of_few(names: Iterable[str]) -> list[str]:
@@ -241,7 +241,7 @@ def growing() -> Iterator[Any]:
     core = by_primitive(STRUCTURAL)["reshape"]
     between = [name for name in of_few(ENTRIES_ALONE) if name.endswith("_between")]
     normed = [name for name in EXAMPLES if "_a_norm" in name]
-    around = [name for name in EXAMPLES if name not in {*PLAIN, *normed}]
+    around = [name for name in EXAMPLES if name not in PLAIN and name not in normed]
     short = {
         "default": [*dict.fromkeys([*first, *core, *between])],
         "replicate": [name for name in first if EXAMPLES[name].reaches[0] in CORE],

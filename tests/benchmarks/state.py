@@ -88,7 +88,7 @@ def _topic(function: Callable[..., Any], prefix: str) -> str:
 
 
 def _far(found: list[Any], wanted: list[Any], tolerance: float = 1e-12) -> bool:
-    """Whether outputs, cut to those that are wanted, are others."""
+    """Whether outputs differ from the wanted ones in the entries that both have."""
     for new, old in zip(cut(found, [y.shape for y in wanted]), wanted, strict=True):
         if jnp.issubdtype(old.dtype, jnp.inexact):
             scale = max(float(jnp.max(jnp.abs(old), initial=0)), 1e-3)
@@ -262,7 +262,7 @@ def _hash(variables: Any) -> str:
 
 
 def bits() -> Iterator[str]:
-    """Hashes of the arrays of each network, and of the moments of its optimizer."""
+    """Hashes of the grown arrays of each network, by strategy and dtype."""
     with jax.enable_x64(True), jax.numpy_rank_promotion("raise"):
         for name, network in networks.load().items():
             small = network.build()
@@ -317,13 +317,11 @@ def walk() -> Iterator[str]:
     tx = dw.growable(optax.adam(1e-3))
     state = tx.init(variables)
 
-    def plan() -> dw.Growth:
-        return dw.plan(dw.trace(_perceptron, variables, x), {"hidden": 200})
-
-    growth = plan()
+    widths = dw.trace(_perceptron, variables, x)
+    growth = dw.plan(widths, {"hidden": 200})
     steps: dict[str, Callable[[], Any]] = {
         "trace": lambda: dw.trace(_perceptron, variables, x),
-        "plan": functools.partial(dw.plan, growth.widths, {"hidden": 200}),
+        "plan": functools.partial(dw.plan, widths, {"hidden": 200}),
         "grow": lambda: dw.grow(variables, growth, key=KEY),
         "grow_opt_state": lambda: dw.grow_opt_state(state, growth, tx),
     }
