@@ -197,7 +197,7 @@ def test_a_folder_with_one_file_becomes_a_folder(tmp_path):
     assert_same(load(tmp_path / "large"), expected)
 
 
-@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.long)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.long
 def test_large_pieces_are_written_directly_and_zeros_left_out(dtype, tmp_path, monkeypatch):
     """With factors, denormal numbers, and NumPy's blocks of a row.
@@ -762,7 +762,7 @@ def in_blocks(path):
     return re.sub(r"(^|/)layers/(\d+)/", r"\1block_\2/", path)
 
 
-@pytest.mark.parametrize("name", ["wider", pytest.param("deeper", marks=pytest.mark.long)])
+@pytest.mark.parametrize("name", ["wider", "deeper"])
 @pytest.mark.long
 def test_names_say_where_orbax_has_the_network(name, tmp_path):
     """Layers under other names, with an optimizer's state in which they have these names, too."""

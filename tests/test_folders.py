@@ -106,7 +106,7 @@ def test_a_list_of_layers_that_repeats_nothing_must_be_given(tmp_path):
     ("name", "chosen", "kind"),
     [
         ("qwen3", 3, "qwen3_moe"),
-        pytest.param("llama", None, "mixtral", marks=pytest.mark.long),
+        ("llama", None, "mixtral"),
     ],
 )
 @pytest.mark.long

@@ -286,9 +286,9 @@ def test_a_convolution_before_a_flatten_agrees_with_the_dense_matrix_of_second_d
 @pytest.mark.parametrize(
     ("name", "by"),
     [
-        pytest.param("vit", "heads", marks=LONG),  # whose values alone must be zero
+        ("vit", "heads"),  # whose values alone must be zero
         ("gated_mlp", "hidden"),
-        pytest.param("stacked_layers", "hidden", marks=LONG),  # which is a width for each layer
+        ("stacked_layers", "hidden"),  # which is a width for each layer
     ],
 )
 @pytest.mark.long

@@ -169,7 +169,7 @@ def test_another_tree_is_refused():
 # Training new entries alone -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sharded", [pytest.param(False, marks=LONG), True])
+@pytest.mark.parametrize("sharded", [False, True])
 @pytest.mark.long
 def test_old_weights_stay_entry_by_entry_also_under_weight_decay(sharded):
     growth = planned(8, 8)

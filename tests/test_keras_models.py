@@ -247,7 +247,7 @@ NORM = ("GroupNormalization", {"groups": 3, "axis": -1, "epsilon": 0.001})
 @pytest.mark.parametrize(
     ("layers", "width", "size", "why"),
     [
-        pytest.param(
+        (
             [
                 ("Reshape", {"target_shape": [2, 2, 3]}),
                 *map(each, (conv(6), NORM, conv(6, groups=3), ("GlobalAveragePooling1D", {}))),
@@ -255,7 +255,6 @@ NORM = ("GroupNormalization", {"groups": 3, "axis": -1, "epsilon": 0.001})
             "layer_2[groups]",
             4,
             None,
-            marks=pytest.mark.long,
         ),
         ([conv(4), conv(4, groups=2)], "layer_1[groups]", 3, None),
         ([conv(4), conv(4, groups=2)], "layer_1[2.1]", 3, None),

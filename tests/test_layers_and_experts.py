@@ -99,7 +99,7 @@ def test_the_state_grows_along():
     ("stacked", "depth"),
     [
         (False, strategies.stack()),
-        pytest.param(True, strategies.interpose(), marks=pytest.mark.long),
+        (True, strategies.interpose()),
     ],
 )
 @pytest.mark.long

@@ -282,9 +282,7 @@ def scaled_by_depth(p: Any, x: Any) -> Any:
 
 
 @pytest.mark.usefixtures("is_worth_it")
-@pytest.mark.parametrize(
-    "apply", [scaled_in_one_layer, pytest.param(scaled_by_size, marks=pytest.mark.long)]
-)
+@pytest.mark.parametrize("apply", [scaled_in_one_layer, scaled_by_size])
 @pytest.mark.long
 def test_plan_sees_numbers_that_follow_from_sizes(apply: Callable[..., Any]) -> None:
     widths = dw.trace(apply, blocks(), X)

@@ -54,7 +54,7 @@ def same(tree, other):
 
 @pytest.mark.parametrize(
     "optimizer",
-    [optax.adamw(1e-2), pytest.param(optax.contrib.muon(1e-2), marks=pytest.mark.long)],
+    [optax.adamw(1e-2), optax.contrib.muon(1e-2)],
     ids=["adamw", "muon"],
 )
 @pytest.mark.long

@@ -290,9 +290,9 @@ def test_under_jit_and_as_json():
     "dtype",
     [
         "bfloat16",
-        pytest.param("float64", marks=pytest.mark.long),
-        pytest.param("float16", marks=pytest.mark.long),
-        pytest.param("float32", marks=pytest.mark.long),
+        "float64",
+        "float16",
+        "float32",
     ],
 )
 @pytest.mark.long

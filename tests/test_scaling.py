@@ -139,7 +139,7 @@ def test_the_larger_network_computes_the_same(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("norm", "scaled", "layers"),
-    [("rms", True, 1), pytest.param("layer", False, 2, marks=pytest.mark.long)],
+    [("rms", True, 1), ("layer", False, 2)],
 )
 @pytest.mark.long
 def test_networks_in_mixed_precision_grow_exactly(norm: str, scaled: bool, layers: int) -> None:
@@ -256,7 +256,7 @@ LEARN_FIRST = {
 
 @pytest.mark.parametrize(
     "name",
-    [n if n == "divergence" else pytest.param(n, marks=pytest.mark.long) for n in LEARN_FIRST],
+    LEARN_FIRST,
 )
 @pytest.mark.long
 def test_new_units_learn_though_they_are_zero(name: str) -> None:

@@ -199,7 +199,7 @@ def stack(params, x):
 @pytest.mark.skipif(not hasattr(jax.sharding, "auto_axes"), reason="takes JAX 0.7")
 @pytest.mark.parametrize(
     "strategy",
-    ["zero_outgoing", "stack", *(pytest.param(n, marks=LONG) for n in ("replicate", "keep"))],
+    ["zero_outgoing", "stack", *(n for n in ("replicate", "keep"))],
 )
 @pytest.mark.long
 def test_axes_may_be_explicit_under_jit(strategy, mesh):

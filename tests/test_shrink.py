@@ -120,9 +120,7 @@ def test_other_scores_are_what_they_say(network):
 # What goes ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "by", ["activity", "norm", pytest.param("first_order", marks=pytest.mark.long)]
-)
+@pytest.mark.parametrize("by", ["activity", "norm", "first_order"])
 @pytest.mark.long
 def test_units_that_can_go_for_nothing_go_first(network, by):
     params, widths, batch = network
@@ -221,7 +219,7 @@ def worst(growth, scores):
     return {c.width: np.sort(np.argsort(scores[c.width])[: c.new]) for c in growth.changes}
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.long)])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.long
 def test_half_precision(network, dtype):
     params, widths, batch = network

@@ -148,7 +148,7 @@ def assert_equinox_goes_on(
     return wide
 
 
-@pytest.mark.parametrize("by", [pytest.param("names", marks=LONG), "target"])
+@pytest.mark.parametrize("by", ["names", "target"])
 @pytest.mark.long
 def test_an_equinox_mlp(by: str) -> None:
     def make(large: bool) -> Any:

@@ -87,7 +87,7 @@ def assert_close(actual, expected):
     [
         ("fsdp", AxisType.Explicit),
         *(
-            pytest.param(layout, axis_type, marks=pytest.mark.long)
+            (layout, axis_type)
             for layout, axis_type in (
                 *(("data_parallel", AxisType.Auto), ("data_parallel", AxisType.Explicit)),
                 *(("tensor_parallel", AxisType.Auto), ("tensor_parallel", AxisType.Explicit)),

@@ -106,7 +106,7 @@ def test_one_expert_is_chosen_as_before(kind, dispatch, factor):
     np.testing.assert_array_equal(new, factor * jnp.concatenate([old, old]))
 
 
-@pytest.mark.parametrize("dispatch", ["einsum", pytest.param("ragged_dot", marks=pytest.mark.long)])
+@pytest.mark.parametrize("dispatch", ["einsum", "ragged_dot"])
 @pytest.mark.long
 def test_the_router_tells_the_arrays_of_its_experts(dispatch):
     variables, old = net.params(3), net.network("sigmoid", dispatch)
@@ -266,9 +266,7 @@ def test_all_copies_are_chosen_before_one_of_them_is():
     assert moved(old, variables, new, dw.grow(variables, growth)) < 1e-12
 
 
-@pytest.mark.parametrize(
-    "dispatch", ["einsum", pytest.param("ragged_dot with a scale", marks=pytest.mark.long)]
-)
+@pytest.mark.parametrize("dispatch", ["einsum", "ragged_dot with a scale"])
 @pytest.mark.long
 def test_more_and_wider_experts_in_one_plan(dispatch, monkeypatch):
     variables = net.params(3, mlp=True)
@@ -536,9 +534,7 @@ def test_repeated_arrays_are_divided_along_the_same_axes():
 # The optimizer's state ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "kind", ["sigmoid", pytest.param("softmax, top-k", marks=pytest.mark.long)]
-)
+@pytest.mark.parametrize("kind", ["sigmoid", "softmax, top-k"])
 @pytest.mark.long
 def test_the_state_is_that_of_the_larger_network(kind):
     """An average of gradients that only holds the last one becomes the larger network's."""

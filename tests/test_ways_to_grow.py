@@ -170,9 +170,7 @@ def test_old_weights_shrink_and_all_are_perturbed():
         strategies.shrink_perturb(-1)
 
 
-@pytest.mark.parametrize(
-    "strategy", [strategies.replicate, pytest.param(strategies.hyperclone, marks=pytest.mark.long)]
-)
+@pytest.mark.parametrize("strategy", [strategies.replicate, strategies.hyperclone])
 @pytest.mark.long
 def test_copies_may_begin_with_a_new_state(strategy):
     params, growth, wide = grown(strategy(state="new"), {"up": 12})

@@ -304,12 +304,8 @@ def test_noise_on_copies_is_relative_to_the_weights():
     ("network", "strategy"),
     [
         ("neighbours", UNEVEN),
-        *(
-            pytest.param("neighbours", strategy, marks=pytest.mark.long)
-            for strategy in PRESERVING
-            if strategy != UNEVEN
-        ),
-        *(pytest.param(network, UNEVEN, marks=pytest.mark.long) for network in OTHERS),
+        *(("neighbours", strategy) for strategy in PRESERVING if strategy != UNEVEN),
+        *((network, UNEVEN) for network in OTHERS),
     ],
 )
 @pytest.mark.long
