@@ -6,15 +6,16 @@ import jax
 import pytest
 from architecture import load, measured
 from architecture_table import MARKDOWN, markdown, read
+from tiers import long
 
 ARCHITECTURES = load()
 RECORDED = {row["name"]: row for row in read()}
 # The others are grown by tests/benchmarks/architectures.py, and by state.py, which takes minutes.
 SOME = (
     "MLP",
-    pytest.param("MLP, Haiku", marks=pytest.mark.long),
-    pytest.param("Minimal RNN (lax.scan)", marks=pytest.mark.long),
-    pytest.param("RealNVP (affine couplings)", marks=pytest.mark.long),
+    long("MLP, Haiku"),
+    long("Minimal RNN (lax.scan)"),
+    long("RealNVP (affine couplings)"),
 )
 
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiers import long
 
 import dogwood_jax as dw
 
@@ -163,7 +164,7 @@ def test_a_growth_without_experts_is_refused():
         dw.grow_several(one, growth)
 
 
-@pytest.mark.parametrize("fused", [pytest.param("runs", marks=pytest.mark.long), "pairs"])
+@pytest.mark.parametrize("fused", [long("runs"), "pairs"])
 def test_heads_in_fused_kernels_stay_in_their_places(fused):
     """Keys and values are made by one kernel: all keys first, or by heads."""
     shape = (2, HEADS, SIZE) if fused == "runs" else (HEADS, 2, SIZE)

@@ -18,6 +18,7 @@ import optax.contrib
 import pytest
 import transformer
 from safetensors.numpy import load_file, save_file
+from tiers import in_tiers, long
 
 import dogwood_jax as dw
 from dogwood_jax import __main__ as command_line
@@ -166,9 +167,7 @@ ADAMW = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(optax.linear_sch
 LONG = ("copies", "shrunk", "noise", "init", "narrower", "deeper")
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.long) if n in LONG else n for n in GROWTHS]
-)
+@pytest.mark.parametrize("name", in_tiers(GROWTHS, long=LONG))
 def test_a_checkpoint_grows_as_its_arrays_do(name, tmp_path, monkeypatch):
     place = list(GROWTHS).index(name)
     dtype, shards = (jnp.float32, jnp.bfloat16)[place % 2], (2, 1, 1)[place % 3]
@@ -462,7 +461,7 @@ def small(tmp_path):
     return save(network()[1], tmp_path / "small", 1)
 
 
-@pytest.mark.parametrize("form", ["safetensors", pytest.param("orbax", marks=pytest.mark.long)])
+@pytest.mark.parametrize("form", ["safetensors", long("orbax")])
 def test_a_run_that_fails_goes_on_where_it_stopped(form, tmp_path, monkeypatch):
     monkeypatch.setattr(made, "_PIECE", 128)
     tree, growth, tx = network()[1], growth_of("wider"), None
@@ -695,16 +694,9 @@ def test_the_command_line_inspects_and_grows(small, tmp_path):
     ("tx", "name", "options"),
     [
         (ADAMW, "wider", {}),
-        pytest.param(
-            dw.growable(ADAMW, renewable=True),
-            "deeper",
-            {"use_ocdbt": False, "use_zarr3": True},
-            marks=pytest.mark.long,
-        ),
-        pytest.param(
-            optax.adafactor(1e-3), "narrower", {"use_zarr3": True}, marks=pytest.mark.long
-        ),
-        pytest.param(optax.contrib.dog(), "interposed", {}, marks=pytest.mark.long),
+        long(dw.growable(ADAMW, renewable=True), "deeper", {"use_ocdbt": False, "use_zarr3": True}),
+        long(optax.adafactor(1e-3), "narrower", {"use_zarr3": True}),
+        long(optax.contrib.dog(), "interposed", {}),
     ],
     ids=["adamw", "renewable", "adafactor", "dog"],
 )

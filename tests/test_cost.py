@@ -6,6 +6,7 @@ import optax
 import pytest
 import transformer
 from networks import load
+from tiers import long
 
 import dogwood_jax as dw
 from dogwood_jax.training import Stage, fit
@@ -63,7 +64,7 @@ def test_a_scan_counts_as_often_as_it_runs():
     assert dw.cost(widths).flops[0] == 3 * 4 * 3 * 2 * (2 * 6 * 6)
 
 
-@pytest.mark.parametrize("name", ["mlp", "cnn", pytest.param("llama", marks=pytest.mark.long)])
+@pytest.mark.parametrize("name", ["mlp", "cnn", long("llama")])
 def test_xla_counts_no_fewer_and_little_more(name):
     model = NETWORKS[name].build()
     ours = dw.cost(dw.trace(model.apply, model.shapes, *model.inputs)).flops[0] / 3

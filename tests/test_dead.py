@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiers import long
 
 import dogwood_jax as dw
 from dogwood_jax._smaller import removal
@@ -104,7 +105,7 @@ def constant(reader_bias):
     return params, dw.trace(apply, params, X)
 
 
-@pytest.mark.parametrize("dtype", ["float64", pytest.param("bfloat16", marks=pytest.mark.long)])
+@pytest.mark.parametrize("dtype", ["float64", long("bfloat16")])
 def test_constant_units_are_dead_if_a_bias_takes_over(dtype):
     dtype = jnp.dtype(dtype)
     params, widths = constant(reader_bias=True)

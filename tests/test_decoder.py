@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from decoders import CONFIGS, TOKENS, by_transformers, saved
+from tiers import in_tiers
 
 import dogwood_jax as dw
 from dogwood_jax import decoder
@@ -24,9 +25,7 @@ def logits(folder):
 SHORT = ("llama", "gemma2", "gemma3_text", "qwen3_moe")
 
 
-@pytest.mark.parametrize(
-    "name", [n if n in SHORT else pytest.param(n, marks=pytest.mark.long) for n in CONFIGS]
-)
+@pytest.mark.parametrize("name", in_tiers(CONFIGS, short=SHORT))
 def test_logits_are_those_that_transformers_had(name, tmp_path):
     """``data/make_decoder_logits.py`` has recorded them."""
     found = logits(saved(tmp_path / "model", name))

@@ -47,6 +47,7 @@ from networks_deeper import (
     summed_wide,
     unrolled_loop,
 )
+from tiers import in_tiers
 
 import dogwood_jax as dw
 from dogwood_jax._arrays.insert import insert
@@ -115,12 +116,6 @@ LINEN = {
 SHORT = ("batch norm", "residual")
 
 
-def in_tiers(table, short):
-    """Returns names as parameters, of which those that are not short are of the long tier."""
-    marks = pytest.mark.long
-    return [name if name in short else pytest.param(name, marks=marks) for name in table]
-
-
 def learning(module, x, weights):
     """Returns a compiled function of variables: outputs, and the gradient of a weighted sum."""
 
@@ -137,7 +132,7 @@ def learning(module, x, weights):
     return run
 
 
-@pytest.mark.parametrize("name", in_tiers(LINEN, SHORT))
+@pytest.mark.parametrize("name", in_tiers(LINEN, short=SHORT))
 def test_deeper_networks_compute_the_same_and_their_new_layers_learn(name):
     old, new, x, paths = LINEN[name]
     variables, target = fill(shapes_of(old, x), 0), shapes_of(new, x)
@@ -289,7 +284,7 @@ BY_HAND = {
 LONG = {"messages", "rounded", "entries", "computed kinds", "before a reduction"}
 
 
-@pytest.mark.parametrize("name", in_tiers(BY_HAND, BY_HAND.keys() - LONG))
+@pytest.mark.parametrize("name", in_tiers(BY_HAND, long=LONG))
 def test_programs_written_by_hand(name):
     old, shapes, new, target, fills = BY_HAND[name]
     found = proposed(old, shapes, new, target, VECTOR)
@@ -379,7 +374,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("name", in_tiers(REFUSED, REFUSED.keys() - {"post-LN", "scaled"}))
+@pytest.mark.parametrize("name", in_tiers(REFUSED, long={"post-LN", "scaled"}))
 def test_what_is_not_proved_is_refused(name):
     old, new, x, message = REFUSED[name]
     with pytest.raises(ValueError, match=message):

@@ -35,6 +35,7 @@ from networks_deeper import (
     stack,
     stacks,
 )
+from tiers import long
 
 import dogwood_jax as dw
 from dogwood_jax._arrays.insert import insert
@@ -331,9 +332,7 @@ WIDER = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", ["mlp", *(pytest.param(n, marks=pytest.mark.long) for n in ("heads", "words"))]
-)
+@pytest.mark.parametrize("name", ["mlp", *(long(n) for n in ("heads", "words"))])
 def test_wider_and_deeper(name):
     old, new, x, sizes = WIDER[name]
     variables, target = fill(shapes_of(old, x), 0), shapes_of(new, x)
@@ -394,9 +393,9 @@ OWN_INPUTS = {
         ("blocks of one axis", 5),
         ("a product under a norm", 5),
         ("a table", 5),
-        pytest.param("axes that move", 5, marks=pytest.mark.long),
-        pytest.param("a product under a norm", 3, marks=pytest.mark.long),
-        pytest.param("both", 3, marks=pytest.mark.long),
+        long("axes that move", 5),
+        long("a product under a norm", 3),
+        long("both", 3),
     ],
 )
 def test_layers_take_their_own_part_of_what_is_computed_for_all(name, hidden):
@@ -419,7 +418,7 @@ def test_layers_take_their_own_part_of_what_is_computed_for_all(name, hidden):
     "across",
     (
         lambda each: jnp.cumsum(each, 1),
-        pytest.param(lambda each: each[:, ::-1], marks=pytest.mark.long),
+        long(lambda each: each[:, ::-1]),
     ),
 )
 def test_new_layers_may_stand_where_old_ones_do_not_follow_from_them(across):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tiers import long
 
 import dogwood_jax as dw
 from dogwood_jax import strategies
@@ -92,9 +93,7 @@ def is_adam(node):
     return isinstance(node, optax.ScaleByAdamState)
 
 
-@pytest.mark.parametrize(
-    "depth", [strategies.stack(), pytest.param(strategies.interpose(), marks=pytest.mark.long)]
-)
+@pytest.mark.parametrize("depth", [strategies.stack(), long(strategies.interpose())])
 def test_old_layers_keep_their_state_and_copies_begin_anew(depth):
     small, growth, wide = deeper(2, 4, depth)
     tx = dw.growable(optax.adam(1e-2))
@@ -292,7 +291,7 @@ def test_layers_of_a_scan_share(axis=1):
     )
 
 
-@pytest.mark.parametrize("model", ["scan", pytest.param("names", marks=pytest.mark.long)])
+@pytest.mark.parametrize("model", ["scan", long("names")])
 def test_averages_of_parameters_share_and_moments_stay(model):
     if model == "names":
         small, growth, wide = deeper(2, 4, SCALED)

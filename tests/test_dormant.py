@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from tiers import long
 
 import dogwood_jax as dw
 from dogwood_jax._smaller.readings import readings
@@ -285,7 +286,7 @@ def by_algorithm(params, batches, decay, maturity, share):
         yield replaced
 
 
-@pytest.mark.parametrize("share", [0.03137, pytest.param(1.0, marks=pytest.mark.long)])
+@pytest.mark.parametrize("share", [0.03137, long(1.0)])
 def test_utility_is_that_of_continual_backprop(share):
     batches = normal(8, 40, 16, 4)
     tracked = dw.utility(mlp, traced(), decay=0.9, maturity=5, share=share)

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 import optax.contrib
 import pytest
+from tiers import in_tiers
 
 import dogwood_jax as dw
 
@@ -271,10 +272,7 @@ SHORT = (
 ).split()
 
 
-def in_tiers(names, short):
-    """Parameters of these names, of which some are of the short tier."""
-    names = sorted(names - CONSIST_OF_OTHERS)
-    return [name if name in short else pytest.param(name, marks=pytest.mark.long) for name in names]
+EXACT = sorted(TRANSFORMS.keys() - REFUSED.keys() - CONSIST_OF_OTHERS)
 
 
 def made(name):
@@ -336,7 +334,7 @@ def after_steps(name, tx):
 
 
 @pytest.mark.filterwarnings("ignore:grow_opt_state", "ignore::DeprecationWarning")
-@pytest.mark.parametrize("name", in_tiers(TRANSFORMS.keys() - REFUSED.keys(), SHORT))
+@pytest.mark.parametrize("name", in_tiers(EXACT, short=SHORT))
 def test_old_entries_go_on_as_without_the_growth(name):
     plain = made(name)
     with jax.numpy_rank_promotion("allow"):  # inside of Optax
@@ -365,7 +363,7 @@ def test_old_entries_go_on_as_without_the_growth(name):
 
 
 @pytest.mark.filterwarnings("ignore:grow_opt_state", "ignore::DeprecationWarning")
-@pytest.mark.parametrize("name", in_tiers(TRANSFORMS.keys() & REFUSED.keys(), REFUSED))
+@pytest.mark.parametrize("name", sorted(TRANSFORMS.keys() & REFUSED.keys() - CONSIST_OF_OTHERS))
 def test_what_cannot_go_on_is_refused(name):
     small = Run(name, made(name), SMALL)
     small.step(small.gradient())

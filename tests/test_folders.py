@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from decoders import TOKENS, by_transformers, saved
+from tiers import long
 
 from dogwood_jax import decoder
 from dogwood_jax.__main__ import main
@@ -49,7 +50,7 @@ def assert_same(small, large, old=24):
     ("name", "more"),
     [
         ("llama", {"num_hidden_layers": 6}),
-        pytest.param("gemma2", {"hidden_size": 32, "num_hidden_layers": 6}, marks=pytest.mark.long),
+        long("gemma2", {"hidden_size": 32, "num_hidden_layers": 6}),
     ],
 )
 def test_everything_grows_at_once(name, more, tmp_path):

@@ -11,10 +11,10 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from networks import fill, load
 from test_trace_growth import build_larger, cut, growable, larger_inputs
+from tiers import long
 
 import dogwood_jax as dw
 
-LONG = pytest.mark.long
 ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu, "sigmoid": jax.nn.sigmoid}
 
 
@@ -119,7 +119,7 @@ def test_no_random_outgoing_weights_of_this_norm_give_a_larger_gradient():
         assert np.linalg.norm(new_gradients(mlp, random)[0]) < largest
 
 
-@LONG
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_lower_precision_is_preserving_too(dtype):
     mlp = make_mlp("tanh", dtype)
@@ -154,7 +154,7 @@ def test_relu_passes_no_gradient_at_zero():
     assert f"{epsilon:g} times drawn ones" in str(growth)
 
 
-@LONG
+@pytest.mark.long
 @pytest.mark.parametrize("activation", ["relu", "sigmoid"])
 def test_under_jit_what_cannot_be_chosen_is_as_zero_outgoing_makes_it(activation):
     mlp = make_mlp(activation)
@@ -171,7 +171,7 @@ def test_under_jit_what_cannot_be_chosen_is_as_zero_outgoing_makes_it(activation
 
 @pytest.mark.parametrize(
     ("activation", "gain"),
-    [("tanh", 1.1), *(pytest.param(*of, marks=LONG) for of in (("relu", 1.4), ("sigmoid", 1.0)))],
+    [("tanh", 1.1), *(long(*of) for of in (("relu", 1.4), ("sigmoid", 1.0)))],
 )
 def test_chosen_incoming_weights_have_a_larger_outgoing_gradient(activation, gain):
     mlp = make_mlp(activation)

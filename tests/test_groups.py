@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from networks import data, f64, fill
+from tiers import in_tiers, long
 
 import dogwood_jax as dw
 
@@ -127,9 +128,7 @@ EXACT = {
 SHORT = ("groups", "repeated", "one head, masked")
 
 
-@pytest.mark.parametrize(
-    "name", [n if n in SHORT else pytest.param(n, marks=pytest.mark.long) for n in EXACT]
-)
+@pytest.mark.parametrize("name", in_tiers(EXACT, short=SHORT))
 def test_heads_of_keys_and_values_are_copied(name: str) -> None:
     attend, old, new, options = EXACT[name]
     shapes, target = shapes_of(old, **options), shapes_of(new, **options)
@@ -256,8 +255,8 @@ def any_heads(kv: int, heads: int, hidden: int = 3) -> Any:
     ("old", "new", "copies"),
     [
         ((1, 4), (3, 9), 3),
-        pytest.param((1, 3), (5, 5), 5, marks=pytest.mark.long),
-        pytest.param((2, 8), (6, 12), 2, marks=pytest.mark.long),
+        long((1, 3), (5, 5), 5),
+        long((2, 8), (6, 12), 2),
     ],
 )
 def test_more_query_heads_beside_copies(
@@ -301,9 +300,7 @@ def shared(kv: int) -> tuple[Any, Callable[..., Any]]:
     return {"first": shapes, "second": more}, apply
 
 
-@pytest.mark.parametrize(
-    ("make", "kv"), [(fused, 2), pytest.param(shared, 1, marks=pytest.mark.long)]
-)
+@pytest.mark.parametrize(("make", "kv"), [(fused, 2), long(shared, 1)])
 def test_heads_beside_others_and_of_several_layers(make: Callable[..., Any], kv: int) -> None:
     (shapes, small), (target, large) = make(kv), make(2 * kv)
     growth = dw.plan(dw.trace(small, shapes, X), target=target, target_apply=large)

@@ -10,6 +10,7 @@ import optax
 import pytest
 from flax import nnx
 from flax.training.train_state import TrainState
+from tiers import in_tiers, long
 
 import dogwood_jax as dw
 from dogwood_jax._base.trees import leaves_by_path
@@ -110,8 +111,7 @@ def trained(tx, params, steps, seed=0, state=None, update=None):
 
 
 SHORT = ("adam", "adamw, masked", "elementwise adafactor", "sgd")
-LONG = pytest.mark.long
-KINDS = [name if name in SHORT else pytest.param(name, marks=LONG) for name in OPTIMIZERS]
+KINDS = in_tiers(OPTIMIZERS, short=SHORT)
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -289,7 +289,7 @@ def test_a_gate_of_one_number_begins_anew():
             np.testing.assert_allclose(updates["b"]["gate"], begun["b"]["gate"], rtol=1e-9)
 
 
-@pytest.mark.parametrize("wrap", ["whole", pytest.param("link", marks=LONG), "group"])
+@pytest.mark.parametrize("wrap", ["whole", long("link"), "group"])
 def test_a_whole_optimizer_or_a_part_of_it_is_wrapped(wrap):
     adam = optax.scale_by_adam()
     rate = optax.scale_by_learning_rate(optax.linear_schedule(RATE, 0.0, 100))
@@ -353,7 +353,7 @@ def test_nothing_is_kept_until_the_first_growth():
 # Several growths ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["adam", pytest.param("optimistic", marks=LONG)])
+@pytest.mark.parametrize("name", ["adam", long("optimistic")])
 def test_a_network_that_grows_twice_has_entries_of_three_ages(name):
     plain = OPTIMIZERS[name]()
     tx = dw.growable(plain)
@@ -447,7 +447,7 @@ def test_layers_that_are_inserted_begin_and_old_ones_go_on():
             np.testing.assert_allclose(updates["b"][name], begun["b"][name], rtol=1e-9)
 
 
-@LONG
+@pytest.mark.long
 @pytest.mark.parametrize("axis", (0, 1))
 def test_layers_that_are_inserted_into_a_stack_begin_and_old_ones_go_on(axis):
     def apply(params, x):
@@ -572,7 +572,7 @@ def test_warming_up_ramps_the_steps_of_new_entries_alone():
         dw.growable(optax.adam(RATE), warmup=-1)
 
 
-@pytest.mark.parametrize("nested", [False, pytest.param(True, marks=LONG)])
+@pytest.mark.parametrize("nested", [False, long(True)])
 def test_weight_decay_is_not_ramped(nested):
     tx = optax.adamw(RATE, weight_decay=0.3)
     if nested:
@@ -783,7 +783,7 @@ def test_the_old_name_says_what_to_use():
 
 @pytest.mark.parametrize(
     ("name", "renewable"),
-    [("adam", False), ("sgd", True), pytest.param("adafactor", True, marks=LONG)],
+    [("adam", False), ("sgd", True), long("adafactor", True)],
 )
 def test_a_state_that_has_not_grown_along_is_named(name, renewable):
     plain = optax.sgd(RATE, momentum=0.9) if name == "sgd" else getattr(optax, name)(RATE)

@@ -11,13 +11,13 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from networks import ONE_OF_EACH_KIND, load
+from tiers import long
 
 import dogwood_jax as dw
 from dogwood_jax import strategies
 
 KEY = jax.random.key(3)
 X = np.random.default_rng(0).normal(size=(9, 4))
-LONG = pytest.mark.long
 grow = eqx.filter_jit(dw.grow)
 LARGE = 1e6  # what old values are; no entry that is drawn comes near it
 
@@ -90,12 +90,8 @@ def trained(params, tx, apply=apply):
     ("name", "way"),
     [
         *(("mlp", "zero_outgoing"), ("multi_query", "replicate")),
-        pytest.param("stacked_layers", "replicate", marks=LONG),
-        *(
-            pytest.param(name, "zero_outgoing", marks=LONG)
-            for name in ONE_OF_EACH_KIND
-            if name != "mlp"
-        ),
+        long("stacked_layers", "replicate"),
+        *(long(name, "zero_outgoing") for name in ONE_OF_EACH_KIND if name != "mlp"),
     ],
 )
 def test_old_values_are_where_nothing_is_new(name, way):

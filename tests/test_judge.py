@@ -19,6 +19,7 @@ import pytest
 from jax import lax
 from networks import ONE_OF_EACH_KIND, Model, f64, fill, load
 from primitive_examples import EXAMPLES
+from tiers import in_tiers
 
 import dogwood_jax as dw
 from dogwood_jax._arrays import grow as growing
@@ -57,9 +58,7 @@ LONG = (
 ).split()
 
 
-@pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=[pytest.mark.long] * (kind in LONG)) for kind in pairs.KINDS]
-)
+@pytest.mark.parametrize("kind", in_tiers(pairs.KINDS, long=LONG))
 def test_a_pair_is_accepted_if_and_only_if_outputs_agree(kind: str) -> None:
     assert str(pairs.failure(kind, seed=0)) == "None"
 
@@ -280,11 +279,7 @@ def network_of(name: str) -> tuple[Model, Any]:
 
 
 # In the other one, nothing grows by a target.
-GROWING = [
-    pytest.param(name, marks=[pytest.mark.long] * (name not in ONE_OF_EACH_KIND))
-    for name in NETWORKS
-    if name != "made"
-]
+GROWING = in_tiers([n for n in NETWORKS if n != "made"], short=ONE_OF_EACH_KIND)
 
 
 @pytest.mark.parametrize("name", GROWING)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiers import long
 
 import dogwood_jax as dw
 from dogwood_jax import keras_h5
@@ -147,14 +148,8 @@ def test_a_layer_scale_has_a_weight_of_any_name(tmp_path):
 @pytest.mark.parametrize(
     ("name", "layers"),
     [
-        pytest.param(
-            "image",
-            ["conv2d", "conv2d_transpose", "separable_conv2d"],
-            marks=pytest.mark.long,
-        ),
-        pytest.param(
-            "sequence", ["embedding", "time_distributed", "gru_1"], marks=pytest.mark.long
-        ),
+        long("image", ["conv2d", "conv2d_transpose", "separable_conv2d"]),
+        long("sequence", ["embedding", "time_distributed", "gru_1"]),
         ("graph", ["block/dense"]),
     ],
 )

@@ -12,6 +12,7 @@ import pytest
 from flax import nnx
 from jax.experimental import pallas as pl
 from networks import data, f64, fill
+from tiers import long
 
 import dogwood_jax as dw
 from dogwood_jax._program.kernels import with_references
@@ -67,11 +68,11 @@ def shapes(units: int, *stack: int) -> dict[str, Any]:
     ("act", "name", "stack"),
     [
         (by_pallas, "pallas_call", ()),
-        pytest.param(by_pallas, "gelu_kernel", (2,), marks=pytest.mark.long),
+        long(by_pallas, "gelu_kernel", (2,)),
         (by_callback, "pure_callback", (2,)),
         (by_callback, "on_the_host", ()),
         (with_derivative, "pallas_call", (2,)),
-        pytest.param(with_derivative, "with_derivative", (), marks=pytest.mark.long),
+        long(with_derivative, "with_derivative", ()),
     ],
 )
 def test_a_reference_is_read_in_the_place_of_a_kernel(

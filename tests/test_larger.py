@@ -11,6 +11,7 @@ import optax
 import optax.contrib
 import pytest
 from networks import data, f64, fill
+from tiers import long
 
 import dogwood_jax as dw
 
@@ -191,8 +192,8 @@ def test_a_stack_grows_wider_and_deeper(axis=1):
     ("layers", "hidden"),
     [
         (0, 0),
-        pytest.param(0, 5, marks=pytest.mark.long),
-        pytest.param(2, 0, marks=pytest.mark.long),
+        long(0, 5),
+        long(2, 0),
     ],
 )
 def test_layers_and_units_grow_from_none(layers, hidden):

@@ -8,6 +8,7 @@ import networks_experts as net
 import numpy as np
 import optax
 import pytest
+from tiers import long
 
 import dogwood_jax as dw
 from dogwood_jax import strategies
@@ -63,7 +64,7 @@ def planned(dispatch, *, stacked, layers=LAYERS[1], experts=EXPERTS[1], hidden=n
 
 @pytest.mark.parametrize(
     ("dispatch", "stacked"),
-    [("einsum", False), pytest.param("one by one", True, marks=pytest.mark.long)],
+    [("einsum", False), long("one by one", True)],
 )
 def test_outputs_stay(dispatch, stacked):
     small, growth, larger = planned(dispatch, stacked=stacked, hidden=17)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from tiers import long
 
 import dogwood_jax as dw
 from dogwood_jax._plan import decide
@@ -325,8 +326,8 @@ def test_a_deep_network_grows_exactly() -> None:
     [
         ("named", "own"),
         ("alternating", "other"),
-        pytest.param("layer_scale", "other", marks=pytest.mark.long),
-        pytest.param("latent", "own", marks=pytest.mark.long),
+        long("layer_scale", "other"),
+        long("latent", "own"),
     ],
 )
 def test_a_larger_model_is_planned_with_few_layers(

@@ -11,13 +11,13 @@ import numpy as np
 import optax
 import optax.contrib
 import pytest
+from tiers import long
 
 import dogwood_jax as dw
 
 KEY = jax.random.key(0)
 X = np.random.default_rng(1).normal(size=(3, 4))
 WORDS = np.random.default_rng(2).normal(size=(3, 5, 8))
-LONG = pytest.mark.long
 grow, run = eqx.filter_jit(dw.grow), eqx.filter_jit(lambda model, x: jax.vmap(model)(x))
 linear = functools.partial(eqx.nn.Linear, dtype=jnp.float64)
 
@@ -425,7 +425,7 @@ OPTIMIZERS = {
     [
         *(("chain", "target"), ("masked", "names"), ("partition", "fresh"), ("factored", "target")),
         *(
-            pytest.param(name, way, marks=LONG)
+            long(name, way)
             for name, way in (
                 *(("steps", "names"), ("hyperparameters", "names"), ("averages", "fresh")),
                 *(("finite", "names"), ("plain", "target")),

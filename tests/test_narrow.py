@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tiers import long
 
 import dogwood_jax as dw
 
@@ -48,9 +49,9 @@ def outputs(variables, **sizes):
 @pytest.mark.parametrize(
     ("name", "jitted"),
     [
-        pytest.param("Dense_0", False, marks=pytest.mark.long),
+        long("Dense_0", False),
         ("Conv_1", True),
-        pytest.param("Conv_0", False, marks=pytest.mark.long),
+        long("Conv_0", False),
     ],
 )
 def test_constant_units_move_into_the_next_bias(network, name, jitted):

@@ -10,10 +10,9 @@ import optax
 import optax.contrib
 import pytest
 from flax import nnx
+from tiers import long
 
 import dogwood_jax as dw
-
-LONG = pytest.mark.long
 
 
 class Network(nnx.Module):
@@ -70,7 +69,7 @@ def images() -> jax.Array:
     return jnp.asarray(np.random.default_rng(7).normal(size=(5, 4, 4, 3)))
 
 
-@pytest.mark.parametrize("seed", [None, pytest.param(3, marks=LONG)], ids=["fresh", "drawn"])
+@pytest.mark.parametrize("seed", [None, long(3)], ids=["fresh", "drawn"])
 def test_grown_module_computes_the_same(images: jax.Array, seed: int | None) -> None:
     small, wide = trained(6, 10, seed=0), trained(9, 17, seed=1)
     before, key = outputs(small, images), None if seed is None else jax.random.key(seed)

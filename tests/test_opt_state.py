@@ -11,6 +11,7 @@ import optax
 import optax.contrib
 import pytest
 from flax.training.train_state import TrainState
+from tiers import long
 
 import dogwood_jax as dw
 
@@ -33,7 +34,6 @@ VARIABLES = jax.tree.map(
     jax.eval_shape(Network().init, jax.random.key(1), X),
 )
 SIZES = {"Dense_0": 12, "Dense_1": 10}
-LONG = pytest.mark.long
 
 
 @functools.cache
@@ -137,9 +137,9 @@ def merged(split):
 @pytest.mark.parametrize(
     ("name", "split"),
     [
-        pytest.param("adam", "even", marks=LONG),
+        long("adam", "even"),
         *((name, "uneven") for name in SHORT),
-        *(pytest.param(n, "uneven", marks=LONG) for n in optimizers() if n not in SHORT),
+        *(long(n, "uneven") for n in optimizers() if n not in SHORT),
     ],
 )
 def test_after_replicating_the_state_is_that_of_the_large_network(name, split):
@@ -190,7 +190,7 @@ def test_narrowing_keeps_the_entries_of_units_that_stay():
     assert_equal(dw.grow_opt_state(grown, back, tx), state)
 
 
-@pytest.mark.parametrize("smallest", [pytest.param(5, marks=LONG), 8])
+@pytest.mark.parametrize("smallest", [long(5), 8])
 def test_adafactor_factors_by_the_new_size(smallest):
     tx = optax.adafactor(1e-3, min_dim_size_to_factor=smallest)
     params = wide()["params"]
@@ -242,8 +242,8 @@ IS_OLD_OPTAX = not hasattr(optax.contrib, "madgrad")
     ("name", "wrapped"),
     [
         *(("dowg", True), ("sam", False)),
-        *(pytest.param(n, False, marks=LONG) for n in HOLD_PARAMETERS if n != "sam"),
-        *(pytest.param(n, True, marks=LONG) for n in ("mechanic", "schedule free")),
+        *(long(n, False) for n in HOLD_PARAMETERS if n != "sam"),
+        *(long(n, True) for n in ("mechanic", "schedule free")),
     ],
 )
 def test_states_that_hold_parameters_need_the_random_ones(name, wrapped):
@@ -452,7 +452,7 @@ IN_LISTS = {
         *(("masked", "list"), ("chain", "nested"), ("partition", "list"), ("sm3", "nested")),
         *(("adafactor", "Keras"), ("schedule free", "nested"), ("masked", "named tuple")),
         *(
-            pytest.param(*case, marks=LONG)
+            long(*case)
             for case in (
                 *(("masked", "tuple"), ("masked", "nested"), ("masked", "Keras")),
                 *(("chain", "tuple"), ("chain of chains", "nested"), ("accumulating", "Keras")),

@@ -2,9 +2,10 @@
 
 import pytest
 from random_programs import FAILURES, cases, failure, judge
+from tiers import long
 
 
-@pytest.mark.parametrize("first", [0, pytest.param(10, marks=pytest.mark.long)])
+@pytest.mark.parametrize("first", [0, long(10)])
 def test_random_programs_grow_exactly_or_are_refused(first: int) -> None:
     for seed in range(first, first + 10):
         for program, old, request in cases(seed, most=3):

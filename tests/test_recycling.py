@@ -10,6 +10,7 @@ import optax
 import pytest
 from flax import nnx
 from flax.training.train_state import TrainState
+from tiers import long
 
 import dogwood_jax as dw
 
@@ -167,7 +168,7 @@ def test_scores_count_from_the_last_time_on():
     assert counts == [0, 0, 0, 1]
 
 
-@pytest.mark.parametrize("dtype", [pytest.param(jnp.float16, marks=pytest.mark.long), jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [long(jnp.float16), jnp.bfloat16])
 def test_outgoing_weights_are_zero_in_any_dtype(dtype):
     tx = dw.recycling(optax.adam(1e-2), widths(), key=KEY, every=1)
     params = perceptron(dtype)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import reference
 from networks import f64, fill
+from tiers import in_tiers
 
 import dogwood_jax as dw
 
@@ -57,9 +58,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.long] * (n != "convolution")) for n in CASES]
-)
+@pytest.mark.parametrize("name", in_tiers(CASES, short=["convolution"]))
 def test_the_library_does_what_the_reference_does(name: str) -> None:
     apply, shapes, of_inputs, places = CASES[name]
     params, x = fill(shapes, 0), np.random.default_rng(1).normal(size=of_inputs)

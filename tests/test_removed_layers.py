@@ -13,6 +13,7 @@ import pytest
 from flax import nnx
 from test_config_json import NAMES, small_in
 from test_config_json import apply as decoder
+from tiers import long
 
 import dogwood_jax as dw
 
@@ -101,8 +102,8 @@ def test_layers_go(apply, name, params, kept):
     ("tx", "kept_layers"),
     [
         (optax.adam(0.1), KEPT),
-        pytest.param(dw.growable(optax.adamw(0.1)), KEPT, marks=pytest.mark.long),
-        pytest.param(dw.growable(optax.adamw(0.1)), [3], marks=pytest.mark.long),
+        long(dw.growable(optax.adamw(0.1)), KEPT),
+        long(dw.growable(optax.adamw(0.1)), [3]),
     ],
 )
 def test_the_optimizer_goes_along(tx, kept_layers):

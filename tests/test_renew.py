@@ -12,6 +12,7 @@ import pytest
 import test_every_optimizer as every
 from test_growable import KINDS, OPTIMIZERS, gradients
 from test_growable import network as perceptron
+from tiers import in_tiers, long
 
 import dogwood_jax as dw
 
@@ -81,7 +82,7 @@ SHORT = ("scale_by_lion", "trace")
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize(
-    "name", every.in_tiers(every.TRANSFORMS.keys() - every.REFUSED - NOT_EXACT, SHORT)
+    "name", in_tiers([n for n in every.EXACT if n not in NOT_EXACT], short=SHORT)
 )
 def test_so_it_is_for_every_transform(name):
     plain = every.made(name)
@@ -106,7 +107,7 @@ def test_so_it_is_for_every_transform(name):
             assert every.distance(found, chosen(MASKS[0], begun, wanted)) < 1e-12
 
 
-@pytest.mark.parametrize("name", [pytest.param("adafactor", marks=pytest.mark.long), "sm3"])
+@pytest.mark.parametrize("name", [long("adafactor"), "sm3"])
 def test_factors_of_old_entries_stay(name):
     """What Adafactor keeps of old entries, as rows times columns, does not change."""
     size = {"min_dim_size_to_factor": 2} if name == "adafactor" else {}
@@ -216,7 +217,7 @@ def is_renewable(width):
     [
         "mlp",
         *(
-            pytest.param(name, marks=pytest.mark.long)
+            long(name)
             for name in ("cnn", "lstm", "fused_qkv", "stacked_layers", "complex_and_fourier")
         ),
     ],

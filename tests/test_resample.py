@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from tiers import in_tiers, long
 
 import dogwood_jax as dw
 from dogwood_jax.strategies import resample, resample_patch
@@ -167,9 +168,7 @@ SIZES = [((14, 14), (24, 24)), ((7, 5), (6, 9)), ((4, 4), (2, 2)), ((3, 3), (3, 
 
 
 @pytest.mark.parametrize("method", ALONG)
-@pytest.mark.parametrize(
-    ("old", "new"), [*SIZES[1:3], *(pytest.param(*s, marks=pytest.mark.long) for s in SIZES[::3])]
-)
+@pytest.mark.parametrize(("old", "new"), [*SIZES[1:3], *(long(*s) for s in SIZES[::3])])
 def test_positions_are_resized_by_the_formula(old, new, method):
     before, after = np.prod(old), np.prod(new)
     params = {"pos": jax.random.normal(jax.random.key(0), (1, 2 + before, 3), jnp.float64)}
@@ -228,9 +227,7 @@ def test_larger_patches_that_are_resized_have_the_old_embedding(new, method):
 # Vision transformers ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "name", [n if n == "image" else pytest.param(n, marks=pytest.mark.long) for n in LARGER]
-)
+@pytest.mark.parametrize("name", in_tiers(LARGER, short=["image"]))
 def test_a_vision_transformer_takes_images_and_patches_of_another_size(name):
     model, sides, strategy, target = larger(name)
     variables = variables_of(SMALL, 16)

@@ -6,7 +6,7 @@ ones.
 """
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -35,6 +35,7 @@ from networks_scaling import (
     towers,
     weighted,
 )
+from tiers import in_tiers, long
 
 import dogwood_jax as dw
 from dogwood_jax._base.trees import leaves_by_path
@@ -123,11 +124,7 @@ LONG = {
 }
 
 
-def in_tiers(names: Iterable[str]) -> list[Any]:
-    return [pytest.param(n, marks=[pytest.mark.long] * (n in LONG)) for n in names]
-
-
-@pytest.mark.parametrize("name", in_tiers(CASES))
+@pytest.mark.parametrize("name", in_tiers(CASES, long=LONG))
 def test_the_larger_network_computes_the_same(name: str) -> None:
     model, _, variables = before(name)
     outputs = jax.jit(model.apply)(variables, *model.inputs)
@@ -181,10 +178,7 @@ TURNED_BACK_SHORT = ("mup", "keys as values", "keys beside queries", "by hand")
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=[pytest.mark.long] * (name not in TURNED_BACK_SHORT))
-        for name in TURNED_BACK
-    ],
+    in_tiers(TURNED_BACK, short=TURNED_BACK_SHORT),
 )
 def test_gradients_come_back_through_the_growth(name: str) -> None:
     model, _, variables = before(name)
@@ -377,7 +371,7 @@ SHOWN = {
 
 @pytest.mark.parametrize(
     "name",
-    [n if "scale" in n else pytest.param(n, marks=pytest.mark.long) for n in SHOWN],
+    [n if "scale" in n else long(n) for n in SHOWN],
 )
 def test_the_function_in_the_new_size_shows_an_exact_growth(name: str) -> None:
     build, place, exact = SHOWN[name]
@@ -645,7 +639,7 @@ def test_a_sum_says_how_its_weights_must_follow_the_size() -> None:
 
 
 @pytest.mark.parametrize("scaled", ["...k,k->...k", "k,...k->...k"])
-@pytest.mark.parametrize("knows_sizes", [False, pytest.param(True, marks=pytest.mark.long)])
+@pytest.mark.parametrize("knows_sizes", [False, long(True)])
 def test_a_norm_may_scale_by_einsum(scaled, knows_sizes):
     """A sum of products that sums over nothing is a product, as in MaxText's RMSNorm."""
 

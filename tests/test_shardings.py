@@ -12,6 +12,7 @@ import optax
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
+from tiers import long
 
 import dogwood_jax as dw
 
@@ -116,17 +117,14 @@ def assert_equal(tree, expected):
     jax.tree.map(np.testing.assert_array_equal, tree, expected)
 
 
-LONG = pytest.mark.long
-
-
 @pytest.mark.parametrize(
     ("name", "copies"),
     [
         ("tensor parallel", False),
-        *(pytest.param("fused attention", copies, marks=LONG) for copies in (False, True)),
-        *(pytest.param("convolution", copies, marks=LONG) for copies in (False, True)),
-        *(pytest.param("fully sharded", copies, marks=LONG) for copies in (False, True)),
-        *(pytest.param("both axes", copies, marks=LONG) for copies in (False, True)),
+        *(long("fused attention", copies) for copies in (False, True)),
+        *(long("convolution", copies) for copies in (False, True)),
+        *(long("fully sharded", copies) for copies in (False, True)),
+        *(long("both axes", copies) for copies in (False, True)),
     ],
 )
 def test_under_jit_nothing_is_gathered(name, copies, mesh):
@@ -163,9 +161,7 @@ def test_under_jit_nothing_is_gathered(name, copies, mesh):
     assert max(found.get("all-reduce", [0])) <= 64 * 3
 
 
-@pytest.mark.parametrize(
-    "types", [AxisType.Auto, pytest.param(AxisType.Explicit, marks=LONG)], ids=str
-)
+@pytest.mark.parametrize("types", [AxisType.Auto, long(AxisType.Explicit)], ids=str)
 def test_arrays_stay_on_their_devices(types, mesh):
     mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=(types, types))
     case = Case("both axes", mesh, dw.strategies.replicate())
@@ -258,7 +254,7 @@ def test_axes_may_be_explicit_where_units_are_removed(mesh):
 
 @pytest.mark.parametrize(
     "layers",
-    [(0, -1, 1, -1), pytest.param((0, 1, -1, -1), marks=LONG)],
+    [(0, -1, 1, -1), long((0, 1, -1, -1))],
     ids=["between", "behind"],
 )
 def test_a_stack_that_is_divided_along_its_layers_is_not_gathered(layers, mesh):
@@ -295,7 +291,7 @@ def test_narrowed_and_merged_arrays_stay_on_their_devices(mesh):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), merged, case.params)
 
 
-@pytest.mark.parametrize("name", ["tensor parallel", pytest.param("both axes", marks=LONG)])
+@pytest.mark.parametrize("name", ["tensor parallel", long("both axes")])
 def test_units_that_stay_here_and_there_are_not_gathered(name, mesh):
     case = Case(name, mesh)
     rng = np.random.default_rng(0)

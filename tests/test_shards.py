@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from networks import data, f64, fill
 from primitive_examples import shard_map
+from tiers import in_tiers
 
 import dogwood_jax as dw
 from dogwood_jax._program.program import Program
@@ -123,7 +124,7 @@ LONG = ("branches", "layers", "a loop")
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=pytest.mark.long) if n in LONG else n for n in NETWORKS],
+    in_tiers(NETWORKS, long=LONG),
 )
 def test_a_network_on_a_mesh_grows(name: str) -> None:
     apply, of_size = NETWORKS[name]

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 import transformer
+from tiers import long
 
 import dogwood_jax as dw
 
@@ -158,8 +159,8 @@ def test_a_constant_unit_without_a_bias_to_take_over_is_not_free():
     [
         (0.95, "flops"),
         (0.67, "parameters"),
-        pytest.param(0.3, "flops", marks=pytest.mark.long),
-        pytest.param(0.1, "parameters", marks=pytest.mark.long),
+        long(0.3, "flops"),
+        long(0.1, "parameters"),
     ],
 )
 def test_a_budget_is_met_and_missed_by_less_than_a_unit(network, measure, share):
@@ -290,7 +291,7 @@ class CNN(nn.Module):
 
 @pytest.mark.parametrize(
     "groups, name, after",
-    [(None, "Conv_0", 4), pytest.param(3, "Conv_0[groups]", 2, marks=pytest.mark.long)],
+    [(None, "Conv_0", 4), long(3, "Conv_0[groups]", 2)],
 )
 def test_channels_under_a_norm_go_alone_or_by_group(groups, name, after):
     x = jax.random.normal(jax.random.key(0), (4, 5, 5, 2))

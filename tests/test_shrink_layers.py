@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiers import long
 
 import dogwood_jax as dw
 
@@ -83,7 +84,7 @@ def without(variables, name, layer):
     return {"params": others | {f"block_{i}": block for i, block in enumerate(rest)}}
 
 
-@pytest.fixture(scope="module", params=[Stacked, pytest.param(Numbered, marks=pytest.mark.long)])
+@pytest.fixture(scope="module", params=[Stacked, long(Numbered)])
 def network(request):
     name = "block" if request.param is Numbered else "blocks[layers]"
     return request.param, *of(request.param()), name

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import pytest
 from jax.nn import relu
 from networks import data, f64, fill
+from tiers import in_tiers
 
 import dogwood_jax as dw
 
@@ -193,9 +194,7 @@ def check(apply: Any, variables: Any, target_apply: Any, deeper: Any, new: Any) 
 SHORT = ("gate", "ReZero")
 
 
-@pytest.mark.parametrize(
-    "name", [n if n in SHORT else pytest.param(n, marks=pytest.mark.long) for n in SILENCED]
-)
+@pytest.mark.parametrize("name", in_tiers(SILENCED, short=SHORT))
 def test_zeros_that_are_shown_to_silence_a_new_block(name: str) -> None:
     branch, arrays, zeros = SILENCED[name]
     apply = network(residual(branch), residual(branch))

@@ -13,6 +13,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from linear import KEY, assert_trees_equal
+from tiers import long
 
 import dogwood_jax as dw
 from dogwood_jax import plotting, training
@@ -52,14 +53,13 @@ class Net(nn.Module):
         return nn.Dense(2, name="last")(x)
 
 
-LONG = pytest.mark.long
 HOLDS_PARAMETERS = {
     "dog": optax.contrib.dog(),
     "schedule free": optax.contrib.schedule_free_adamw(),
 }
 
 
-@pytest.mark.parametrize("name", ["adam", "schedule free", pytest.param("dog", marks=LONG)])
+@pytest.mark.parametrize("name", ["adam", "schedule free", long("dog")])
 def test_a_growth_is_that_of_the_three_functions(name):
     tx = HOLDS_PARAMETERS.get(name, TX)
     small = training.fit(apply, variables(), tx, data(), epochs=2, **SETTINGS)

@@ -11,6 +11,7 @@ import optax
 import pytest
 from networks import data, f64, fill
 from safetensors.flax import load_file, save_file
+from tiers import in_tiers
 
 import dogwood_jax as dw
 
@@ -334,9 +335,7 @@ LONG = (
 )
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.long) if n in LONG else n for n in EXACT]
-)
+@pytest.mark.parametrize("name", in_tiers(EXACT, long=LONG))
 def test_arrays_make_up_for_the_larger_models_numbers(name: str) -> None:
     if "interleaved" in name and jax.__version_info__ < (0, 7):
         pytest.skip("JAX 0.6 takes interleaved pairs apart in other steps, which are refused")

@@ -25,6 +25,7 @@ from networks import (
     load,
     new_size,
 )
+from tiers import in_tiers, long
 
 import dogwood_jax as dw
 from dogwood_jax._base.trees import leaves_by_path
@@ -220,17 +221,15 @@ LONG = (
 )
 
 
-def in_tiers(names: Iterable[Any]) -> list[Any]:
+def of_few(names: Iterable[str]) -> list[Any]:
     """Returns the cases of a few networks, most of them of the long tier."""
-    cases = [n if isinstance(n, tuple) else (n,) for n in names]
-    return [
-        pytest.param(*case, marks=[pytest.mark.long] * (case[0] not in SHORT))
-        for case in cases
-        if case[0] in {*SHORT, *LONG}
-    ]
+    return in_tiers([name for name in names if name in {*SHORT, *LONG}], short=SHORT)
 
 
-@pytest.mark.parametrize(("name", "by"), in_tiers(ALONE))
+@pytest.mark.parametrize(
+    ("name", "by"),
+    [case if case[0] in SHORT else long(*case) for case in ALONE if case[0] in {*SHORT, *LONG}],
+)
 def test_a_target_tells_which_width_grows(name: str, by: str) -> None:
     network, widths = NETWORKS[name], old(name).widths
     sizes = growable(network)[by]
@@ -308,7 +307,7 @@ GROWING = [name for name in NETWORKS if {*growable(NETWORKS[name])} - {DRAWS_MAS
 
 # That a growth of all widths is accepted, test_growth_is_data sees of each network, and that each
 # width grows alone, tests/benchmarks/state.py.
-@pytest.mark.parametrize("name", in_tiers(GROWING))
+@pytest.mark.parametrize("name", of_few(GROWING))
 def test_all_widths_grow_at_once(name: str) -> None:
     assert_same_function(old(name), *grown_at_once(name), jax.random.key(3))
 
@@ -316,7 +315,7 @@ def test_all_widths_grow_at_once(name: str) -> None:
 COPYABLE = [name for name in NETWORKS if copyable(NETWORKS[name])]
 
 
-@pytest.mark.parametrize("name", in_tiers(COPYABLE))
+@pytest.mark.parametrize("name", of_few(COPYABLE))
 def test_copies_and_zeros_preserve_and_gradients_follow_the_adjoint(name: str) -> None:
     before = old(name)
     grows = {by: s for by, s in copyable(before.network).items() if (name, by) != DRAWS_MASKS}
@@ -391,16 +390,14 @@ HEAVY = (
 )
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.long] * (n in HEAVY)) for n in GROWING]
-)
+@pytest.mark.parametrize("name", in_tiers(GROWING, long=HEAVY))
 def test_growth_is_data(name: str) -> None:
     widths, growth = old(name).widths, dataclasses.replace(grown_at_once(name)[1], structure=None)
     assert dw.from_json(dw.to_json(widths)) == widths
     assert dw.from_json(dw.to_json(growth)) == growth
 
 
-@pytest.mark.parametrize("name", in_tiers(GROWING))
+@pytest.mark.parametrize("name", of_few(GROWING))
 def test_narrowing_undoes_a_growth(name: str) -> None:
     before, (_, growth) = old(name), grown_at_once(name)
     grown = dw.grow(before.variables, growth, key=jax.random.key(4))

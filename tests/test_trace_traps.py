@@ -15,6 +15,7 @@ from evaluate import evaluate
 from evaluate import program as evaluated
 from jax import lax
 from networks import f64, fill
+from tiers import in_tiers
 from traps import INPUTS, MLP, POSITIONS, TRAPS, X, layer, trap
 
 import dogwood_jax as dw
@@ -422,9 +423,7 @@ LONG = (
 )
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.long] * (name in LONG)) for name in TRAPS]
-)
+@pytest.mark.parametrize("name", in_tiers(TRAPS, long=LONG))
 def test_trap(name: str) -> None:
     apply, shapes, fates = dataclasses.astuple(TRAPS[name])
     widths = dw.trace(apply, shapes, X)

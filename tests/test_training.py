@@ -13,6 +13,7 @@ from linear import (
     linear,
     linear_variables,
 )
+from tiers import long
 
 from dogwood_jax import training
 from dogwood_jax.training import loop
@@ -76,7 +77,7 @@ def fit_by_hand(apply, variables, tx, data, batches, opt_state=None):
     return variables, opt_state, losses, accuracies
 
 
-@pytest.mark.parametrize("size, batch_size", [(5, 2), pytest.param(5, 5, marks=pytest.mark.long)])
+@pytest.mark.parametrize("size, batch_size", [(5, 2), long(5, 5)])
 @pytest.mark.parametrize(
     "tx, dtype, rtol",
     [
@@ -175,7 +176,7 @@ def test_epochs_alone_are_compiled_whole_in_orders_of_the_key(monkeypatch):
     assert list(run.history) == ["loss", "accuracy"]
 
 
-@pytest.mark.parametrize("is_source", [pytest.param(False, marks=pytest.mark.long), True])
+@pytest.mark.parametrize("is_source", [long(False), True])
 def test_a_stage_goes_on_with_the_pass_in_which_the_last_one_ended(is_source, monkeypatch):
     data, tx = classes_data(25), optax.adam(0.1)  # 7 steps a pass
     given = SourceOf(*data) if is_source else data
@@ -427,9 +428,9 @@ def test_complex_parameters_descend():
 @pytest.mark.parametrize(
     "tx",
     [
-        pytest.param(optax.lbfgs(), marks=pytest.mark.long),
+        long(optax.lbfgs()),
         optax.chain(optax.adam(0.1), optax.contrib.reduce_on_plateau(patience=1)),
-        pytest.param(optax.noisy_sgd(0.1, key=0), marks=pytest.mark.long),
+        long(optax.noisy_sgd(0.1, key=0)),
         optax.MultiSteps(optax.adam(0.1), every_k_schedule=2),
         optax.contrib.schedule_free_adamw(0.1),
     ],

@@ -24,7 +24,6 @@ from dogwood_jax._widths.layout import units_along
 
 KEYS = jax.random.split(jax.random.key(0), 4)
 STEPS = 4
-LONG = pytest.mark.long
 BY = pytest.mark.parametrize("by", ["names", "target"])
 
 
@@ -182,7 +181,7 @@ class Transformer(eqx.Module):
         return x + jax.vmap(lambda h: down(jax.nn.gelu(up(h))))(x)
 
 
-@LONG
+@pytest.mark.long
 @BY
 def test_an_equinox_transformer(by: str) -> None:
     def make(large: bool) -> Any:
@@ -213,7 +212,7 @@ class Cnn(nn.Module):
         )
 
 
-@LONG
+@pytest.mark.long
 @BY
 def test_a_linen_cnn_with_batch_norm(by: str) -> None:
     tx, data = optimizer(), batches(6, 4, 4, 2)
@@ -284,7 +283,7 @@ class NnxTransformer(nnx.Module):
         return x
 
 
-@LONG
+@pytest.mark.long
 @BY
 def test_an_nnx_transformer(by: str) -> None:
     data = batches(6, 5, 4)
@@ -324,7 +323,7 @@ def test_an_nnx_transformer(by: str) -> None:
 # Haiku --------------------------------------------------------------------------------------------
 
 
-@LONG
+@pytest.mark.long
 @BY
 def test_a_haiku_net(by: str) -> None:
     tx, data = optimizer(), batches(6, 4, 4, 2)

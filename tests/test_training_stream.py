@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
+from tiers import long
 
 from dogwood_jax import training
 from dogwood_jax.training import batches as _batches
@@ -66,7 +67,7 @@ def assert_close(actual, expected):
     ("kind", "steps"),
     [
         *((Source, 4), (ManyAtOnce, 1), (ManyAtOnce, 100)),
-        pytest.param(Source, 1, marks=pytest.mark.long),
+        long(Source, 1),
     ],
 )
 def test_chunks_do_not_change_the_result(kind, steps, kernel, data, monkeypatch):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tiers import long
 
 import dogwood_jax as dw
 from dogwood_jax._optimizer.ordered import ordered
@@ -104,8 +105,8 @@ def test_dead_units_go_without_a_change(network):
 @pytest.mark.parametrize(
     "tx",
     [
-        pytest.param(dw.growable(optax.adamw(0.1)), marks=pytest.mark.long),
-        pytest.param(optax.adafactor(0.1, min_dim_size_to_factor=2), marks=pytest.mark.long),
+        long(dw.growable(optax.adamw(0.1))),
+        long(optax.adafactor(0.1, min_dim_size_to_factor=2)),
         optax.adam(0.1),
     ],
     ids=["growable", "adafactor", "adam"],

@@ -10,6 +10,7 @@ import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from tiers import long
 
 import dogwood_jax as dw
 from dogwood_jax._experts import copied, family
@@ -56,10 +57,10 @@ def loss_of(apply):
     ("kind", "dispatch"),
     [
         ("sigmoid", "einsum"),
-        pytest.param("top-k, softmax", "scatter", marks=pytest.mark.long),
-        pytest.param("softmax, top-k", "ragged_dot", marks=pytest.mark.long),
-        pytest.param("softmax, top-k, renormalized", "einsum", marks=pytest.mark.long),
-        pytest.param("softmax, mask, renormalized", "one by one", marks=pytest.mark.long),
+        long("top-k, softmax", "scatter"),
+        long("softmax, top-k", "ragged_dot"),
+        long("softmax, top-k, renormalized", "einsum"),
+        long("softmax, mask, renormalized", "one by one"),
     ],
 )
 def test_twice_the_experts(kind, dispatch):
@@ -92,7 +93,7 @@ def test_as_many_experts_chosen_as_before():
     ("kind", "dispatch", "factor"),
     [
         ("softmax, top-k", "einsum", 2),
-        pytest.param("sigmoid", "ragged_dot", 1, marks=pytest.mark.long),
+        long("sigmoid", "ragged_dot", 1),
     ],
 )
 def test_one_expert_is_chosen_as_before(kind, dispatch, factor):
@@ -307,9 +308,7 @@ def checked(growth):
     return str(growth).splitlines()[-1]
 
 
-@pytest.mark.parametrize(
-    "kind", ["sigmoid", pytest.param("softmax, top-k", marks=pytest.mark.long)]
-)
+@pytest.mark.parametrize("kind", ["sigmoid", long("softmax, top-k")])
 @pytest.mark.parametrize("dispatch", net.DISPATCHES)
 def test_more_experts_are_checked_without_a_larger_function(kind, dispatch):
     """The network's own function chooses 2 of 6; it is evaluated with 4."""
@@ -455,7 +454,7 @@ def test_experts_in_place_of_an_mlp(kind):
     ("kind", "dispatch"),
     [
         ("sigmoid", "einsum"),
-        pytest.param("softmax, top-k", "ragged_dot with a scale", marks=pytest.mark.long),
+        long("softmax, top-k", "ragged_dot with a scale"),
     ],
 )
 def test_experts_beside_an_mlp_begin_with_zero(kind, dispatch):

@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
+from tiers import in_tiers, long
 
 import dogwood_jax as dw
 from dogwood_jax._front import compare as _compare
@@ -51,8 +52,8 @@ UNEVEN = dw.strategies.replicate(split="uneven")
     [
         ("float64", None),
         ("bfloat16", UNEVEN),
-        pytest.param("float32", UNEVEN, marks=pytest.mark.long),
-        pytest.param("float16", None, marks=pytest.mark.long),
+        long("float32", UNEVEN),
+        long("float16", None),
     ],
     ids=str,
 )
@@ -159,9 +160,7 @@ BEHIND = {
 LONG = ("one logit is finfo.min", "one logit is -inf", "in a loop", "in a branch", "complex")
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.long) if n in LONG else n for n in BEHIND]
-)
+@pytest.mark.parametrize("name", in_tiers(BEHIND, long=LONG))
 def test_nothing_hides_that_an_entry_moved(name):
     params, wide, x = grown(jnp.float32)
     f = behind(BEHIND[name])

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tiers import long
 
 import dogwood_jax as dw
 from dogwood_jax import strategies
@@ -96,7 +97,7 @@ def test_clones_are_whole():
     [
         ({"up": 9, "mid": 11}, False),
         ({"up": 7}, False),
-        pytest.param({"up": 9, "mid": 11}, True, marks=pytest.mark.long),
+        long({"up": 9, "mid": 11}, True),
     ],
 )
 def test_pairs_cancel_and_learn_at_once(sizes, is_fresh):

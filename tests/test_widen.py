@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.core import freeze
+from tiers import long
 
 import dogwood_jax as dw
 
@@ -57,9 +58,7 @@ PRESERVING = {
 ULPS = {"zero_outgoing": 4, "zeros": 4, "replicate": 16}
 
 OTHERS = [network for network in NETWORKS if network != "neighbours"]
-in_tiers = pytest.mark.parametrize(
-    "network", ["neighbours", *(pytest.param(n, marks=pytest.mark.long) for n in OTHERS)]
-)
+in_tiers = pytest.mark.parametrize("network", ["neighbours", *(long(n) for n in OTHERS)])
 UNEVEN = "replicate, uneven"
 every_strategy = pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES)
 
@@ -129,7 +128,7 @@ TWO = "zero_outgoing, ones", UNEVEN
         *(("neighbours", strategy, "bfloat16") for strategy in TWO),
         *((network, strategy, "float64") for network in OTHERS for strategy in TWO),
         *(
-            pytest.param("neighbours", strategy, dtype, marks=pytest.mark.long)
+            long("neighbours", strategy, dtype)
             for strategy in TWO
             for dtype in ("float32", "float16")
         ),
@@ -212,8 +211,8 @@ LARGE = Network(
     [
         "float64",
         "bfloat16",
-        pytest.param("float32", marks=pytest.mark.long),
-        pytest.param("float16", marks=pytest.mark.long),
+        long("float32"),
+        long("float16"),
     ],
 )
 def test_new_to_old_is_zero_and_the_rest_is_glorot_of_the_new_shape(dtype):
