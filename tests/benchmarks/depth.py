@@ -1,26 +1,20 @@
 """How the time of tracing and planning grows with the number of layers.
 
 A GPT-2 of the largest size (1600 wide, 25 heads, 1024 tokens, 50257 words) with 1 to 96 layers.
-Then Llama-3 405B and DeepSeek-V3 671B, whose hidden units of all MLPs grow: in seconds, and as
-multiples of the time that ``jax.make_jaxpr`` takes for the network alone. These seconds are the
-processor's, which other work of the machine moves less. They grow by sizes, to the arrays of a
-target with the network's own function, and with another function, which is traced whole. What
-evaluates growths is part of ``plan``. All from shapes alone: no array of theirs is allocated. Each
-round takes all depths, or ``make_jaxpr`` and ``trace`` with ``plan``, in turn. The last line is the
-most memory that the process ever held, JAX and all programs included.
+All from shapes alone: no array is allocated. Each round takes all depths in turn. The last line is
+the most memory that the process ever held, JAX and all programs included. The part ``large`` of
+``state.py`` times Llama-3 405B and DeepSeek-V3 671B.
 
     python tests/benchmarks/depth.py [--rounds 3] [--layers 1 6 12 24 48 96]
 """
 
 import argparse
-import gc
 import os
 import platform
 import resource
 import statistics
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import flax
@@ -28,7 +22,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from large_models import deepseek, deepseek_v3, llama, llama_405b
 
 import dogwood_jax as dw
 
@@ -98,43 +91,6 @@ def measure(layers: int) -> dict[str, float]:
     return seconds
 
 
-def compare(apply: Callable[..., Any], variables: Any) -> dict[str, float]:
-    """Returns the seconds that make_jaxpr takes, and trace and plan."""
-    tokens = jax.ShapeDtypeStruct((1, 4096), jnp.int32)
-    seconds: dict[str, float] = {}
-
-    def timed(what: str, function: Callable[[], Any]) -> Any:
-        start = time.process_time()
-        result = function()
-        seconds[what] = time.process_time() - start
-        return result
-
-    def afresh(what: str, function: Callable[[], Any]) -> Any:
-        jax.clear_caches()
-        gc.collect()
-        return timed(what, function)
-
-    afresh("make_jaxpr", lambda: jax.make_jaxpr(apply)(variables, tokens))
-    widths = afresh("trace", lambda: dw.trace(apply, variables, tokens))
-    hidden = {
-        name: width.size * 3 // 2
-        for name, width in widths.items()
-        if any(place.path.endswith("/down") for place in width.occurrences)
-        if width.size in (2048, 18432, 53248)
-    }
-    growth = timed("plan, by sizes", lambda: dw.plan(widths, hidden))
-    assert len(growth.changes) >= len(variables["layers"])
-    shapes = iter(_shapes(growth, variables))
-    target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(next(shapes), leaf.dtype), variables)
-    another = lambda variables, tokens: apply(variables, tokens)  # noqa: E731
-    for what, function in (("own", apply), ("another", another)):
-        widths = afresh("trace", lambda: dw.trace(apply, variables, tokens))
-        grow = partial(dw.plan, widths, target=target, target_apply=function)
-        wide = timed(f"plan, {what} function", grow)
-        assert wide.sizes == growth.sizes and wide.evidence.samples
-    return seconds
-
-
 def _shapes(growth: dw.Growth, variables: Any) -> list[tuple[int, ...]]:
     paths = jax.tree_util.tree_leaves_with_path(variables)
     names = [jax.tree_util.keystr(keys, simple=True, separator="/") for keys, _ in paths]
@@ -166,16 +122,6 @@ def main() -> None:
     for a, b in zip(options.layers, options.layers[1:], strict=False):
         ratio = statistics.median(r[b]["trace"] / r[a]["trace"] for r in rounds)
         print(f"trace, {a} to {b} layers: {ratio:.2f} times")
-    for name, apply, make in (
-        ("Llama-3 405B", llama, llama_405b),
-        ("DeepSeek-V3 671B", deepseek, deepseek_v3),
-    ):
-        compare(apply, make(8))  # imports what is imported late
-        found = [compare(apply, make()) for _ in range(options.rounds)]
-        print(f"{name}: " + ", ".join(f"{w} {cell([r[w] for r in found])}" for w in found[0]))
-        for what in (what for what in found[0] if what.startswith("plan")):
-            ratios = [(r["trace"] + r[what]) / r["make_jaxpr"] for r in found]
-            print(f"{name}: trace and {what} take {cell(ratios)} times make_jaxpr")
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"the process held {most:.2f} GiB at most")
 
