@@ -695,10 +695,9 @@ def test_the_command_line_inspects_and_grows(small, tmp_path):
     [
         (ADAMW, "wider", {}),
         long(dw.growable(ADAMW, renewable=True), "deeper", {"use_ocdbt": False, "use_zarr3": True}),
-        long(optax.adafactor(1e-3), "narrower", {"use_zarr3": True}),
         long(optax.contrib.dog(), "interposed", {}),
     ],
-    ids=["adamw", "renewable", "adafactor", "dog"],
+    ids=["adamw", "renewable", "dog"],
 )
 @pytest.mark.filterwarnings("ignore:.*[Ss]harding.*")
 def test_a_checkpoint_of_orbax_grows_with_the_optimizer(tx, name, options, tmp_path, monkeypatch):

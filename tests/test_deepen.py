@@ -99,12 +99,6 @@ LINEN = {
         IMAGE,
         "Bottleneck_1/BatchNorm_1/scale Bottleneck_3/BatchNorm_1/scale",
     ),
-    "transformer": (
-        Transformer(),
-        Transformer(2),
-        WORDS,
-        "block_1/attention/out/kernel block_1/down/kernel",
-    ),
     "stacked": (
         Transformer(2, scan=True),
         Transformer(4, scan=True),

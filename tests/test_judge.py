@@ -64,7 +64,7 @@ def test_a_pair_is_accepted_if_and_only_if_outputs_agree(kind: str) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("kind", pairs.KINDS)
+@pytest.mark.parametrize("kind", [*pairs.KINDS][::2])
 def test_a_pair_is_decided_rightly_in_a_twin(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Large pairs are evaluated in small sizes, whatever they hold."""
     monkeypatch.setattr(twin, "_FEW", -1)
@@ -312,7 +312,11 @@ def _order(name: str, by: str) -> tuple[bool, str]:
     return any(w.hazard or w.interface for w in widths), by
 
 
-@pytest.mark.parametrize("name", GROWING)
+# In the long tier, every third one of the others stands for more.
+SOME = [*ONE_OF_EACH_KIND, *[n for n in NETWORKS if n not in ("made", *ONE_OF_EACH_KIND)][::3]]
+
+
+@pytest.mark.parametrize("name", in_tiers(SOME, short=ONE_OF_EACH_KIND))
 def test_a_program_fits_larger_sizes(name: str) -> None:
     growth, larger = larger_of(name)
     sizes = GrownSizes(growth.widths, growth.sizes)
@@ -321,7 +325,7 @@ def test_a_program_fits_larger_sizes(name: str) -> None:
         assert [a.shape for a in getattr(found, which)] == [a.shape for a in getattr(wanted, which)]
 
 
-@pytest.mark.parametrize("name", GROWING)
+@pytest.mark.parametrize("name", in_tiers(SOME, short=ONE_OF_EACH_KIND))
 def test_a_growth_is_shown_by_its_twin(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even sizes of 2, 3 and 4 become others, so that no two that are mixed up go unnoticed."""
     monkeypatch.setattr(twin, "_SHORT", 1)

@@ -76,7 +76,6 @@ class Net(eqx.Module):
     ("names", "sizes"),
     [
         (["attention/query_proj[heads]"], {"heads": 4}),
-        (["conv", "attention/value_proj[head_dim]"], {"wide": 10, "value": 8}),
         (["attention/query_proj[head_dim]", "conv"], {"key": 4, "wide": 10}),
     ],
 )

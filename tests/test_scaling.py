@@ -106,25 +106,22 @@ def assert_close(new: Any, reference: Any, tolerance: float, scale: float) -> No
     np.testing.assert_allclose(new, reference, rtol=0, atol=tolerance * scale)
 
 
-# Whose programs take long to compile, and compute much that others of the table compute.
+# Whose programs take long to compile.
 LONG = {
-    *("rms, norms without scale", "scanned", "pre-norm", "vit", "square", "layer scale"),
-    *("layer scale, scanned", "sorted experts", "rms, embeddings times sqrt(n)", "unusual"),
-    *("pre-norm, embeddings times sqrt(n)", "rms post-norm, tied", "unit norm", "llama, tied"),
-    *("gemma, norms behind branches", "post-norm, tied", "stacked experts", "post-norm"),
-    *("learned queries, skip", "equinox", "haiku", "norm, relu", "gemma, scanned"),
-    *(
-        "standardized",
-        "capsules",
-        "norm of all heads",
-        "learned queries",
-        "gemma",
-        "pre-norm, tied",
-    ),
+    *("scanned", "vit", "sorted experts", "stacked experts", "llama, tied", "gemma", "equinox"),
+    *("haiku", "learned queries", "capsules", "standardized", "norm, relu"),
+}
+# They take as long, and consist of parts of others. The record of state.py has them.
+RECORDED = {
+    *("rms, norms without scale", "pre-norm", "square", "layer scale", "layer scale, scanned"),
+    *("rms, embeddings times sqrt(n)", "unusual", "pre-norm, embeddings times sqrt(n)"),
+    *("rms post-norm, tied", "unit norm", "gemma, norms behind branches", "post-norm, tied"),
+    *("post-norm", "learned queries, skip", "gemma, scanned", "norm of all heads"),
+    "pre-norm, tied",
 }
 
 
-@pytest.mark.parametrize("name", in_tiers(CASES, long=LONG))
+@pytest.mark.parametrize("name", in_tiers([n for n in CASES if n not in RECORDED], long=LONG))
 def test_the_larger_network_computes_the_same(name: str) -> None:
     model, _, variables = before(name)
     outputs = jax.jit(model.apply)(variables, *model.inputs)

@@ -121,7 +121,7 @@ def test_other_scores_are_what_they_say(network):
 # What goes ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("by", ["activity", "norm", "first_order"])
+@pytest.mark.parametrize("by", ["activity", "first_order"])
 @pytest.mark.long
 def test_units_that_can_go_for_nothing_go_first(network, by):
     params, widths, batch = network

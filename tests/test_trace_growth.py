@@ -11,7 +11,6 @@ import numpy as np
 import optax
 import pytest
 from networks import (
-    ONE_OF_EACH_KIND,
     Expected,
     Model,
     Network,
@@ -215,9 +214,7 @@ SINGLE_PRECISION = {"library_attention"}
 # One network of each kind. In the long tier, others of each kind of layer follow.
 SHORT = ("mlp", "multi_query")
 LONG = (
-    *ONE_OF_EACH_KIND,
-    *("fused_qkv", "lstm", "cnn_training", "complex_and_fourier", "library_attention"),
-    *("encoder_decoder", "selective_state_space"),
+    *("tied_embedding", "conv_1d", "stacked_layers", "equinox_mlp", "lstm", "complex_and_fourier"),
 )
 
 

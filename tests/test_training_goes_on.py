@@ -182,7 +182,7 @@ class Transformer(eqx.Module):
 
 
 @pytest.mark.long
-@BY
+@pytest.mark.parametrize("by", ["names"])
 def test_an_equinox_transformer(by: str) -> None:
     def make(large: bool) -> Any:
         return Transformer(*((3, 20) if large else (2, 16)), KEYS[0])
@@ -213,7 +213,7 @@ class Cnn(nn.Module):
 
 
 @pytest.mark.long
-@BY
+@pytest.mark.parametrize("by", ["target"])
 def test_a_linen_cnn_with_batch_norm(by: str) -> None:
     tx, data = optimizer(), batches(6, 4, 4, 2)
     small, large = Cnn(3, 8), Cnn(5, 12)
@@ -284,7 +284,7 @@ class NnxTransformer(nnx.Module):
 
 
 @pytest.mark.long
-@BY
+@pytest.mark.parametrize("by", ["target"])
 def test_an_nnx_transformer(by: str) -> None:
     data = batches(6, 5, 4)
     small = NnxTransformer(2, 16, nnx.Rngs(0))
@@ -324,7 +324,7 @@ def test_an_nnx_transformer(by: str) -> None:
 
 
 @pytest.mark.long
-@BY
+@pytest.mark.parametrize("by", ["names"])
 def test_a_haiku_net(by: str) -> None:
     tx, data = optimizer(), batches(6, 4, 4, 2)
 

@@ -57,9 +57,7 @@ def loss_of(apply):
     ("kind", "dispatch"),
     [
         ("sigmoid", "einsum"),
-        long("top-k, softmax", "scatter"),
         long("softmax, top-k", "ragged_dot"),
-        long("softmax, top-k, renormalized", "einsum"),
         long("softmax, mask, renormalized", "one by one"),
     ],
 )
