@@ -12,6 +12,7 @@ primitives.
 | ``run`` | one of both networks, run on a sample |
 | ``judge`` | both networks side by side, and when two numbers are the same |
 | ``gradients`` | whether gradients stay finite and reach new units |
+| ``tables`` | arrays that programs compute of nothing, compared in the real sizes |
 | ``seen`` | which sides of operations samples have shown, and which numbers differ |
 | ``hidden`` | where both programs differ and no sample shows it |
 | ``cause`` | which operation makes both networks differ |

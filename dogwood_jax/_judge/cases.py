@@ -41,7 +41,7 @@ def case_of(
     """
     program = traced.program
     old = old or Side(program.jaxpr, program.arguments, program.results)
-    places = _Places(growth, before, after)
+    places = Places(growth, before, after)
     ours = [array for path, array in old.arguments if path is None]
     theirs = [array for path, array in new.arguments if path is None]
     inputs = [
@@ -52,10 +52,12 @@ def case_of(
     return Case(old, new, growth, outputs, inputs)
 
 
-class _Places:
+class Places:
     """Where old entries of inputs and outputs are, where these have more entries."""
 
-    def __init__(self, growth: Growth, before: SizeOf | None, after: GrownSizes | None) -> None:
+    def __init__(
+        self, growth: Growth, before: SizeOf | None = None, after: GrownSizes | None = None
+    ) -> None:
         self._growth, self._before, self._known = growth, before, after
 
     @cached_property
@@ -75,7 +77,7 @@ class _Places:
 
 
 def _outputs(
-    growth: Growth, traced: Traced, old: Side, new: Side, places: _Places
+    growth: Growth, traced: Traced, old: Side, new: Side, places: Places
 ) -> Iterator[ComparedOutput]:
     ours, shapes = _mirrored(old), [v.aval.shape for v in new.jaxpr.jaxpr.outvars]
     theirs = {path: place for place, path in enumerate(new.results)}

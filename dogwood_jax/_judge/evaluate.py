@@ -92,10 +92,17 @@ def evaluate(
         )
 
 
-def again(eqn: Any, operands: Sequence[Any]) -> Sequence[Any]:
-    """Returns the results of one equation, of operands as a watch sees them."""
+def again(eqn: Any, operands: Sequence[Any], *, draws: bool = False) -> Sequence[Any]:
+    """Returns the results of one equation, of operands as a watch sees them.
+
+    Args:
+        eqn: the equation.
+        operands: its operands.
+        draws: whether its random bits are real.
+    """
+    real = frozenset([key_of(eqn, ())] if draws else ())
     with np.errstate(all="ignore"), jax.ensure_compile_time_eval():
-        return _Evaluation(None, frozenset())._results(eqn, [*operands])
+        return _Evaluation(None, real)._results(eqn, [*operands])
 
 
 def widened(array: Any) -> Any:

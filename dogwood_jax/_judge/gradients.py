@@ -1,12 +1,13 @@
 """Whether a network that has grown goes on learning: ``check_gradients``.
 
-Gradients must be finite where those of the old network are, and new units must get some. They may
-get the first one after a step, because two layers of zeros learn one after the other.
+Gradients must be finite where those of the old network are, and new entries of each array must get
+some where old ones do. They may get the first one after a step, because two layers of zeros learn
+one after the other.
 """
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.extend.core as jex
@@ -24,10 +25,14 @@ from dogwood_jax._widths.reasons import kind_of
 Arrays = Mapping[str, Any]
 _ROLES = ("incoming", "outgoing", "both")
 _STEP = 0.1
-# In so many samples gradients must be finite: random inputs, and a row of zeros.
-_FINITE = 2
 # In so many samples old units show whether they get a gradient.
 _ENOUGH = 3
+# Smaller gradients, relative to the largest, are what rounding leaves of a zero.
+_SMALL = 1e-11
+_NONE_LEARN = (
+    "new units of {} get no gradient, so they would never learn; strategies.zeros() makes such "
+    "units all the same"
+)
 # Those of random numbers in new layers.
 _SCALES = (1.0, 0.1)
 
@@ -35,20 +40,21 @@ _SCALES = (1.0, 0.1)
 Sample = tuple[SampleFamily, Arrays, Arrays, Sequence[Any], Sequence[Any]]
 
 
-def check_gradients(case: Case, samples: Iterable[Sample]) -> str | None:
+def check_gradients(case: Case, edges: Sequence[Sample], samples: Iterable[Sample]) -> str | None:
     """Returns what is wrong with the gradients of the larger network, or None.
 
     Args:
         case: the claim.
-        samples: variables of both networks and inputs of both. Gradients must be finite in the
-            first two, and new units get some in any of them: a few may be behind a relu that is
-            zero for all inputs.
+        edges: samples in which gradients must be finite, as for a row of zeros: variables of both
+            networks and inputs of both.
+        samples: more of them. New entries get a gradient in any: a few units may be behind a relu
+            that is zero for all inputs.
     """
     after = _gradients(case.new)
     if after is None:  # a loop that cannot be differentiated, as those of ``while``
         return None
+    first = [(sample, after(sample[2], sample[4])) for sample in edges]
     found = ((sample, after(sample[2], sample[4])) for sample in samples)
-    first = [*itertools.islice(found, _FINITE)]
     for (family, old, _, inputs, _), gradients in first:
         bad = [path for path, grad in gradients.items() if not np.isfinite(grad).all()]
         if bad and _is_finite(case.old, old, inputs):
@@ -69,11 +75,11 @@ def check_gradients(case: Case, samples: Iterable[Sample]) -> str | None:
             should |= {*new.that_learn(after(new.drawn(variables, scale), inputs))}
         if number + 1 >= _ENOUGH and should <= learn:
             return None
-    return min(should - learn, default=None)
+    return new.said(should - learn, should)
 
 
 class _NewEntries:
-    """New units and the arrays of new layers, each as the sentence that speaks against it.
+    """New entries of each array, each as the sentence that speaks against them.
 
     Attributes:
         arrays: the arrays of new layers that can learn.
@@ -81,36 +87,52 @@ class _NewEntries:
     """
 
     def __init__(self, case: Case) -> None:
-        self._growth = case.growth
         floats = {path for path, a in case.new.arguments if jnp.issubdtype(a.dtype, jnp.floating)}
         inserted = case.growth.insertions
-        self._units = {
-            f"new units of {change.width} get no gradient, so they would never learn; "
-            "strategies.zeros() makes such units all the same": change
+        self._along = {
+            f"new entries of {place.path} along {change.width} get no gradient, so they would "
+            "never learn": place
             for change in case.growth.changes
             if change.new > change.old and _should_learn(case.growth, change)
+            for place in _places(case.growth, change)
+            if place.path in floats
         }
         self.arrays = {
             f"{i.path} of a new layer gets no gradient, so it would never learn": i
             for i in inserted
             if i.path in floats and i.fill != "moved"
         }
-        self.all = {*self._units, *self.arrays}
+        self.all = {*self._along, *self.arrays}
 
     def that_learn(self, gradients: Arrays) -> Iterator[str]:
         """Yields what gets a gradient."""
-        for sentence, change in self._units.items():
-            if _units_learn(self._growth, change, gradients, are_new=True):
+        small = _smallest(gradients)
+        for sentence, place in self._along.items():
+            if np.any(_learns(np.take(gradients[place.path], place.new, place.axis), small)):
                 yield sentence
         for sentence, insertion in self.arrays.items():
             if np.any(_learns(gradients[insertion.path]) & is_new(insertion)):
                 yield sentence
 
     def beside_old_that_learn(self, gradients: Arrays) -> Iterator[str]:
-        """Yields the sentences of widths whose old units get a gradient."""
-        for sentence, change in self._units.items():
-            if _units_learn(self._growth, change, gradients, are_new=False):
+        """Yields the sentences of arrays whose old entries get a gradient."""
+        small = _smallest(gradients)
+        for sentence, place in self._along.items():
+            if np.any(_learns(np.take(gradients[place.path], place.old, place.axis), small)):
                 yield sentence
+
+    def said(self, failed: set[str], should: set[str]) -> str | None:
+        """Returns what is said of entries that do not learn: of units, if none of theirs do.
+
+        Args:
+            failed: the sentences of what does not learn.
+            should: of that and of what does.
+        """
+        width_of = {one: place.width for one, place in self._along.items()}
+        for width in sorted({width_of[one] for one in failed if one in width_of}):
+            if {one for one in should if width_of.get(one) == width} <= failed:
+                return _NONE_LEARN.format(width)
+        return min(failed, default=None)
 
     def drawn(self, variables: Arrays, scale: float) -> Arrays:
         """Returns variables with random new layers. What learns there should learn.
@@ -185,22 +207,47 @@ def _gradients(side: Side) -> Callable[[Arrays, Sequence[Any]], dict[str, Any]] 
     return gradients
 
 
-def _learns(gradient: Any) -> Any:
-    return np.isfinite(gradient) & (gradient != 0)
+def _learns(gradient: Any, smallest: float = 0.0) -> Any:
+    return np.isfinite(gradient) & (np.abs(gradient) > smallest)
 
 
-def _units_learn(growth: Growth, change: Change, gradients: Arrays, *, are_new: bool) -> bool:
-    """Whether old or new units of a width get a gradient."""
+def _smallest(gradients: Arrays) -> float:
+    """Returns what rounding may leave of a gradient that is zero."""
+    finite = (np.abs(grad[np.isfinite(grad)]) for grad in gradients.values())
+    return _SMALL * max((float(np.max(sizes, initial=0.0)) for sizes in finite), default=0.0)
+
+
+class _Place(NamedTuple):
+    """Where an array has new units, and old ones.
+
+    Attributes:
+        width: the width.
+        path: the array.
+        axis: the axis along which they lie.
+        new: the places of new units.
+        old: those of old ones.
+    """
+
+    width: str
+    path: str
+    axis: int
+    new: Any
+    old: Any
+
+
+def _places(growth: Growth, change: Change) -> Iterator[_Place]:
+    """Yields where arrays of the larger network have the units of a width."""
+    shapes = growth.shapes
     for leaf in growth.after.leaves:
-        grad = gradients.get(growth.place(leaf.path))
-        if grad is None or np.shape(grad) != leaf.shape:
+        path = growth.place(leaf.path)
+        if shapes.get(path, leaf.shape) != leaf.shape:
             continue
         for axis, layout in enumerate(leaf.axes):
             units = units_along(layout, change.width, _ROLES)
-            chosen = units >= change.old if are_new else (0 <= units) & (units < change.old)
-            if np.any(_learns(np.take(grad, np.flatnonzero(chosen), axis))):
-                return True
-    return False
+            new = np.flatnonzero(units >= change.old)
+            if new.size:
+                old = np.flatnonzero((units >= 0) & (units < change.old))
+                yield _Place(change.width, path, axis, new, old)
 
 
 def _should_learn(growth: Growth, change: Change) -> bool:

@@ -20,6 +20,7 @@ import numpy as np
 
 from dogwood_jax._arrays.grow import grown as arrays_of_larger
 from dogwood_jax._arrays.grow import without_choices
+from dogwood_jax._base.meshes import without_mesh
 from dogwood_jax._base.trees import struct
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._judge.cause import first_to_differ, not_finite
@@ -32,10 +33,12 @@ from dogwood_jax._judge.run import Drawn, run
 from dogwood_jax._judge.samples import (
     BEYOND,
     FAMILIES,
+    FLAGS,
     LARGE,
     MODES,
     SIGNED,
     SMALL,
+    ZERO_ROW,
     SampleFamily,
     Samples,
     kinds_of,
@@ -154,7 +157,7 @@ def _families(case: Case) -> Sequence[SampleFamily]:
     more = (*([LARGE] if is_new else []), *(SIGNED if is_zero else []))
     count = sum(1 for _ in equations(case.new.jaxpr.jaxpr))
     usual = FAMILIES if count > _LONG else 2 * FAMILIES
-    return (*usual, *more, *(_IDS * [BEYOND] if case.has_ids and is_closed else []))
+    return (*usual, *more, *FLAGS, *(_IDS * [BEYOND] if case.has_ids and is_closed else []))
 
 
 def _can_be_written_down(case: Case) -> bool:
@@ -242,7 +245,7 @@ def _judged(case: Case, *, is_alike: bool = False) -> Verdict:
         if found is None:
             continue
         drawn, variables, inputs, old = found
-        samples = samples if family is BEYOND or family in SIGNED else drawn
+        samples = samples if family in (BEYOND, *SIGNED, *FLAGS) else drawn
         try:
             near = run(case.old, variables, inputs, Watch(NUDGE, number, is_alike=is_alike))
             if rounded:
@@ -290,14 +293,15 @@ def _judged(case: Case, *, is_alike: bool = False) -> Verdict:
     if problem is None and (operations := hidden.operations()):
         problem = f"what {operations[0]} hides is another number, and no sample shows what it does"
     problem = problem or _by_force(case, counted[0], choices, its_choices, is_alike)
-    seen = ((one.family, one.variables, one.wide, one.inputs, one.larger) for one in counted)
-    more = itertools.chain(seen, _more(case, samples, larger, is_alike))
+    seen = [(one.family, one.variables, one.wide, one.inputs, one.larger) for one in counted]
+    edges = [*seen[:2], *_at_edges(case, samples, larger, is_alike)]
+    more = itertools.chain(seen[2:], _more(case, samples, larger, is_alike))
     return Verdict(
         len(counted),
         None,
         largest,
         problem=problem,
-        gradients=None if problem else check_gradients(case, more),
+        gradients=None if problem else check_gradients(case, edges, more),
         unseen=tuple(dict.fromkeys(map(str, unseen))),
         is_branch_unseen=any(one.eqn.primitive.name in BRANCHES for one in unseen),
         rounding=tuple(sorted(rounding_in(case.old.jaxpr) ^ rounding_in(case.new.jaxpr))),
@@ -366,19 +370,27 @@ def old_part(results: Sequence[Any], output: ComparedOutput) -> Any:
 def _more(case: Case, samples: Samples, larger: Any, is_alike: bool) -> Iterator[Sample]:
     """Yields more samples: variables of both networks, and inputs of both."""
     for number in range(_MORE):
-        seeded = replace(samples, seed=1000 + number)
-        found = finite(case, seeded, FAMILIES[0], is_alike)
-        if found is not None:
-            seeded, variables, inputs, _ = found
-            fresh = seeded.variables(case.new.arguments, FAMILIES[0], new=True)
-            wide = larger(variables, fresh)
-            yield (
-                FAMILIES[0],
-                variables,
-                wide,
-                inputs,
-                larger_inputs(case, inputs, seeded, FAMILIES[0]),
-            )
+        yield from _sample(
+            case, replace(samples, seed=1000 + number), FAMILIES[0], larger, is_alike
+        )
+
+
+def _at_edges(case: Case, samples: Samples, larger: Any, is_alike: bool) -> Iterator[Sample]:
+    """Yields samples in which hidden rows are zero, and in which relus are."""
+    for family in (ZERO_ROW, SIGNED[1]):
+        yield from _sample(case, samples, family, larger, is_alike)
+
+
+def _sample(
+    case: Case, samples: Samples, family: SampleFamily, larger: Any, is_alike: bool
+) -> Iterator[Sample]:
+    """Yields a sample, if the network is finite for one."""
+    found = finite(case, samples, family, is_alike)
+    if found is not None:
+        samples, variables, inputs, _ = found
+        fresh = samples.variables(case.new.arguments, family, new=True)
+        wide = larger(variables, fresh)
+        yield family, variables, wide, inputs, larger_inputs(case, inputs, samples, family)
 
 
 def _unseen_difference(
@@ -442,6 +454,9 @@ def _by_force(
         for output in case.outputs:
             before, after = old[output.old], old_part(new, output)
             _, differs, _ = compared(before, near[output.old], after, 0.0)
+            if differs.any() and before.dtype.kind in "fc":  # a bias before a norm has no gradient
+                noise = _ROUNDING * max(map(_largest, old), default=0.0)
+                differs &= ~(np.abs(after - before) <= noise)
             if differs.any() and are_apart(before, after):
                 place = _first(differs)
                 return (
@@ -449,6 +464,13 @@ def _by_force(
                     f"{before[place]:.8g} if {operation} takes a side that no sample takes"
                 )
     return None
+
+
+def _largest(array: Any) -> float:
+    """Returns the largest finite number of an output."""
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fc":
+        return 0.0
+    return float(np.max(np.abs(array[np.isfinite(array)]), initial=0.0))
 
 
 def _matters(
@@ -549,7 +571,7 @@ def compared(old: Any, near: Any, new: Any, rounding: Any) -> tuple[Any, Any, An
         bound = TIMES * moved + 4 * rounding + _ROUNDING * size + _SMALLEST
         differs = steady & ~(by <= bound)
         # Minus infinity, as in a mask, stays what it is.
-        differs |= np.isinf(old) & (old == near) & ~((old == new) | np.isnan(new))
+        differs |= np.isinf(old) & (old == near) & (old != new)
         relative = np.where(steady & (size > 0), by / np.where(size > 0, size, 1), 0.0)
         return steady, np.asarray(differs), relative
 
@@ -569,7 +591,7 @@ def finite(
     # Where deep networks overflow, smaller weights come before other kinds of numbers.
     scales = dict.fromkeys((family, replace(family, old="fan")))
     for mode, weights in itertools.product(modes, scales):
-        samples = replace(samples, mode=mode)
+        samples, old = replace(samples, mode=mode), None
         for _ in range(4):
             variables = samples.variables(case.old.arguments, weights)
             inputs = samples.inputs(case.old.arguments, family)
@@ -579,6 +601,7 @@ def finite(
             try:
                 old = run(case.old, variables, inputs, watch)
             except Undecided:
+                old = None
                 break
             if family is BEYOND:
                 break
@@ -588,6 +611,8 @@ def finite(
                 break
             samples = replace(samples, last=last, more=more)
         else:
+            continue
+        if old is None:
             continue
         if family is BEYOND or all(_is_finite(old[output.old]) for output in case.outputs):
             return samples, variables, inputs, old
@@ -632,7 +657,7 @@ def grown(case: Case) -> Any:
         found = arrays_of_larger(variables, growth, key=key, fresh=fresh)
         return {path: found[path] for path in new}
 
-    with in_64_bits():  # factors are not rounded
+    with in_64_bits(), without_mesh():  # factors are not rounded
         jaxpr = jax.make_jaxpr(arrays)(old, new, key)
     paths = sorted(new)
 

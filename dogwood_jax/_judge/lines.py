@@ -1,6 +1,6 @@
 """Where in the caller's own code an equation comes from: ``line_of``."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 _PACKAGES = ("/jax/", "/flax/", "/equinox/", "/haiku/", "/optax/", "/numpy/", "/dogwood_jax/_")
@@ -9,15 +9,10 @@ _PACKAGES = ("/jax/", "/flax/", "/equinox/", "/haiku/", "/optax/", "/numpy/", "/
 def line_of(eqn: Any) -> str:
     """Returns the line that made an equation, ``"model.py:41"``; nothing if it is not known."""
     place = ""
-    try:
-        frames = eqn.source_info.traceback.as_python_traceback()
-    except AttributeError:
-        frames = None
-    while frames is not None:
-        file = frames.tb_frame.f_code.co_filename
+    for frame in _frames(eqn):
+        file = frame.tb_frame.f_code.co_filename
         if not any(package in file for package in _PACKAGES):
-            place = f"{file.rpartition('/')[2]}:{frames.tb_lineno}"
-        frames = frames.tb_next
+            place = f"{file.rpartition('/')[2]}:{frame.tb_lineno}"
     return place
 
 
@@ -28,3 +23,34 @@ def with_line(eqns: Sequence[Any]) -> Any:
     line is known, it is the last equation.
     """
     return next((eqn for eqn in reversed(eqns) if line_of(eqn)), eqns[-1])
+
+
+# Their own numbers follow from no size of the caller's.
+_LIBRARIES = ("/jax/_src/nn/", "/flax/", "/equinox/", "/haiku/", "/optax/")
+
+
+def is_of_library(eqns: Sequence[Any]) -> bool:
+    """Whether a function of a library, such as a layer, made one of some equations."""
+    return any(map(_is_of_library, eqns))
+
+
+def _is_of_library(eqn: Any) -> bool:
+    found = False
+    for frame in _frames(eqn):
+        file = frame.tb_frame.f_code.co_filename
+        if any(library in file for library in _LIBRARIES):
+            found = True
+        elif not any(package in file for package in _PACKAGES):
+            found = False
+    return found
+
+
+def _frames(eqn: Any) -> Iterator[Any]:
+    """Yields the frames of Python in which an equation was made, the outermost first."""
+    try:
+        frames = eqn.source_info.traceback.as_python_traceback()
+    except AttributeError:
+        return
+    while frames is not None:
+        yield frames
+        frames = frames.tb_next

@@ -119,7 +119,7 @@ class _Writer:
 
     def _scaled(self, eqn: Any, operands: list[Any], sized: Sized) -> list[Any]:
         """Returns operands with another number, where the number follows from a size."""
-        ratio = self._factors.get(sized.step) or self._ratio_of_mean(eqn, sized)
+        ratio = self._factors.get(sized.step) or ratio_of_mean(eqn, sized, self._size_of)
         if ratio is None or called(eqn) is not None:  # the equations inside have steps of their own
             return operands
         places = [i for i, value in enumerate(sized.operands) if value.number is not None]
@@ -130,24 +130,6 @@ class _Writer:
             else:  # a number that the program holds stays one
                 operands[place] = np.asarray(np.asarray(number, float) * ratio, number.dtype)
         return operands
-
-    def _ratio_of_mean(self, eqn: Any, sized: Sized) -> float | None:
-        """Returns the ratio of a number that makes a sum a mean, None for any other number."""
-        if eqn.primitive.name not in ("mul", "div") or len(sized.operands) != 2:
-            return None
-        x, by = sized.operands
-        if by.number is None and eqn.primitive.name == "mul":
-            x, by = by, x
-        if not by.number:
-            return None
-        summed = [dim for dim in dict.fromkeys(dim.root for dim in x.summed) if dim.size > 1]
-        for group in (*([dim] for dim in summed), summed):
-            size, new = prod(dim.size for dim in group), prod(map(self._size_of, group))
-            if group and abs(by.number - size) <= by.rounding * size:
-                return new / size
-            if group and abs(by.number * size - 1) <= by.rounding:
-                return size / new
-        return None
 
     def _resized(self, array: Any, value: Value) -> Any:
         """Returns a constant in other sizes; new entries are those that all old entries are."""
@@ -277,6 +259,25 @@ class _Writer:
 
         branches = [branch(*pair) for pair in zip(eqn.params["branches"], sized.programs)]
         return jax.lax.switch(which, branches, *arguments)  # type: ignore[no-any-return]
+
+
+def ratio_of_mean(eqn: Any, sized: Sized, size_of: SizeOf) -> float | None:
+    """Returns the ratio of a number that makes a sum a mean, None for any other number."""
+    if eqn.primitive.name not in ("mul", "div") or len(sized.operands) != 2:
+        return None
+    x, by = sized.operands
+    if by.number is None and eqn.primitive.name == "mul":
+        x, by = by, x
+    if not by.number:
+        return None
+    summed = [dim for dim in dict.fromkeys(dim.root for dim in x.summed) if dim.size > 1]
+    for group in (*([dim] for dim in summed), summed):
+        size, new = prod(dim.size for dim in group), prod(map(size_of, group))
+        if group and abs(by.number - size) <= by.rounding * size:
+            return new / size
+        if group and abs(by.number * size - 1) <= by.rounding:
+            return size / new
+    return None
 
 
 def _is_of_numbers(program: tuple[Any, Any]) -> bool:

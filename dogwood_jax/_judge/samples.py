@@ -34,7 +34,8 @@ class SampleFamily:
         inputs: the scale of inputs.
         rows: what rows of inputs are like. ``"a zero column"`` holds for old weights, too: so the
             first unit of each layer is zero, whatever the layer is. ``"negative"`` are old weights
-            alone, with positive inputs, so that a new zero is the largest.
+            alone, with positive inputs, so that a new zero is the largest. ``"flags"`` are zeros
+            and ones, most of them ones, in every second input.
         biases: whether new biases are random, too. They are zero in a new layer.
     """
 
@@ -50,6 +51,8 @@ class SampleFamily:
         "ids beyond",
         "positive",
         "negative",
+        "flags",
+        "a zero row of weights",
     ] = "normal"
     biases: bool = False
 
@@ -65,6 +68,10 @@ class SampleFamily:
             return "inputs and weights with a column of zeros"
         if self.rows == "equal":
             return "inputs with equal rows"
+        if self.rows == "a zero row of weights":
+            return "weights with a row of zeros"
+        if self.rows == "flags":
+            return "inputs of zeros and ones"
         if self.rows in ("positive", "negative"):
             return f"positive inputs and {self.rows} weights"
         if self is LARGE:
@@ -90,6 +97,13 @@ SMALL = SampleFamily(1e-3, 1.0, 1.0)
 
 # Where new units are zero, which is the largest number if all others are negative.
 SIGNED = (SampleFamily("fan", 1.0, 1.0, "positive"), SampleFamily("fan", 1.0, 1.0, "negative"))
+
+# Masks of zeros and ones: ``(1 - mask) * -1e4`` hides what is masked, and must not hide all. Every
+# second input is one, once those in even places and once the others.
+FLAGS = 2 * (SampleFamily("fan", 1.0, 1.0, "flags"),)
+
+# Hidden rows of zeros, as of padding in a table.
+ZERO_ROW = SampleFamily("fan", 1.0, 1.0, "a zero row of weights")
 
 # Large inputs, and new layers with new weights only.
 LARGE = SampleFamily("fan", 1.0, 1e3)
@@ -151,6 +165,8 @@ class Samples:
         numbers = self._numbers(rng, array, kind, family, new)
         if family.rows == "a zero column" and not new and _is_float(array) and array.ndim:
             numbers[..., :1] = 0
+        if family is ZERO_ROW and not new and _is_float(array) and array.ndim > 1:
+            numbers[..., :1, :] = 0
         if family.rows in _SIGNS and not new and jnp.issubdtype(array.dtype, jnp.floating):
             numbers = _SIGNS[family.rows] * np.abs(numbers)
         return numbers
@@ -190,7 +206,13 @@ class Samples:
     def inputs(self, arguments: Arguments, family: SampleFamily) -> list[Any]:
         """Returns random inputs."""
         rng = np.random.default_rng((self.seed, 2))
-        return [self._input(rng, array, family) for path, array in arguments if path is None]
+        arrays = [array for path, array in arguments if path is None]
+        return [
+            _flags(rng, array)
+            if family.rows == "flags" and (place + self.seed) % 2 and not _is_key(array)
+            else self._input(rng, array, family)
+            for place, array in enumerate(arrays)
+        ]
 
     def _input(self, rng: Any, array: Any, family: SampleFamily) -> Any:
         shape, dtype = tuple(array.shape), array.dtype
@@ -233,7 +255,7 @@ class Samples:
                 )
         if dtype == np.bool_:
             return rng.random(shape) < 0.7
-        if dtype == np.uint32 and shape[-1:] == (2,):  # most likely a key of the older kind
+        if _is_old_key(dtype, shape):
             return rng.integers(1 << 31, size=shape).astype(np.uint32)
         kind = np.int8 if dtype in (jnp.int4, jnp.uint4) else dtype
         may_be_negative = np.issubdtype(kind, np.signedinteger) and self.last is None
@@ -248,6 +270,24 @@ class Samples:
         for n, place in enumerate(places if more else ()):
             found.flat[place] = more[(n + self.seed) % len(more)]
         return found.astype(kind)
+
+
+def _flags(rng: Any, array: Any) -> Any:
+    """Returns zeros and ones, with few zeros and a first row of ones."""
+    found = np.asarray(rng.random(tuple(array.shape)) < 0.7)
+    if found.ndim:
+        found[0] = True
+    return found.astype(np.float64 if _is_float(array) else array.dtype)
+
+
+def _is_key(array: Any) -> bool:
+    is_key = bool(jnp.issubdtype(array.dtype, jax.dtypes.prng_key))
+    return is_key or _is_old_key(array.dtype, tuple(array.shape))
+
+
+def _is_old_key(dtype: Any, shape: tuple[int, ...]) -> bool:
+    """Whether an array is most likely a key of the older kind."""
+    return bool(dtype == np.uint32 and shape[-1:] == (2,))
 
 
 def _is_float(array: Any) -> bool:

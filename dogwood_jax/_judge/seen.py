@@ -2,7 +2,8 @@
 
 A sample shows a piece of a function only if it falls into the piece. So each operation with several
 pieces, such as a maximum, is watched. What both programs have alike may stay unseen. What only one
-has must be seen: a clip at 10,000 and one at 100,000 are equal on small numbers.
+has must be seen: a clip at 10,000 and one at 100,000 are equal on small numbers. Nor is an operand
+of a sum seen where the other one is always so much larger that it is lost in rounding.
 """
 
 from collections import Counter
@@ -53,11 +54,14 @@ class Seen:
         self._integers = integers
         self._sides: dict[Key, set[Hashable]] = {}
         self._operations: dict[Key, Operation] = {}
+        self._lost: dict[Key, list[_Lost]] = {}
 
     def look(self, eqn: Any, operands: Sequence[Any], callers: Sequence[Any]) -> None:
         """Takes notice of an equation before it is evaluated, see ``Watch``."""
         name: str = eqn.primitive.name
         numbers: tuple[float, ...] = ()
+        if name in ("add", "sub") and all(map(_is_piece, operands)):
+            self._look_at_sum(eqn, operands, callers)
         if name not in PIECES:
             return
         if name == "cond":
@@ -76,6 +80,15 @@ class Seen:
         self._operations.setdefault(key, Operation(eqn, (*callers,), numbers))
         self._sides.setdefault(key, set()).update(sides)
 
+    def _look_at_sum(self, eqn: Any, operands: Sequence[Any], callers: Sequence[Any]) -> None:
+        """Notes which entries of a sum are lost beside the other operand."""
+        key = key_of(eqn, callers)
+        if key not in self._lost:
+            self._operations[key] = Operation(eqn, (*callers,))
+            self._lost[key] = [_Lost(beside) for beside in operands[::-1]]
+        for lost, operand, beside in zip(self._lost[key], operands, operands[::-1], strict=True):
+            lost.look(operand, beside)
+
     def unseen(self) -> Iterator[Operation]:
         """Yields the operations of which not all sides were seen."""
         for key, sides in self._sides.items():
@@ -85,11 +98,44 @@ class Seen:
             count = len(eqn.params["branches"]) if is_cond else _COUNTS[eqn.primitive.name]
             if len(sides) < count:
                 yield operation
+        for key, operands in self._lost.items():
+            if any(lost.is_any for lost in operands):
+                yield self._operations[key]
 
     def only_in(self, other: Self) -> Iterator[Operation]:
         """Yields the operations that were not all seen, and are more than in another program."""
         ours, its = (Counter(o.kind for o in seen._operations.values()) for seen in (self, other))
         yield from (one for one in self.unseen() if ours[one.kind] > its[one.kind])
+
+
+# By how much an operand of a sum is larger than the other one if this is lost.
+_LOST = 1e8
+
+
+class _Lost:
+    """Entries of an operand of a sum that are lost in all samples.
+
+    The same is lost in every network where what it is beside is always the same, as a causal mask.
+
+    Args:
+        beside: the other operand in the first sample.
+    """
+
+    def __init__(self, beside: Any) -> None:
+        self._first = beside
+        self._is_lost, self._moves, self._counts = np.True_, np.False_, np.False_
+
+    def look(self, operand: Any, beside: Any) -> None:
+        """Takes notice of a sample."""
+        if not self._is_lost.any():  # as after the first sample, mostly
+            return
+        self._is_lost = self._is_lost & (np.abs(beside) > _LOST * np.abs(operand))
+        self._moves = self._moves | (beside != self._first)
+        self._counts = self._counts | (operand != 0)
+
+    @property
+    def is_any(self) -> bool:
+        return bool((self._is_lost & self._moves & self._counts).any())
 
 
 def _numbers(eqn: Any) -> tuple[float, ...]:

@@ -22,6 +22,7 @@ from dogwood_jax._judge.cases import case_of
 from dogwood_jax._judge.choice import Choice, Chosen, dims_of, factors_of
 from dogwood_jax._judge.claim import Case, Side
 from dogwood_jax._judge.resize import CannotResize, in_sizes, least_sizes
+from dogwood_jax._judge.tables import first_other_table
 from dogwood_jax._program.subprograms import entries, every_constant
 from dogwood_jax._widths.dims import Dim, atoms, factors, pieces, spread_out
 from dogwood_jax._widths.layout import Layout, Product, Units, resized, size_of, units_of
@@ -48,6 +49,10 @@ _BEARABLE = 2_000_000
 
 class CannotShrink(ValueError):
     """Why there is no twin."""
+
+
+class OtherTable(CannotShrink):
+    """A table of one of two programs, which are too large to be evaluated, has other numbers."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,11 @@ def claim(
     is_few &= sum(map(prod, growth.shapes.values())) <= _BEARABLE
     if larger.traced is not None and is_bearable(traced):
         is_few |= _count_otherwise(growth, traced, larger.traced)
+    if larger.traced is not None and not (is_few or in_own_sizes):
+        other = first_other_table(growth, traced, larger.traced)
+        if other is not None and not is_bearable(traced):
+            raise OtherTable(other)
+        is_few |= other is not None
     if not is_few and not in_own_sizes:
         try:
             return twin_of(growth, traced, larger)

@@ -57,10 +57,11 @@ class Watch:
         self.compared: set[int] = set()
 
     def nudged(self, array: Any) -> Any:
+        """Returns numbers that are nudged, but whole ones, as those of a mask, are exact."""
         if not self._nudge or not isinstance(array, np.ndarray) or array.dtype.kind not in "fc":
             return array
         signs = self._rng.integers(2, size=array.shape) * 2 - 1
-        return array * (1 + self._nudge * signs)
+        return np.where(array == np.rint(array), array, array * (1 + self._nudge * signs))
 
     def number(self, array: np.ndarray) -> np.ndarray:
         if self._moved is not None and array.tobytes() == self._moved:

@@ -1,0 +1,196 @@
+"""Tables that a program computes by itself, in the real sizes: ``first_other_table``.
+
+A mask, a row of positions, a table of NumPy follow from no variable and no input. A twin has their
+first entries alone, which may be equal where later ones are not: ``arange(n) < n // 2``. So such
+tables are computed in the real sizes, in both programs, and compared at old entries. Tables that
+are made alike, of the same numbers in the same shapes, are equal and are not computed.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dogwood_jax._base.trees import is_traced
+from dogwood_jax._growth.growth import Growth
+from dogwood_jax._judge.cases import Places
+from dogwood_jax._judge.evaluate import again, widened
+from dogwood_jax._judge.lines import line_of, with_line
+from dogwood_jax._program.interpret import called, interpret
+from dogwood_jax._program.subprograms import sub_programs
+from dogwood_jax._widths.trace import Traced
+
+# Tables with more entries are not computed.
+_MOST = 1 << 27
+# By how much numbers may be rounded otherwise, relative to the number.
+_ROUNDING = 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class _Table:
+    """An array that depends on no argument.
+
+    Attributes:
+        key: of what it is made, and how.
+        aval: its shape and dtype.
+        made: computes it.
+        entries: how many entries the largest array has that this takes.
+    """
+
+    key: Any
+    aval: Any
+    made: Callable[[], Any]
+    entries: int
+
+    @cached_property
+    def array(self) -> Any:
+        return self.made()
+
+
+class _Read(NamedTuple):
+    """A table that is an operand beside others that depend on arguments.
+
+    Attributes:
+        eqn: the equation that takes it.
+        callers: the equations that run this one.
+        table: the table.
+        value: its dimensions; None in a program that was not read.
+    """
+
+    eqn: Any
+    callers: tuple[Any, ...]
+    table: _Table
+    value: Any
+
+
+def first_other_table(growth: Growth, traced: Traced, larger: Traced) -> str | None:
+    """Returns where two programs take tables that differ in old entries; None if they do not.
+
+    Programs of other equations are not compared.
+
+    Args:
+        growth: what becomes of the network's widths.
+        traced: the network's program.
+        larger: the larger program.
+    """
+    (read,) = traced.trace.programs
+    ours, its = _Reader(read), _Reader(None)
+    before, after = ours.of(traced.program.jaxpr), its.of(larger.program.jaxpr)
+    if ours.names != its.names or len(before) != len(after):
+        return None
+    places = Places(growth)
+    for old, new in zip(before, after, strict=True):
+        if old.table.key != new.table.key and not _are_equal(old, new, places):
+            line = line_of(with_line((*old.callers, old.eqn)))
+            shape = f"{old.table.aval.str_short()} that {old.eqn.primitive.name} takes"
+            return f"a table, {shape}{f' ({line})' if line else ''}, holds other numbers"
+    return None
+
+
+def _are_equal(old: _Read, new: _Read, places: Places) -> bool:
+    """Whether tables agree in old entries, and new ones are finite if these are."""
+    shapes = [read.table.aval.shape for read in (old, new)]
+    if old.value is None or len(shapes[0]) != len(shapes[1]):
+        return False
+    if max(old.table.entries, new.table.entries) > _MOST:
+        return False
+    where = places.of(old.value, *shapes)
+    a, b = old.table.array, new.table.array
+    if not isinstance(a, np.ndarray):  # keys
+        return True
+    if a.dtype.kind in "fc" and np.isfinite(a).all() and not np.isfinite(b).all():
+        return False
+    for axis, at in enumerate(where):
+        if at is not None:
+            b = np.take(b, at, axis)
+    if np.shape(a) != np.shape(b):
+        return False
+    if a.dtype.kind not in "fc":
+        return bool((a == b).all())
+    return bool(np.isclose(b, a, _ROUNDING, 0, equal_nan=True).all())
+
+
+class _Reader:
+    """Finds the tables of a program.
+
+    Attributes:
+        names: the primitives that take what depends on arguments.
+    """
+
+    def __init__(self, read: Any) -> None:
+        self._read = read
+        self.names: list[str] = []
+        self._found: list[_Read] = []
+        self._callers: list[Any] = []
+
+    def of(self, jaxpr: Any) -> list[_Read]:
+        """Returns the tables that equations take beside what depends on arguments."""
+        self._run(jaxpr.jaxpr, jaxpr.consts, [None] * len(jaxpr.in_avals), self._read)
+        return self._found
+
+    def _run(
+        self, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[_Table | None], read: Any
+    ) -> list[_Table | None]:
+        left = iter(read or ())
+
+        def equation(eqn: Any, operands: list[_Table | None]) -> Sequence[_Table | None]:
+            return self._equation(eqn, operands, next(left, None))
+
+        return interpret(jaxpr, consts, arguments, constant=_constant, equation=equation)
+
+    def _equation(
+        self, eqn: Any, operands: list[_Table | None], sized: Any
+    ) -> Sequence[_Table | None]:
+        programs = () if sized is None else sized.programs
+        if (program := called(eqn)) is not None:
+            self._callers.append(eqn)
+            results = self._run(*program, operands, programs[0] if programs else None)
+            self._callers.pop()
+            return results
+        known = [operand for operand in operands if operand is not None]
+        if len(known) == len(operands) and not eqn.effects:
+            return [*_computed(eqn, known)]
+        self.names.append(eqn.primitive.name)
+        for place, operand in enumerate(operands):
+            if operand is not None and operand.aval.shape:
+                value = None if sized is None else sized.operands[place]
+                self._found.append(_Read(eqn, (*self._callers,), operand, value))
+        self._callers.append(eqn)
+        inner = sub_programs(eqn)
+        for (jaxpr, consts), its in zip(inner, [*programs, *[None] * len(inner)]):
+            self._run(jaxpr, consts, [None] * len(jaxpr.invars), its)
+        self._callers.pop()
+        return [None] * len(eqn.outvars)
+
+
+def _constant(array: Any, aval: Any) -> _Table | None:
+    if is_traced(array):  # a program around this one computes it
+        return None
+    is_key = jnp.issubdtype(aval.dtype, jax.dtypes.extended)
+    key = id(array) if is_key else hash((str(aval), np.asarray(array).tobytes()))
+    return _Table(key, aval, lambda: widened(array), prod(aval.shape))
+
+
+def _computed(eqn: Any, operands: Sequence[_Table]) -> Iterator[_Table]:
+    found: list[Any] = []
+
+    def results() -> Sequence[Any]:
+        if not found:
+            found.extend(again(eqn, [operand.array for operand in operands], draws=True))
+        return found
+
+    params = str(eqn.params) if eqn.params else ""
+    entries = max((operand.entries for operand in operands), default=0)
+    for which, var in enumerate(eqn.outvars):
+        key = eqn.primitive.name, params, which, *(operand.key for operand in operands)
+        largest = max(entries, prod(var.aval.shape))
+
+        def made(which: int = which) -> Any:
+            return results()[which]
+
+        yield _Table(hash(key), var.aval, made, largest)
