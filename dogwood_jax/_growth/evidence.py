@@ -16,6 +16,7 @@ class Evidence:
         unseen: operations of both programs of which no sample has shown all sides, each with its
             line in your code, ``"max (model.py:41)"``.
         why_not: why nothing was evaluated, if nothing was.
+        assumes: what is taken for granted of the larger model, if anything is.
     """
 
     samples: int = 0
@@ -23,6 +24,7 @@ class Evidence:
     largest: float = 0.0
     unseen: tuple[str, ...] = ()
     why_not: str = ""
+    assumes: str = ""
 
     def lines(self, sizes: dict[str, tuple[int, int]]) -> Iterator[str]:
         """Yields what was checked, without digits that differ between machines.

@@ -559,6 +559,7 @@ class Growth:
         if self.evidence is not None and self.evidence.why_not:
             lines.insert(0, wrapped(f"not checked: {self.evidence.why_not}"))
         elif self.evidence is not None:
+            lines[:0] = [wrapped(self.evidence.assumes)] * bool(self.evidence.assumes)
             sizes = {change.width: (change.old, change.new) for change in self.changes}
             lines += map(wrapped, self.evidence.lines(sizes))
         return "\n".join(lines)

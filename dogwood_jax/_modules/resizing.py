@@ -45,6 +45,7 @@ class Resizing:
         self._constants, self._remaker = constants, remaker or Remaker()
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._changes: dict[str, set[tuple[int, int]]] = {}
+        self._products: dict[str, set[tuple[int, int]]] = {}
         self._stay: dict[str, set[tuple[int, str]]] = {}
         for leaf in leaves:
             if not leaf.path.startswith(collection):
@@ -54,7 +55,8 @@ class Resizing:
             self._stay[path] = {(size, width) for size, width in units if width not in sizes}
             if len(self._stay[path]) < len(units) and (changes := changes_of(leaf, sizes)):
                 self._shapes[path] = tuple(size_of(axis, sizes) for axis in leaf.axes)
-                self._changes[path] = changes
+                self._changes[path] = changes_along(leaf, sizes)
+                self._products[path] = changes - self._changes[path]
 
     def resized(self, tree: PyTree) -> PyTree:
         """Returns a tree in its new sizes, with ``jax.ShapeDtypeStruct`` for what changes shape.
@@ -80,9 +82,15 @@ class Resizing:
 
     def _resized(self, node: PyTree, keys: Keys) -> PyTree:
         sizes: dict[int, set[int]] = {}
-        for inside, _ in jax.tree_util.tree_leaves_with_path(node):
-            for old, new in self._changes.get(leaf_path((*keys, *inside)), ()):
+        paths = [leaf_path((*keys, *at)) for at, _ in jax.tree_util.tree_leaves_with_path(node)]
+        for path in paths:
+            for old, new in self._changes.get(path, ()):
                 sizes.setdefault(old, set()).add(new)
+        stay = {size for path in paths for size, _ in self._stay.get(path, ())}
+        for path in paths:  # a size that stays is more likely than a product that changes
+            for old, new in self._products.get(path, ()):
+                if old not in stay:
+                    sizes.setdefault(old, set()).add(new)
         if not sizes or is_array(node):
             return self.reshaped(node, keys)
         outdated = {n for n in _said(node) if n in sizes or self._is_constant(n)}
@@ -99,9 +107,8 @@ class Resizing:
         except Unknown as why:
             where = f"{leaf_path(keys)}: " if keys else ""
             name, said = self._remaker.class_of(node).__name__, ", ".join(_named(node, outdated))
-            paths = (leaf_path((*keys, *p)) for p, _ in jax.tree_util.tree_leaves_with_path(node))
-            stay = {pair for path in paths for pair in self._stay.get(path, ())}
-            alike = sorted(width for size, width in stay if size in outdated)
+            pairs = {pair for path in paths for pair in self._stay.get(path, ())}
+            alike = sorted(width for size, width in pairs if size in outdated)
             more = f"; grow {', '.join(alike)}, too, if they have one size" if alike else ""
             self.problems.append(f"{where}{name} says {said}, and {why}{more}")
             return same_tree
@@ -156,7 +163,7 @@ def changes_of(leaf: Leaf, sizes: Mapping[str, int]) -> set[tuple[int, int]]:
     These are the sizes of its axes, of the parts of an axis, and the products of neighbouring axes,
     such as heads * head_dim.
     """
-    pairs = {pair for axis in leaf.axes for pair in _sizes_in(axis, sizes)}
+    pairs = changes_along(leaf, sizes)
     axes = [(size_of(axis), size_of(axis, sizes)) for axis in leaf.axes]
     for start, stop in itertools.combinations(range(len(axes) + 1), 2):
         old, new = zip(*axes[start:stop], strict=True)
@@ -164,11 +171,17 @@ def changes_of(leaf: Leaf, sizes: Mapping[str, int]) -> set[tuple[int, int]]:
     return {(old, new) for old, new in pairs if old != new}
 
 
-def _sizes_in(layout: Layout, sizes: Mapping[str, int]) -> Iterator[tuple[int, int]]:
+def changes_along(leaf: Leaf, sizes: Mapping[str, int]) -> set[tuple[int, int]]:
+    """Returns sizes of axes and of their parts that change, and what they become."""
+    pairs = {pair for axis in leaf.axes for pair in sizes_in(axis, sizes)}
+    return {(old, new) for old, new in pairs if old != new}
+
+
+def sizes_in(layout: Layout, sizes: Mapping[str, int]) -> Iterator[tuple[int, int]]:
     """Yields the old and new sizes of an axis and of what it is made of."""
     yield size_of(layout), size_of(layout, sizes)
     for part in () if isinstance(layout, Units) else layout.parts:
-        yield from _sizes_in(part, sizes)
+        yield from sizes_in(part, sizes)
 
 
 # Numbers in trees ---------------------------------------------------------------------------------

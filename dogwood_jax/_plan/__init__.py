@@ -26,6 +26,7 @@ comes a growth.
 | ``fewer_layers`` | a deep network with fewer layers, to ask its own function at less cost |
 | ``by_few_layers`` | the growth of a deep network, planned with few layers of both networks |
 | ``numbers`` | the numbers that two programs multiply by |
+| ``numbers_of_sizes`` | the numbers of one program that may follow from a size |
 | ``recipes_for_larger`` | recipes that make up for the numbers of one larger model |
 
 Where to add: a reason to refuse a growth is a hazard that ``trace`` notes at the width.

@@ -8,9 +8,11 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from math import isclose, prod
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from dogwood_jax._base.described import first_line
 from dogwood_jax._base.problems import Refused, UnfitArrays
@@ -19,6 +21,7 @@ from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._judge.resize import CannotResize, in_sizes
 from dogwood_jax._modules.resizing import Resizing, says_numbers
 from dogwood_jax._plan.fewer_layers import read_so_far
+from dogwood_jax._program.interpret import called
 from dogwood_jax._program.program import Program
 from dogwood_jax._program.subprograms import equations
 from dogwood_jax._widths.trace import Traced
@@ -27,6 +30,14 @@ from dogwood_jax._widths.widths import Widths
 KNOWS_SIZES = (
     "the network's own function does not take arrays of these sizes, so the larger model needs one "
     "of its own"
+)
+
+NUMBERS_STAY = (
+    "numbers stay what they are in the program; pass target_apply= if the larger module has others"
+)
+
+_OTHER_SPLIT = (
+    "this function splits {} into {}; the larger model must split it into {}: pass target_apply="
 )
 
 ITS_OWN_NUMBERS = (
@@ -153,26 +164,69 @@ def _follows_shapes(widths: Widths) -> bool:
         except Exception:  # any function may raise that knows its sizes
             continue
         with suppress(CannotResize):
-            if not holds_sizes(own, widths.network.traced, grown):
+            resized = in_sizes(widths.network.traced, grown)
+            pairs = zip(_steps(own.jaxpr), _steps(resized))
+            if not any(_splits_otherwise(*pair) for pair in pairs):
                 return True
     return False
 
 
-def holds_sizes(own: Program, traced: Traced, sizes: GrownSizes) -> bool:
-    """Whether a program splits axes into sizes of its own, as into a fixed number of heads.
+def other_splits(own: Program, traced: Traced, sizes: GrownSizes) -> list[str]:
+    """Returns how a program splits axes that grow into sizes of its own, as into 2 x 8.
 
-    Then the larger model is another function of the same kind, made from another configuration.
+    Then the larger model is another function of the same kind, made from another configuration. It
+    is so only if nothing else differs between the program and that of the network in these sizes,
+    but for numbers such as the root of a part.
 
     Raises:
         CannotResize: if the network's program does not fit these sizes.
     """
-    resized = in_sizes(traced, sizes)
-    pairs = zip(_reshapes(own.jaxpr), _reshapes(resized))
-    return any(a[0] == b[0] and a[1] != b[1] for a, b in pairs)
+    ours, its, old = (
+        [*_steps(jaxpr)] for jaxpr in (in_sizes(traced, sizes), own.jaxpr, traced.program.jaxpr)
+    )
+    if not len(ours) == len(its) == len(old):
+        return []
+    found, numbers, parts = dict[str, None](), set[tuple[float, float]](), set[tuple[int, int]]()
+    for a, b, before in zip(ours, its, old, strict=True):
+        if a.primitive != b.primitive:
+            return []
+        numbers |= {*zip(_numbers(a), _numbers(b))}
+        if _splits_otherwise(a, b) and a.invars[0].aval.shape != before.invars[0].aval.shape:
+            its_own, larger = (_differing(x.outvars[0].aval.shape, y) for x, y in ((b, a), (a, b)))
+            said = (" x ".join(map(str, split)) for split in (its_own, larger))
+            found[_OTHER_SPLIT.format(prod(its_own), *said)] = None
+            parts |= {*zip(larger, its_own)}
+    pairs = {(a**power, b**power) for a, b in parts for power in (1.0, -1.0, 0.5, -0.5)}
+    is_explained = all(
+        a == b or any(isclose(a, c, rel_tol=1e-6) and isclose(b, d, rel_tol=1e-6) for c, d in pairs)
+        for a, b in numbers
+    )
+    return [*found] if is_explained else []
 
 
-def _reshapes(jaxpr: Any) -> Iterator[tuple[Any, Any]]:
-    """Yields the shapes before and after each reshape of a program."""
+def _steps(jaxpr: Any) -> Iterator[Any]:
+    """Yields the equations of a program that run no others once, nor make a dtype of another."""
     for eqn in equations(jaxpr.jaxpr):
-        if eqn.primitive.name == "reshape":
-            yield eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
+        if called(eqn) is None and eqn.primitive.name != "convert_element_type":
+            yield eqn
+
+
+def _splits_otherwise(a: Any, b: Any) -> bool:
+    if a.primitive.name != "reshape" or b.primitive.name != "reshape":
+        return False
+    shapes = [(eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape) for eqn in (a, b)]
+    return bool(shapes[0][0] == shapes[1][0] and shapes[0][1] != shapes[1][1])
+
+
+def _differing(shape: Sequence[int], other: Any) -> Sequence[int]:
+    """Returns the sizes of a shape between those that it shares with that of another reshape."""
+    its = other.outvars[0].aval.shape
+    pairs = [*zip(shape, its), *[(0, 1)] * abs(len(shape) - len(its))]
+    first = next(i for i, (a, b) in enumerate(pairs) if a != b)
+    last = next(i for i, (a, b) in enumerate([*zip(shape[::-1], its[::-1]), (0, 1)]) if a != b)
+    return shape[first : len(shape) - last] or shape
+
+
+def _numbers(eqn: Any) -> list[float]:
+    values = (getattr(atom, "val", None) for atom in eqn.invars)
+    return [complex(n).real for n in values if n is not None and jnp.ndim(n) == 0]

@@ -21,19 +21,21 @@ from dogwood_jax._growth.growth import Growth
 from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._judge.judge import Verdict, judge, spot
 from dogwood_jax._judge.resize import CannotResize
-from dogwood_jax._judge.twin import CannotShrink, LargerProgram, claim, is_bearable
+from dogwood_jax._judge.twin import CannotShrink, LargerProgram, OtherTable, claim, is_bearable
 from dogwood_jax._modules.resizing import says_numbers
 from dogwood_jax._plan.family import Family
 from dogwood_jax._plan.fewer_layers import FewerLayers, fewer_layers
 from dogwood_jax._plan.numbers import moves_of, of_recipe
+from dogwood_jax._plan.numbers_of_sizes import numbers_of_sizes
 from dogwood_jax._plan.own_function import (
     KNOWS_SIZES,
+    NUMBERS_STAY,
     WITH_TARGET,
     Contradicted,
     NeedsMore,
     Rejected,
     contradicted,
-    holds_sizes,
+    other_splits,
     own_program,
     says_sizes,
 )
@@ -114,6 +116,8 @@ def shown_by(
     few, its = _few_of_both(_with_program(growth, network), larger)
     try:
         verdict, evidence = _judged(few, its, families, as_it_is=True, is_doubtful=is_doubtful)
+    except OtherTable as error:
+        raise contradicted("the larger model", [str(error)]) from error
     except (CannotShrink, CannotResize) as error:
         raise Refused([_NOT_EVALUATED.format(error)]) from error
     if not verdict.is_shown:
@@ -214,48 +218,54 @@ def shown(
             verdict, evidence = _judged(
                 few, its, families, as_it_is=as_it_is, is_doubtful=is_doubtful
             )
+        except OtherTable as error:
+            raise Unshown([str(error)], is_evaluated=True) from error
         except (CannotShrink, CannotResize) as error:
             unshown = Unshown([_NOT_EVALUATED.format(error)], is_evaluated=False)
             continue
         if verdict.is_shown and not (is_doubtful and verdict.is_branch_unseen):
-            return replace(growth, evidence=evidence)
+            rounding = map(_ROUNDING.format, verdict.rounding)
+            return replace(growth, notes=(*growth.notes, *rounding), evidence=evidence)
         _check_gradients(verdict)
         unshown = Unshown([*reasons(verdict)], True, verdict.samples)
+    notes: list[str] = []
     if isinstance(own, Program):
-        if is_doubtful or not _follows_configuration(few, own, target):
+        if is_doubtful or not (notes := _other_splits(few, own)):
             raise unshown
     elif is_doubtful:
         raise Refused([])
     elif fewer is not None:
         few = replace(known, widths=fewer.read)
     try:
-        evidence = _rewritten(few, target, families)
+        evidence = _rewritten(few, target, families, is_known=isinstance(own, Program))
     except (CannotShrink, CannotResize) as error:
         if isinstance(own, Program):
             raise unshown from error
         raise Refused([_NOT_EVALUATED.format(error)]) from error
-    is_checked = isinstance(own, Rejected) and own.is_checked
-    if target is None and not is_checked:
-        growth = replace(growth, notes=(*growth.notes, KNOWS_SIZES))
-    return replace(growth, evidence=evidence)
+    if isinstance(own, Rejected):
+        evidence = replace(evidence, assumes=NUMBERS_STAY)
+        notes = [KNOWS_SIZES] * (target is None and not own.is_checked)
+    return replace(growth, notes=(*growth.notes, *notes), evidence=evidence)
 
 
-def _follows_configuration(growth: Growth, own: Program, target: PyTree) -> bool:
-    """Whether a larger model may be another function, made from another configuration.
-
-    Then the network's own function says nothing of the larger model.
-    """
-    traced = _traced(growth)
-    if target is not None and _are_noted(growth, traced):
-        return True
+def _other_splits(growth: Growth, own: Program) -> list[str]:
+    """Returns how the network's own function splits axes otherwise than the growth does."""
     try:
-        return holds_sizes(own, traced, GrownSizes(growth.widths, growth.sizes))
+        return other_splits(own, _traced(growth), GrownSizes(growth.widths, growth.sizes))
     except CannotResize:
-        return False
+        return []
 
 
-def _rewritten(growth: Growth, target: PyTree, families: Sequence[Family]) -> Evidence:
+def _rewritten(
+    growth: Growth, target: PyTree, families: Sequence[Family], *, is_known: bool
+) -> Evidence:
     """Returns what the network's program shows, written again in the new sizes.
+
+    Args:
+        growth: the growth.
+        target: the larger model's variables, or None.
+        families: see ``Family``.
+        is_known: whether numbers are known to stay what they are.
 
     Raises:
         Refused: if outputs change, or nothing shows that they stay.
@@ -272,6 +282,14 @@ def _rewritten(growth: Growth, target: PyTree, families: Sequence[Family]) -> Ev
         raise contradicted("in these sizes, the network", [*reasons(verdict)], verdict.samples)
     if not other.is_shown:
         raise Refused(_readings(growth, traced))
+    if not is_known and (open_numbers := numbers_of_sizes(growth, traced, known=numbers)):
+        moved = {step: number.ratio for step, number in open_numbers.items()}
+        try:
+            other, _ = _judged(growth, None, families, {**numbers, **moved})
+        except (CannotShrink, CannotResize):
+            pass
+        if not other.is_shown:
+            raise Refused(str(number) for number in open_numbers.values())
     return evidence
 
 
@@ -468,17 +486,6 @@ def _of_epsilons(growth: Growth, traced: Traced) -> dict[int, float]:
         for _, value, power in (change.recipe.constants if change.recipe else ())
         if power and isclose(value, number, rel_tol=1e-5)
     }
-
-
-def _are_noted(growth: Growth, traced: Traced) -> bool:
-    """Whether notes say what numbers a larger model must have, which may be another function."""
-    degrees = [
-        degree
-        for change in growth.changes
-        for degree in of_recipe(traced.trace.degrees, change).values()
-        if not degree.is_mean
-    ]
-    return bool(degrees) and all(degree.is_noted for degree in degrees)
 
 
 def _readings(growth: Growth, traced: Traced) -> Iterator[str]:
