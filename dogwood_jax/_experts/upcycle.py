@@ -27,7 +27,7 @@ from dogwood_jax._growth.growth import Growth
 from dogwood_jax._plan.shown import what_shows
 from dogwood_jax._plan.sizes import named_sizes
 from dogwood_jax._program.kernels import kernels_of
-from dogwood_jax._widths.trace import trace
+from dogwood_jax._widths.trace import read_network
 from dogwood_jax._widths.widths import Widths
 
 
@@ -163,7 +163,7 @@ def upcycle(
     larger = None
     if target_apply is not None:
         kernels = kernels_of(widths.network.apply)
-        larger = trace(target_apply, target, *widths.network.inputs, kernels=kernels)
+        larger = read_network(target_apply, target, *widths.network.inputs, kernels=kernels)
     known = {leaf.path for leaf in widths.leaves}
     shapes = {} if target is None else arrays_of(leaves_by_path(target))
     problems: list[str] = []

@@ -14,7 +14,7 @@ from dogwood_jax._base.tables import table
 from dogwood_jax._base.trees import is_array, leaves_by_path
 from dogwood_jax._figures.counts import Counts
 from dogwood_jax._front.stages import Stage, planned, stages_problems, steps_of
-from dogwood_jax._widths.trace import trace
+from dogwood_jax._widths.trace import read_network
 from dogwood_jax._widths.widths import Widths
 
 
@@ -79,7 +79,7 @@ def staged_cost(widths: Widths, stages: Sequence[Stage], samples: int | None) ->
     steps, parameters, flops, apply = [], [], [], network.apply
     for one in schedule:
         if one.growth is not None or one.apply is not apply:
-            apply, widths = one.apply, trace(one.apply, one.variables, *network.inputs)
+            apply, widths = one.apply, read_network(one.apply, one.variables, *network.inputs)
         counts = Counts(widths)
         steps.append(int(steps_of(one.stage, an_epoch)))
         parameters.append(counts.parameters({}))

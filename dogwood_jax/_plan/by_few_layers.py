@@ -22,7 +22,7 @@ from dogwood_jax._plan.sizes import named_sizes, whole
 from dogwood_jax._plan.target import sizes_of_target
 from dogwood_jax._program.program import Program
 from dogwood_jax._widths.by_analogy import Analogy, NotAlike, constants_without_place
-from dogwood_jax._widths.trace import read_program, trace
+from dogwood_jax._widths.trace import read_network, read_program
 from dogwood_jax._widths.widths import Deep, Network, Recipe, Widths
 
 Layers = tuple[int, ...]
@@ -157,7 +157,7 @@ def _called_with_all(
     """
     layers = deep.layers
     try:
-        larger = trace(target_apply, target, *inputs)
+        larger = read_network(target_apply, target, *inputs)
     except Exception as error:  # any function may raise
         raise NotAlike from error
     assert larger.network is not None

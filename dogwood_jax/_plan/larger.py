@@ -26,7 +26,7 @@ from dogwood_jax._program.kernels import kernels_of, with_references
 from dogwood_jax._program.program import Program
 from dogwood_jax._widths.dims import LAYERS
 from dogwood_jax._widths.layout import Layout, Units, units_of
-from dogwood_jax._widths.trace import trace
+from dogwood_jax._widths.trace import read_network
 from dogwood_jax._widths.widths import Widths
 from dogwood_jax.strategies import DepthStrategy
 
@@ -174,7 +174,7 @@ def read_larger(
         axes = {leaf.path: axis_of_layers(widths, leaf)[0] for leaf in widths.leaves}
         stacked = {path: axis for path, axis in axes.items() if axis is not None}
         found = repeated_insertions(old, shapes, stacked, depth)
-        placed = iter([with_kinds(found, trace(target_apply, target, *network.inputs))])
+        placed = iter([with_kinds(found, read_network(target_apply, target, *network.inputs))])
     elif is_deeper:
         try:
             program = Program(target_apply, target, network.inputs)
@@ -198,7 +198,7 @@ def read_larger(
         arrays = tuple(jax.tree.leaves(inputs))
         if arrays not in traced:
             try:
-                traced[arrays] = trace(target_apply, target, *inputs)
+                traced[arrays] = read_network(target_apply, target, *inputs)
             except Exception as error:
                 lines = [_not_its_own(widths, target_apply, shapes, error), *instead]
                 raise ValueError("\n- ".join(lines)) from error

@@ -50,6 +50,12 @@ def asked_of(request: Request, larger: Larger | None, problems: list[str]) -> As
     """Returns the sizes that are asked for, by name or by a larger model; see ``plan``."""
     widths = request.widths
     named = named_sizes(widths, request.sizes, problems, request.interface)
+    problems += [
+        f"{name}: {note}; pass target="
+        for name in (named if larger is None else ())
+        for note in widths[name].notes
+        if kind_of(note) == "unread" and named[name] != widths[name].size
+    ]
     if larger is None:
         return _with_strategies(Asked(widths, named, widths, named), request, problems)
     problems += [

@@ -6,7 +6,7 @@ People read the sentence. Code asks for the kind, and never looks at the words.
 from typing import Any, Literal
 
 ReasonKind = Literal[
-    "", "suspicion", "ambiguous", "table", "must_stay", "silent", "unweighted", "integers"
+    "", "suspicion", "ambiguous", "table", "must_stay", "silent", "unweighted", "integers", "unread"
 ]
 
 
@@ -28,6 +28,7 @@ class Reason(str):
             - ``"silent"``: the weights that feed new units must be zero.
             - ``"unweighted"``: all units count alike in a sum over them.
             - ``"integers"``: weights are small integers, which have no halves.
+            - ``"unread"``: nothing reads the array, so only a larger model tells what grows.
     """
 
     kind: ReasonKind

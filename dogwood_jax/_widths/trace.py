@@ -6,6 +6,7 @@ which weights are outgoing (``roles``), and the dimensions of the parameters bec
 (``naming``).
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -36,6 +37,7 @@ from dogwood_jax._widths.dims import Dim, hand_down, unify
 from dogwood_jax._widths.naming import label_of, laid_out, module_of, names_of
 from dogwood_jax._widths.quantized import is_quantized, note_quantized
 from dogwood_jax._widths.reader import run
+from dogwood_jax._widths.reasons import Reason
 from dogwood_jax._widths.recipes.reading import LARGEST_EPSILON
 from dogwood_jax._widths.recipes.search import find_recipes
 from dogwood_jax._widths.roles import Roles
@@ -113,6 +115,28 @@ def trace(
         >>> dw.trace(outside, params, jnp.ones((1, 4)), kernels={"tanh": jnp.tanh})["up"].status
         'growable'
     """
+    widths = read_network(apply, variables, *inputs, fix=fix, tie=tie, kernels=kernels)
+    network = widths.network
+    assert network is not None
+    program = network.traced.program if network.deep is None else network.deep.program
+    if unread := _unread(program):
+        warnings.warn(
+            f"trace: apply reads nothing of {', '.join(unread)}, as a function does that closes "
+            "over other variables; only a larger model tells how these arrays grow",
+            stacklevel=3,
+        )
+    return widths
+
+
+def read_network(
+    apply: Callable[..., Any],
+    variables: PyTree,
+    *inputs: Any,
+    fix: Iterable[Place] = (),
+    tie: Iterable[tuple[Place, Place]] = (),
+    kernels: Kernels | None = None,
+) -> Widths:
+    """Returns what ``trace`` does, without its warnings."""
     expect(_CALL, apply=(FUNCTION, apply), variables=(TREE, variables))
     expect_given("trace", kernels=(KERNELS, kernels))
     expect_call(_CALL, "apply", apply, variables, *inputs)
@@ -345,11 +369,31 @@ def _is_place(place: object) -> bool:
     return False
 
 
+def _unread(program: Program) -> list[str]:
+    """Returns the arrays that are never read and have no size in common with those beside them."""
+    read = {*program.reading_order()}
+    read |= {program.paths[var] for var in program.jaxpr.jaxpr.outvars if var in program.paths}
+    beside: dict[str, set[int]] = {}
+    for path, array in program.arguments:
+        if path in read:
+            beside.setdefault(module_of(path), set()).update(array.shape)
+    return [
+        path
+        for path, array in program.arguments
+        if path is not None and path not in read and array.shape
+        if not beside.get(module_of(path), set()) & {*array.shape}
+    ]
+
+
+_UNREAD = "{} is never read, so nothing but a larger model tells which units lie along its axis {}"
+
+
 def _attach_unread(leaves: dict[str, Value], trace: Trace) -> None:
     """Ties arrays that are never read to arrays of the same shape beside them.
 
     A module's variables grow with the module, even if this mode of the network does not read them.
-    In training, for example, a BatchNorm does not read its running mean.
+    In training, for example, a BatchNorm does not read its running mean. Which units others belong
+    to is known from a larger model's arrays alone.
     """
     read: dict[str, list[Dim]] = {}
     for index, (path, value) in enumerate(leaves.items()):
@@ -365,3 +409,5 @@ def _attach_unread(leaves: dict[str, Value], trace: Trace) -> None:
                 (found,) = beside
                 unify(dim, found)
                 found.note(f"{path} is never read; its axis {axis} follows the arrays beside it")
+            elif not beside:
+                dim.note(Reason(_UNREAD.format(path, axis), "unread"))
