@@ -21,6 +21,8 @@ class Entries:
     Attributes:
         old: the outputs by path.
         moved: paths of the outputs with an entry that has moved farther.
+        scaled: paths of the outputs that are larger or smaller as a whole than rounding explains.
+            Rounding moves some entries up and others down, so that it hardly moves their sum.
     """
 
     def __init__(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
@@ -28,6 +30,17 @@ class Entries:
         self._gaps = {path: together(gaps, array, new[path]) for path, array in old.items()}
         self._reach = {path: together(_own_rounding, array) for path, array in old.items()}
         self.moved = [*filter(self._has_moved, old)]
+        floats = [path for path in self.moved if eps(old[path].dtype)]
+        self._scales = {path: self._scale(path, new[path]) for path in floats}
+        self._scale_reach = {path: bound(old[path].dtype) for path in floats}
+
+    @property
+    def scaled(self) -> list[str]:
+        return [path for path, by in self._scales.items() if abs(by) > self._scale_reach[path]]
+
+    def _scale(self, path: str, new: Any) -> float:
+        """Returns by what share an output is larger as a whole."""
+        return float(np.asarray(together(_share, self.old[path], new)))
 
     def explain(self, nudged: Mapping[str, Any]) -> None:
         """Lets entries move twice as far as they move in outputs that were computed with nudges."""
@@ -36,6 +49,10 @@ class Entries:
                 gap = together(gaps, self.old[path], nudged[path])
                 widen = _widened if eps(self.old[path].dtype) else _freed
                 self._reach[path] = together(widen, self._reach[path], gap)
+        for path in self.scaled:
+            if path in nudged:
+                by = abs(self._scale(path, nudged[path]))
+                self._scale_reach[path] = max(by, self._scale_reach[path])
         self.moved = [*filter(self._has_moved, self.moved)]
 
     def shows(self, path: str, changed: Mapping[str, Any]) -> bool:
@@ -59,6 +76,13 @@ class Entries:
         moved = f"moved by {gap:.3g}, relative {relative:.3g}"
         return f"{name}: {moved}; rounding explains {reach:.3g}"
 
+    def said_of_all(self, path: str) -> str:
+        """Says by how much an output is larger as a whole."""
+        by, reach = self._scales[path], self._scale_reach[path]
+        name = f"output {path}" if path else "output"
+        moved = f"all entries together are {1 + by:.4g} times as large"
+        return f"{name}: {moved}; rounding explains {1 + reach:.4g}"
+
     def _has_moved(self, path: str) -> bool:
         return bool(together(_any_moved, self._gaps[path], self._reach[path]))
 
@@ -67,6 +91,16 @@ def _own_rounding(numpy: Any, old: Any) -> Any:
     """Returns how far entries may move because they are of this dtype."""
     size = sizes(numpy, old)
     return bound(old.dtype) * size + least(old.dtype) if eps(old.dtype) else 0 * size
+
+
+def _share(numpy: Any, old: Any, new: Any) -> Any:
+    """Returns the factor that fits best between two outputs, less one; nothing for infinities."""
+    wide = old.dtype if old.dtype.itemsize >= 4 else numpy.float32
+    old, gap = old.astype(wide), new[tuple(map(slice, old.shape))].astype(wide) - old.astype(wide)
+    gap = numpy.where(numpy.isfinite(gap) & numpy.isfinite(old), gap, 0)
+    old = numpy.where(numpy.isfinite(old), old, 0)
+    size = (numpy.abs(old) ** 2).sum()
+    return numpy.where(size > 0, (gap * old.conj()).real.sum() / numpy.where(size > 0, size, 1), 0)
 
 
 def _widened(numpy: Any, reach: Any, gap: Any) -> Any:

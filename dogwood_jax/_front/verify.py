@@ -84,6 +84,8 @@ def verify(
     integers, booleans   0       0
     ==================== ======= =====================
 
+    Nor may all entries together become larger or smaller by more than they do with these nudges.
+
     An integer or boolean may move only where these nudges move it. Arrays of whole numbers, such as
     masks, are not nudged.
 
@@ -152,8 +154,9 @@ def verify(
         found = differences(old, new)
         entries = Entries(old, new)
         _explain(entries, apply, program, variables, inputs, keys[2])
-        if entries.moved:
+        if entries.moved or entries.scaled:
             lines = [entries.said(path) for path in entries.moved]
+            lines += [entries.said_of_all(p) for p in entries.scaled if p not in entries.moved]
             what = "the larger network computes something else"
             if _draws(program) != _draws(Program(target_apply, wide, larger)):
                 what += ", because it draws other random numbers; run both in evaluation mode"
@@ -278,7 +281,7 @@ def _explain(
     """Runs the old network with nudges, until all entries are explained or it has been enough."""
     rounded = with_nudges(program)
     for i in range(2 * _PAIRS):
-        if not entries.moved:
+        if not (entries.moved or entries.scaled):
             return
         sign, draw = 1.0 - 2 * (i % 2), jax.random.fold_in(key, i // 2)
         others = nudged((variables, inputs), sign, draw)
