@@ -33,6 +33,16 @@ def context(sharding: NamedSharding | None) -> contextlib.AbstractContextManager
     return manager
 
 
+def without_mesh() -> contextlib.AbstractContextManager[Any]:
+    """Returns the context in which programs know nothing of the mesh that the caller has set."""
+    if not hasattr(jax.sharding, "use_abstract_mesh"):  # before JAX 0.7
+        return contextlib.nullcontext()
+    nowhere: contextlib.AbstractContextManager[Any] = jax.sharding.use_abstract_mesh(
+        jax.sharding.AbstractMesh((), ())
+    )
+    return nowhere
+
+
 def parts(sharding: NamedSharding) -> int:
     """Returns in how many parts the first axis of an array is split."""
     size = sharding.mesh.size

@@ -9,6 +9,7 @@ import functools
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -576,23 +577,39 @@ def _params(
     Raises:
         ValueError: if modules in the state say sizes, and nothing shows which ones are right.
     """
-    first = next((field for field in found if field.axis is None), None)
-    if first is None:
+    whole = [field for field in found if field.axis is None]
+    if not whole:
         return None
-    paths = (keys for keys, _ in jax.tree_util.tree_leaves_with_path(opt_state))
-    keys = next(keys for keys in paths if leaf_path(keys) == first.place)
-    start = next(i for i in range(len(keys)) if leaf_path(keys[i:]) == first.inner)
+    first, *_ = whole
+    paths = {leaf_path(keys): keys for keys, _ in jax.tree_util.tree_leaves_with_path(opt_state)}
+
+    def start(field: Field) -> Keys:
+        keys = paths[field.place]
+        return keys[: next(i for i in range(len(keys)) if leaf_path(keys[i:]) == field.inner)]
+
+    trees = [_part(opt_state, keys) for keys in dict.fromkeys(map(start, whole))]
     shapes = {leaf.path: leaf.shape for leaf in growth.widths.leaves}
 
     def is_masked(node: Any) -> bool:
         return type(node).__name__ == "MaskedNode"
 
-    def own(keys: Any, leaf: Any) -> jax.ShapeDtypeStruct:
-        masked = is_masked(leaf)
-        shape, dtype = ((), jnp.float32) if masked else (jnp.shape(leaf), jnp.result_type(leaf))
-        return struct(shapes.get(first.collection + leaf_path(keys), shape), dtype)
+    def own(keys: Keys, leaf: Any) -> PyTree:
+        path = first.collection + leaf_path(keys)
+        if not is_masked(leaf):
+            return struct(shapes.get(path, jnp.shape(leaf)), jnp.result_type(leaf))
+        if path not in shapes:  # a mask may stand for all arrays below, which are elsewhere
+            for tree in trees:
+                with suppress(KeyError):
+                    if not is_masked(part := _part(tree, keys)):
+                        return all_own(part, keys)
+        return struct(shapes.get(path, ()), jnp.float32)
 
-    tree = jax.tree_util.tree_map_with_path(own, _part(opt_state, keys[:start]), is_leaf=is_masked)
+    def all_own(tree: PyTree, above: Keys = ()) -> PyTree:
+        return jax.tree_util.tree_map_with_path(
+            lambda keys, leaf: own((*above, *keys), leaf), tree, is_leaf=is_masked
+        )
+
+    tree = all_own(trees[0])
     old = {first.collection + path: leaf for path, leaf in leaves_by_path(tree).items()}
     larger, deeper = None, bool(growth.insertions or growth.layers)
     structure = growth.structure if variables is None or deeper else jax.tree.structure(variables)
