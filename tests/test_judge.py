@@ -364,7 +364,7 @@ def planned() -> dw.Growth:
 
 def test_evidence_is_kept() -> None:
     growth = planned()
-    assert growth.evidence is not None and growth.evidence.samples == 16
+    assert growth.evidence is not None and growth.evidence.samples == 18
     assert growth.evidence.sizes == (("up", 5, 7),)
     for again in (dw.from_json(dw.to_json(growth)), pickle.loads(pickle.dumps(growth))):
         assert again == growth
@@ -389,7 +389,7 @@ def test_a_growth_without_evidence_is_read() -> None:
 
 
 def test_the_last_line_says_what_was_checked() -> None:
-    assert f"{planned()}".splitlines()[-1] == "checked: equal to rounding in 16 samples"
+    assert f"{planned()}".splitlines()[-1] == "checked: equal to rounding in 18 samples"
 
 
 def test_the_last_line_names_the_sizes_of_a_twin() -> None:
@@ -397,7 +397,7 @@ def test_the_last_line_names_the_sizes_of_a_twin() -> None:
     growth = dw.plan(dw.trace(mlp, shapes, f64(90, 400)), {"up": 700})
     ((name, before, after),) = growth.evidence.sizes
     assert (name, before < 10, after - before) == ("up", True, 2)
-    line = f"checked: equal to rounding in 16 samples, sizes 500 -> {before}, 700 -> {after}"
+    line = f"checked: equal to rounding in 18 samples, sizes 500 -> {before}, 700 -> {after}"
     assert f"{growth}".splitlines()[-1] == line
 
 
@@ -445,7 +445,7 @@ def problem(larger: Callable[..., Any]) -> str | None:
     shapes = {"up": f64(4, 7), "down": f64(7, 2)}
     its = dw.trace(larger, shapes, X).network.traced
     verdict = judge(twin.claim(growth, traced, LargerProgram(its)))
-    assert verdict.difference is None and verdict.samples == 16
+    assert verdict.difference is None and verdict.samples == 18
     return verdict.problem or verdict.gradients
 
 

@@ -1,0 +1,387 @@
+"""What an evaluation might not see: tables, masks, numbers of sizes, entries that never learn."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from tiers import long
+
+import dogwood_jax as dw
+
+
+@pytest.fixture(autouse=True)
+def as_users_have_it() -> Iterator[None]:
+    with jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def normal(seed: int, *shape: int) -> Any:
+    fan = shape[-2] if len(shape) > 1 else 1
+    return jax.random.normal(jax.random.key(seed), shape) / np.sqrt(fan)
+
+
+def arrays(**shapes: tuple[int, ...]) -> dict[str, Any]:
+    return {name: normal(seed, *shape) for seed, (name, shape) in enumerate(shapes.items())}
+
+
+def assert_exact_or_refused(
+    apply: Any, variables: Any, inputs: Any, sizes: Any, larger: Any = None, **options: Any
+) -> dw.Growth | None:
+    """Asserts that a growth moves outputs by rounding alone, with finite gradients."""
+    widths = dw.trace(apply, variables, *inputs)
+    try:
+        growth = dw.plan(widths, sizes, **options)
+    except ValueError:
+        return None
+    wide, larger = dw.grow(variables, growth, key=jax.random.key(1)), larger or apply
+    np.testing.assert_allclose(larger(wide, *inputs), apply(variables, *inputs), 1e-9, 1e-9)
+    slopes = jax.grad(lambda wide: jnp.sum(larger(wide, *inputs) ** 2))(wide)
+    assert all(bool(jnp.isfinite(slope).all()) for slope in jax.tree.leaves(slopes))
+    return growth
+
+
+# Tables -------------------------------------------------------------------------------------------
+
+TABLES = {
+    "signs": lambda n: np.where(np.arange(n) < n // 2, 1.0, -1.0),
+    "most of them": lambda n: np.where(np.arange(n) < 4 * n // 5, 1.0, -1.0),
+    "the last one": lambda n: 1.0 + (jnp.arange(n) == n - 1),
+    "thresholds": lambda n: 1.0 + jnp.searchsorted(jnp.array([n // 4, n // 2]), jnp.arange(n)),
+    "sign of integers": lambda n: jnp.sign(jnp.arange(n) - n // 2),
+    "divisors": lambda n: jnp.gcd(jnp.arange(n), n) * 1.0,
+}
+
+
+def with_table(table: Any) -> Any:
+    def apply(p: Any, x: Any) -> Any:
+        return jnp.tanh((x @ p["i"]) * table(p["i"].shape[1])[None]) @ p["o"]
+
+    return apply
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_are_compared_in_the_real_sizes(name: str) -> None:
+    """The network is so large that small sizes stand for it, in which tables look alike."""
+    variables = arrays(i=(32, 128), o=(128, 8))
+    apply = with_table(TABLES[name])
+    assert_exact_or_refused(apply, variables, (normal(7, 512, 32),), {"i": 256})
+
+
+def test_a_table_that_stays_in_old_entries_is_no_obstacle() -> None:
+    variables = arrays(i=(32, 128), o=(128, 8))
+    apply, inputs = with_table(lambda n: 1 / (1.0 + jnp.arange(n))), (normal(7, 512, 32),)
+    growth = assert_exact_or_refused(apply, variables, inputs, {"i": 256})
+    assert growth is not None and not growth.change["i"].recipe
+    assert "sizes 128 -> " in str(growth)  # small sizes were enough
+
+
+def test_where_a_table_differs_and_the_network_is_too_large_the_table_is_named() -> None:
+    def apply(p: Any, x: Any) -> Any:
+        n = p["i"].shape[1]
+        return ((x @ p["i"]) * (1.0 + (jnp.arange(n) == n - 1))[None]) @ p["o"]
+
+    shapes = {"i": (1032, 2048), "o": (2048, 4)}
+    variables = {name: jax.ShapeDtypeStruct(shape, float) for name, shape in shapes.items()}
+    widths = dw.trace(apply, variables, jax.ShapeDtypeStruct((4, 1032), float))
+    with pytest.raises(ValueError, match=r"a table, float64\[1,2048\] .* \(test_unseen.py:\d+\)"):
+        dw.plan(widths, {"i": 4096})
+
+
+class Made(nn.Module):
+    """A masked autoencoder: which unit reads which input follows from how many units there are."""
+
+    units: int
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        places, inputs = (
+            np.arange(self.units) * (x.shape[1] - 1) // self.units,
+            np.arange(x.shape[1]),
+        )
+        shapes = {"u": (x.shape[1], self.units), "v": (self.units, x.shape[1])}
+        u, v = (self.param(name, nn.initializers.normal(0.3), s) for name, s in shapes.items())
+        return nn.relu(x @ (u * (inputs[:, None] <= places))) @ (v * (places[:, None] < inputs))
+
+
+def test_masks_of_a_larger_model_are_compared_in_its_sizes() -> None:
+    x, small, large = normal(7, 256, 16), Made(128), Made(256)
+    variables = small.init(jax.random.key(0), x)
+    target = jax.eval_shape(large.init, jax.random.key(0), x)
+    options = {"target": target, "target_apply": large.apply}
+    assert_exact_or_refused(small.apply, variables, (x,), None, large.apply, **options)
+
+
+# Inputs that look like masks ----------------------------------------------------------------------
+
+
+def unit_norm(a: Any) -> Any:
+    return a / (jnp.sqrt((a * a).sum(-1, keepdims=True)) + 1e-6)
+
+
+def attention(hide: Any) -> Any:
+    def apply(p: Any, x: Any, mask: Any) -> Any:
+        q, k, v = (jnp.einsum("btd,dhk->bthk", x, p[name]) for name in "qkv")
+        scores = jnp.einsum("bqhk,bthk->bhqt", unit_norm(q), unit_norm(k)) + hide(mask)
+        return jnp.einsum("bhqt,bthk,hkd->bqd", jax.nn.softmax(scores, -1), v, p["o"])
+
+    return apply
+
+
+@pytest.mark.parametrize("low", [-1e4, long(float(np.finfo(np.float32).min))])
+@pytest.mark.parametrize("dtype", [float, long(jnp.int32)])
+def test_scores_are_seen_behind_a_mask(low: float, dtype: Any) -> None:
+    """Normal numbers in the place of a mask would hide the scores, which larger heads change."""
+    apply = attention(lambda mask: (1.0 - mask[:, None, None].astype(float)) * low)
+    variables = arrays(q=(5, 2, 4), k=(5, 2, 4), v=(5, 2, 4), o=(2, 4, 5))
+    mask = jnp.ones((3, 6), dtype).at[0, 4:].set(0)
+    inputs = normal(7, 3, 6, 5), mask
+    assert_exact_or_refused(apply, variables, inputs, {"q[head_dim]": 6})
+
+
+def test_an_operand_that_is_always_lost_in_a_sum_is_not_seen() -> None:
+    def apply(p: Any, x: Any, scale: Any) -> Any:
+        return jnp.tanh(x @ p["i"]) @ p["o"] + 1e12 * (1.0 + scale**2)[:, None]
+
+    widths = dw.trace(apply, arrays(i=(5, 8), o=(8, 3)), normal(7, 4, 5), normal(8, 4))
+    assert re.search(r"not seen: add \(test_unseen.py:\d+\)", str(dw.plan(widths, {"i": 12})))
+
+
+# Functions and modules that hold sizes ------------------------------------------------------------
+
+
+def test_the_networks_own_function_decides_where_it_can_be_called() -> None:
+    """A reshape that has nothing to do with it does not overrule the branch on a size."""
+
+    def apply(p: Any, x: Any) -> Any:
+        h = x @ p["i"]
+        h = h.reshape(len(h), -1, 4).reshape(h.shape)
+        return (jax.nn.relu if p["i"].shape[1] < 10 else jax.nn.gelu)(h) @ p["o"]
+
+    variables, x = arrays(i=(5, 8), o=(8, 3)), normal(7, 4, 5)
+    widths = dw.trace(apply, variables, x)
+    with pytest.raises(ValueError, match="the network itself computes something else"):
+        dw.plan(widths, {"i[1.1]": 8})
+    target = {"i": jax.ShapeDtypeStruct((5, 16), float), "o": jax.ShapeDtypeStruct((16, 3), float)}
+    with pytest.raises(ValueError, match="computes something else"):
+        dw.plan(widths, {"i[1.1]": 8}, target=target)
+
+
+def test_a_function_may_split_an_axis_into_a_number_of_its_own() -> None:
+    """Growths of both factors stay, and a note says where the larger model must split otherwise."""
+
+    def apply(p: Any, x: Any) -> Any:
+        q, k, v = ((x @ p[name]).reshape(*x.shape[:2], 2, -1) for name in "qkv")
+        weights = jax.nn.softmax(jnp.einsum("bqhk,bthk->bhqt", q, k), -1)
+        read = jnp.einsum("bhqt,bthk->bqhk", weights, v)
+        return read.reshape(*x.shape[:2], -1) @ p["o"]
+
+    variables = arrays(q=(5, 8), k=(5, 8), v=(5, 8), o=(8, 5))
+    widths = dw.trace(apply, variables, normal(7, 3, 6, 5))
+    growth = dw.plan(widths, {"q[heads]": 4})
+    assert growth.notes[-1] == (
+        "this function splits 16 into 2 x 8; the larger model must split it into 4 x 4: pass "
+        "target_apply="
+    )
+    assert not any("does not take" in note for note in growth.notes)
+    growth = dw.plan(widths, {"q[head_dim]": 8})
+    assert not any("this function splits" in note for note in growth.notes)
+
+
+def test_a_cast_that_only_larger_sizes_have_is_noted() -> None:
+    def apply(p: Any, x: Any) -> Any:
+        h = jnp.tanh(x @ p["i"])
+        return (h.astype(jnp.bfloat16).astype(h.dtype) if h.shape[1] >= 12 else h) @ p["o"]
+
+    growth = dw.plan(dw.trace(apply, arrays(i=(5, 8), o=(8, 3)), normal(7, 4, 5)), {"i": 16})
+    assert "only one of both programs has casts to bfloat16" in growth.notes[-1]
+
+
+class Held(nn.Module):
+    units: int
+    function: Any
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        h = self.function(self.units, nn.Dense(self.units)(x))
+        return nn.Dense(3)(h)
+
+
+HELD = {
+    "0.1 * 8": lambda n, h: h + 0.1 * n,
+    "1 + 1 * 8**-1": lambda n, h: jnp.abs(h) ** (1 + 1 / n),
+    "8": lambda n, h: jnp.clip(h, -8 / n, 8 / n),
+    "0.125 * 8": lambda n, h: h * (n / 8),
+}
+
+
+@pytest.mark.parametrize("formula", HELD)
+def test_a_module_that_holds_its_size_is_refused_where_a_number_may_follow(formula: str) -> None:
+    x, module = normal(7, 4, 5), Held(8, HELD[formula])
+    widths = dw.trace(module.apply, module.init(jax.random.key(0), x), x)
+    said = rf"\(test_unseen.py:\d+\) may follow from a size, as .*{re.escape(formula)}"
+    with pytest.raises(ValueError, match=f"(?s){said}.*pass target_apply="):
+        dw.plan(widths, {"Dense_0": 16})
+
+
+@pytest.mark.parametrize("function", [nn.gelu, nn.softplus, lambda h: nn.LayerNorm()(nn.silu(h))])
+def test_numbers_of_a_library_follow_from_no_size_and_the_first_line_says_so(function: Any) -> None:
+    x, module = normal(7, 4, 5), Held(8, lambda n, h: function(h))
+    widths = dw.trace(module.apply, module.init(jax.random.key(0), x), x)
+    growth = dw.plan(widths, {"Dense_0": 16})
+    assert str(growth).startswith("numbers stay what they are in the program; pass target_apply=")
+    assert dw.from_json(dw.to_json(growth)).evidence == growth.evidence
+    target = jax.eval_shape(Held(16, lambda n, h: function(h)).init, jax.random.key(0), x)
+    large = Held(16, lambda n, h: function(h)).apply
+    known = dw.plan(widths, target=target, target_apply=large)
+    assert "numbers stay" not in str(known)
+
+
+# What is new can learn ----------------------------------------------------------------------------
+
+
+def test_gradients_are_finite_for_zero_rows_behind_other_layers() -> None:
+    """New groups have zero biases, so a row of zeros in a table becomes a norm of zero."""
+
+    def apply(p: Any, ids: Any) -> Any:
+        q = (p["e"][ids] @ p["q"] + p["b"]).reshape(*ids.shape, -1, 4)
+        q = q / (jnp.linalg.norm(q, axis=-1, keepdims=True) + 1e-6)
+        return q.reshape(*ids.shape, -1) @ p["o"]
+
+    variables = arrays(e=(10, 6), q=(6, 8), b=(8,), o=(8, 3))
+    variables["e"] = variables["e"].at[0].set(0)
+    ids = jnp.array([[1, 2, 0, 0]])
+    assert_exact_or_refused(apply, variables, (ids,), {"q[groups]": 3})
+
+
+def test_new_entries_of_each_array_learn() -> None:
+    """Values of new heads learn, but queries and keys of zero would be zero for ever."""
+
+    def apply(p: Any, x: Any) -> Any:
+        def normed(a: Any) -> Any:
+            return a * jax.lax.rsqrt(jnp.mean(a * a, -1, keepdims=True) + 1e-6)
+
+        q, k = (normed(x @ p[name]).reshape(*x.shape[:2], -1, 4) for name in "qk")
+        v = (x @ p["v"]).reshape(*x.shape[:2], -1, 4)
+        weights = jax.nn.softmax(jnp.einsum("bqhk,bthk->bhqt", q, k), -1)
+        return jnp.einsum("bhqt,bthk->bqhk", weights, v).reshape(*x.shape[:2], -1) @ p["o"]
+
+    variables = arrays(q=(5, 8), k=(5, 8), v=(5, 8), o=(8, 5))
+    widths = dw.trace(apply, variables, normal(7, 3, 6, 5))
+    (name,) = [n for n in widths if widths[n].size == 2 and widths[n].status != "interface"]
+    try:
+        growth = dw.plan(widths, {name: 4}, target_apply=apply)
+    except ValueError:
+        return
+    wide = dw.grow(variables, growth, key=jax.random.key(1))
+    x, y = normal(7, 3, 6, 5), normal(8, 3, 6, 5)
+    step = jax.jit(jax.grad(lambda p: jnp.mean((apply(p, x) - y) ** 2)))
+    trained = wide
+    for _ in range(3):
+        trained = jax.tree.map(lambda p, g: p - 0.1 * g, trained, step(trained))
+    for name in "qk":
+        assert not np.array_equal(trained[name][:, 8:], wide[name][:, 8:])
+
+
+# What is no number, and what is not read ----------------------------------------------------------
+
+
+def test_minus_infinity_that_becomes_nan_is_another_number() -> None:
+    def apply(p: Any, x: Any, mask: Any) -> Any:
+        return jnp.where(mask[:, None], jax.nn.log_sigmoid(x @ p["i"]), -jnp.inf) @ jnp.abs(p["o"])
+
+    inputs = normal(7, 6, 5), jnp.array([True] * 4 + [False] * 2)
+    widths = dw.trace(apply, arrays(i=(5, 8), o=(8, 3)), *inputs)
+    with pytest.raises(ValueError, match="becomes nan instead of -inf"):
+        dw.plan(widths, {"i": 12})
+
+
+def test_arrays_that_nothing_reads_do_not_grow() -> None:
+    kernel, variables = normal(1, 5, 8), {"hid": {"bias": jnp.zeros(8)}, "out": normal(2, 8, 3)}
+    with pytest.warns(UserWarning, match="apply reads nothing of hid/bias"):
+        widths = dw.trace(lambda p, x: jnp.tanh(x @ kernel) @ p["out"], variables, normal(3, 2, 5))
+    with pytest.raises(ValueError, match="hid/bias is never read"):
+        dw.plan(widths, {"hid": 16})
+
+
+# False refusals and crashes -----------------------------------------------------------------------
+
+
+def test_labels_of_a_partition_may_be_a_prefix_of_the_parameters() -> None:
+    def apply(p: Any, x: Any) -> Any:
+        return jax.nn.relu(x @ p["a"]["w"] + p["a"]["b"]) @ p["o"]["w"] + p["o"]["b"]
+
+    variables = {"a": arrays(w=(5, 8), b=(8,)), "o": arrays(w=(8, 3), b=(3,))}
+    growth = dw.plan(dw.trace(apply, variables, normal(7, 4, 5)), {"a": 12})
+    wide, found = dw.grow(variables, growth, key=jax.random.key(0)), []
+    for labels in {"a": "x", "o": "y"}, {"a": {"w": "x", "b": "x"}, "o": {"w": "y", "b": "y"}}:
+        txs = {"x": optax.sgd(0.1, momentum=0.9), "y": optax.adam(0.1)}
+        tx = optax.partition(txs, labels)
+        state = dw.grow_opt_state(tx.init(variables), growth, tx)
+        assert jax.tree.structure(state) == jax.tree.structure(tx.init(wide))
+        found.append(jax.tree.leaves(jax.tree.map(jnp.shape, state)))
+    assert found[0] == found[1]
+
+
+def test_a_product_of_axes_may_be_a_size_that_stays() -> None:
+    """The input of this LoRA is as long as its rank times its output."""
+    module = nnx.LoRA(32, 8, 4, rngs=nnx.Rngs(0))
+    growth = dw.nnx.plan(dw.nnx.trace(module, normal(0, 3, 32)), {"lora_a": 12})
+    wide = dw.nnx.grow(module, growth, key=jax.random.key(0))
+    assert (wide.in_features, wide.lora_a.shape, wide.lora_b.shape) == (32, (32, 12), (12, 4))
+
+
+@pytest.mark.skipif(not hasattr(jax, "set_mesh"), reason="takes jax.set_mesh")
+def test_a_mesh_that_is_set_is_none_of_the_evaluations() -> None:
+    """Heads of attention grow with the stream, from a larger model's arrays."""
+
+    def make(stream: int, heads: int) -> Any:
+        options = {"qkv_features": 4 * heads, "decode": False, "rngs": nnx.Rngs(0)}
+        return nnx.MultiHeadAttention(heads, stream, **options)
+
+    x = normal(0, 2, 3, 5)
+    with jax.set_mesh(jax.make_mesh((1,), ("fsdp",))):
+        small, large = make(5, 2), make(5, 3)
+        growth = dw.nnx.plan(dw.nnx.trace(small, x), target=large)
+        assert growth.evidence.samples
+
+
+def test_a_loop_that_does_not_end_shows_nothing() -> None:
+    def apply(p: Any, x: Any) -> Any:
+        h = jnp.tanh(x @ p["i"]) @ p["o"]
+        return jax.lax.while_loop(
+            lambda s: jnp.abs(s).max() > 1e-3, lambda s: s * jnp.abs(p["s"]), h
+        )
+
+    variables = arrays(i=(5, 8), o=(8, 3)) | {"s": jnp.array(0.5)}
+    widths = dw.trace(apply, variables, normal(7, 4, 5))
+    try:
+        dw.plan(widths, {"i": 12})
+    except ValueError as error:
+        assert "cannot plan this growth" in str(error)
+
+
+# verify -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("dtype", "times"), [(jnp.bfloat16, 1.02), (jnp.float8_e4m3fn, 1.1)], ids=["bfloat16", "float8"]
+)
+def test_a_uniform_change_is_no_rounding(dtype: Any, times: float) -> None:
+    def network(times: float) -> Any:
+        def apply(p: Any, x: Any) -> Any:
+            h = jnp.tanh(x @ p["i"]).astype(dtype).astype(float)
+            return times * (h @ p["o"])
+
+        return apply
+
+    variables, x = arrays(i=(8, 64), o=(64, 10)), normal(7, 5, 8)
+    assert dw.verify(network(1.0), variables, network(1.0), variables, x).absolute == 0
+    with pytest.raises(ValueError, match=f"all entries together are {times} times as large"):
+        dw.verify(network(1.0), variables, network(times), variables, x)
