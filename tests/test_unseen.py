@@ -14,6 +14,7 @@ from flax import nnx
 from tiers import long
 
 import dogwood_jax as dw
+from dogwood_jax._judge import tables
 
 
 @pytest.fixture(autouse=True)
@@ -92,6 +93,25 @@ def test_where_a_table_differs_and_the_network_is_too_large_the_table_is_named()
     widths = dw.trace(apply, variables, jax.ShapeDtypeStruct((4, 1032), float))
     with pytest.raises(ValueError, match=r"a table, float64\[1,2048\] .* \(test_unseen.py:\d+\)"):
         dw.plan(widths, {"i": 4096})
+
+
+@pytest.mark.parametrize("is_same", [True, False])
+def test_large_tables_are_compared_in_pieces(
+    is_same: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mask along hidden units that takes some hundred megabytes is computed row by row."""
+    monkeypatch.setattr(tables, "_PIECE", 1 << 10)
+    monkeypatch.setattr(tables, "_MOST", 1 << 11)
+
+    def apply(p: Any, x: Any) -> Any:
+        units, inputs = p["u"].shape
+        period = 3 if is_same else units // 2
+        mask = (jnp.arange(units)[:, None] // period) % 2 == jnp.arange(inputs)[None] % 2
+        return jnp.tanh(x @ (p["u"] * jnp.where(mask, 1.0, 0.5)).T) @ p["v"]
+
+    variables = {"u": normal(0, 1024, 96), "v": normal(1, 1024, 3)}
+    growth = assert_exact_or_refused(apply, variables, (normal(2, 600, 96),), {"u": 1536})
+    assert (growth is not None) == is_same
 
 
 class Made(nn.Module):

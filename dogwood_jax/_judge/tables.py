@@ -3,7 +3,8 @@
 A mask, a row of positions, a table of NumPy follow from no variable and no input. A twin has their
 first entries alone, which may be equal where later ones are not: ``arange(n) < n // 2``. So such
 tables are computed in the real sizes, in both programs, and compared at old entries. Tables that
-are made alike, of the same numbers in the same shapes, are equal and are not computed.
+are made alike, of the same numbers in the same shapes, are equal and are not computed. Large ones
+are computed a few rows at a time.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,11 +23,14 @@ from dogwood_jax._judge.cases import Places
 from dogwood_jax._judge.evaluate import again, widened
 from dogwood_jax._judge.lines import line_of, with_line
 from dogwood_jax._program.interpret import called, interpret
+from dogwood_jax._program.primitives.entries import ENTRIES
 from dogwood_jax._program.subprograms import sub_programs
 from dogwood_jax._widths.trace import Traced
 
-# Tables with more entries are not computed.
-_MOST = 1 << 27
+# Tables with more entries are compared in pieces of so many.
+_PIECE = 1 << 25
+# Tables with more entries than this are computed in pieces, or not at all.
+_MOST = 1 << 28
 # By how much numbers may be rounded otherwise, relative to the number.
 _ROUNDING = 1e-6
 
@@ -40,16 +44,64 @@ class _Table:
         aval: its shape and dtype.
         made: computes it.
         entries: how many entries the largest array has that this takes.
+        eqn: the equation that computes it; None for a constant.
+        operands: the operands of the equation.
     """
 
     key: Any
     aval: Any
     made: Callable[[], Any]
     entries: int
+    eqn: Any = None
+    operands: "Sequence[_Table]" = ()
 
     @cached_property
     def array(self) -> Any:
+        if self.entries > _MOST:
+            raise _TooLarge
         return self.made()
+
+    def rows(self, start: int, stop: int) -> Any:
+        """Returns entries along the first axis, without those of others where that can be.
+
+        Raises:
+            _TooLarge: if it takes all of an array that is too large.
+        """
+        shape = (stop - start, *self.aval.shape[1:])
+        name = "" if self.eqn is None else self.eqn.primitive.name
+        if name == "" or self.entries <= _PIECE:
+            return self.array[start:stop]
+        if name == "iota":
+            axis, dtype = self.eqn.params["dimension"], self.eqn.params["dtype"]
+            numbers = np.arange(start, stop) if axis == 0 else np.arange(shape[axis])
+            along = [-1 if n == axis else 1 for n in range(len(shape))]
+            return np.broadcast_to(numbers.astype(dtype).reshape(along), shape)
+        if name == "broadcast_in_dim":
+            operand, to = self.operands[0], self.eqn.params["broadcast_dimensions"]
+            is_along = to[:1] == (0,) and operand.aval.shape[0] == self.aval.shape[0]
+            array = operand.rows(start, stop) if is_along else operand.array
+            sizes = dict(zip(to, array.shape, strict=True))
+            along = [sizes.get(axis, 1) for axis in range(len(shape))]
+            return np.broadcast_to(array.reshape(along), shape)
+        if name in ENTRIES:
+            parts = [
+                one.rows(start, stop) if one.aval.shape[:1] == self.aval.shape[:1] else one.array
+                for one in self.operands
+            ]
+            return again(self.eqn, parts)[0]
+        return self.array[start:stop]
+
+    @property
+    def pieces(self) -> Iterator[Any]:
+        """Yields the table, a few rows at a time."""
+        count = self.aval.shape[0]
+        step = max(1, _PIECE // max(prod(self.aval.shape[1:]), 1))
+        for start in range(0, count, step):
+            yield self.rows(start, min(start + step, count))
+
+
+class _TooLarge(Exception):
+    """A table that no computer should be asked for."""
 
 
 class _Read(NamedTuple):
@@ -94,25 +146,42 @@ def first_other_table(growth: Growth, traced: Traced, larger: Traced) -> str | N
 
 def _are_equal(old: _Read, new: _Read, places: Places) -> bool:
     """Whether tables agree in old entries, and new ones are finite if these are."""
-    shapes = [read.table.aval.shape for read in (old, new)]
-    if old.value is None or len(shapes[0]) != len(shapes[1]):
-        return False
-    if max(old.table.entries, new.table.entries) > _MOST:
-        return False
-    where = places.of(old.value, *shapes)
-    a, b = old.table.array, new.table.array
-    if not isinstance(a, np.ndarray):  # keys
+    shape, larger = (read.table.aval.shape for read in (old, new))
+    if jnp.issubdtype(old.table.aval.dtype, jax.dtypes.extended):  # keys
         return True
-    if a.dtype.kind in "fc" and np.isfinite(a).all() and not np.isfinite(b).all():
+    if old.value is None or len(shape) != len(larger):
         return False
+    where = places.of(old.value, shape, larger)
+    rows = np.arange(shape[0]) if where[0] is None else where[0]
+    step = max(1, _PIECE // max(prod(larger[1:]), 1))
+    try:
+        if not all(map(_is_finite, new.table.pieces)) and all(map(_is_finite, old.table.pieces)):
+            return False
+        for start in range(0, len(rows), step):
+            its = rows[start : start + step]
+            a = old.table.rows(start, start + len(its))
+            b = new.table.rows(int(its.min()), int(its.max()) + 1)[its - its.min()]
+            if not _agree(a, b, where):
+                return False
+    except _TooLarge:
+        return False
+    return True
+
+
+def _is_finite(array: Any) -> bool:
+    return array.dtype.kind not in "fc" or bool(np.isfinite(array).all())
+
+
+def _agree(old: Any, new: Any, where: Sequence[np.ndarray | None]) -> bool:
+    """Whether rows agree in the old entries along the other axes."""
     for axis, at in enumerate(where):
-        if at is not None:
-            b = np.take(b, at, axis)
-    if np.shape(a) != np.shape(b):
+        if axis and at is not None:
+            new = np.take(new, at, axis)
+    if np.shape(old) != np.shape(new):
         return False
-    if a.dtype.kind not in "fc":
-        return bool((a == b).all())
-    return bool(np.isclose(b, a, _ROUNDING, 0, equal_nan=True).all())
+    if old.dtype.kind not in "fc":
+        return bool((old == new).all())
+    return bool(np.isclose(new, old, _ROUNDING, 0, equal_nan=True).all())
 
 
 class _Reader:
@@ -193,4 +262,4 @@ def _computed(eqn: Any, operands: Sequence[_Table]) -> Iterator[_Table]:
         def made(which: int = which) -> Any:
             return results()[which]
 
-        yield _Table(hash(key), var.aval, made, largest)
+        yield _Table(hash(key), var.aval, made, largest, eqn, operands)
