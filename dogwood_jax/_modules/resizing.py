@@ -45,7 +45,7 @@ class Resizing:
         self._constants, self._remaker = constants, remaker or Remaker()
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._changes: dict[str, set[tuple[int, int]]] = {}
-        self._products: dict[str, set[tuple[int, int]]] = {}
+        self._along: dict[str, set[tuple[int, int]]] = {}
         self._stay: dict[str, set[tuple[int, str]]] = {}
         for leaf in leaves:
             if not leaf.path.startswith(collection):
@@ -55,8 +55,7 @@ class Resizing:
             self._stay[path] = {(size, width) for size, width in units if width not in sizes}
             if len(self._stay[path]) < len(units) and (changes := changes_of(leaf, sizes)):
                 self._shapes[path] = tuple(size_of(axis, sizes) for axis in leaf.axes)
-                self._changes[path] = changes_along(leaf, sizes)
-                self._products[path] = changes - self._changes[path]
+                self._changes[path], self._along[path] = changes, changes_along(leaf, sizes)
 
     def resized(self, tree: PyTree) -> PyTree:
         """Returns a tree in its new sizes, with ``jax.ShapeDtypeStruct`` for what changes shape.
@@ -86,18 +85,11 @@ class Resizing:
         for path in paths:
             for old, new in self._changes.get(path, ()):
                 sizes.setdefault(old, set()).add(new)
-        stay = {size for path in paths for size, _ in self._stay.get(path, ())}
-        for path in paths:  # a size that stays is more likely than a product that changes
-            for old, new in self._products.get(path, ()):
-                if old not in stay:
-                    sizes.setdefault(old, set()).add(new)
         if not sizes or is_array(node):
             return self.reshaped(node, keys)
         outdated = {n for n in _said(node) if n in sizes or self._is_constant(n)}
         if not outdated:
-            parts, structure = level(node)
-            resized = [self._resized(part, (*keys, *key)) for key, part in parts]
-            return jax.tree.unflatten(structure, resized)
+            return self._resized_parts(node, keys)
         same_tree = self.reshaped(node, keys)
         try:
             made = self._remaker.remade(node, shapes_in(same_tree), sizes)
@@ -105,6 +97,10 @@ class Resizing:
                 raise Unknown("one of its numbers must change with the sizes of other arrays")
             return made
         except Unknown as why:
+            stay = {size for path in paths for size, _ in self._stay.get(path, ())}
+            along = {old for path in paths for old, _ in self._along.get(path, ())}
+            if outdated <= stay - along:  # these are sizes that stay, and equal products by chance
+                return self._resized_parts(node, keys)
             where = f"{leaf_path(keys)}: " if keys else ""
             name, said = self._remaker.class_of(node).__name__, ", ".join(_named(node, outdated))
             pairs = {pair for path in paths for pair in self._stay.get(path, ())}
@@ -112,6 +108,11 @@ class Resizing:
             more = f"; grow {', '.join(alike)}, too, if they have one size" if alike else ""
             self.problems.append(f"{where}{name} says {said}, and {why}{more}")
             return same_tree
+
+    def _resized_parts(self, node: PyTree, keys: Keys) -> PyTree:
+        parts, structure = level(node)
+        resized = [self._resized(part, (*keys, *key)) for key, part in parts]
+        return jax.tree.unflatten(structure, resized)
 
     def _is_constant(self, number: float) -> bool:
         is_float = isinstance(number, float | np.floating)
