@@ -151,10 +151,15 @@ def _are_equal(old: _Read, new: _Read, places: Places) -> bool:
         return True
     if old.value is None or len(shape) != len(larger):
         return False
-    where = places.of(old.value, shape, larger)
-    rows = np.arange(shape[0]) if where[0] is None else where[0]
+    where = [*places.of(old.value, shape, larger)]
+    open_axes = [n for n, at in enumerate(where) if at is None and shape[n] != larger[n]]
     step = max(1, _PIECE // max(prod(larger[1:]), 1))
     try:
+        for axis in open_axes:  # where old entries lie does not matter if all are the same
+            if not (_is_alike(old.table, axis) and _is_alike(new.table, axis)):
+                return False
+            where[axis] = np.zeros(shape[axis], int)
+        rows = np.arange(shape[0]) if where[0] is None else where[0]
         if not all(map(_is_finite, new.table.pieces)) and all(map(_is_finite, old.table.pieces)):
             return False
         for start in range(0, len(rows), step):
@@ -166,6 +171,14 @@ def _are_equal(old: _Read, new: _Read, places: Places) -> bool:
     except _TooLarge:
         return False
     return True
+
+
+def _is_alike(table: _Table, axis: int) -> bool:
+    """Whether all entries along an axis are the same."""
+    first = table.rows(0, 1)
+    if axis == 0:
+        return all(bool((piece == first).all()) for piece in table.pieces)
+    return all(bool((piece == np.take(piece, [0], axis)).all()) for piece in table.pieces)
 
 
 def _is_finite(array: Any) -> bool:
