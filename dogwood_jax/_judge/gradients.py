@@ -1,7 +1,7 @@
 """Whether a network that has grown goes on learning: ``check_gradients``.
 
 Gradients must be finite where those of the old network are, and new entries of each array must get
-some where old ones do. They may get the first one after a step, because two layers of zeros learn
+some where old ones do. They may get the first one after a few steps, because layers of zeros learn
 one after the other.
 """
 
@@ -25,6 +25,9 @@ from dogwood_jax._widths.reasons import kind_of
 Arrays = Mapping[str, Any]
 _ROLES = ("incoming", "outgoing", "both")
 _STEP = 0.1
+# After so many steps all new entries must learn: a tied table of zeros lets the last layer learn
+# once it has learned itself, and then the norm behind this layer.
+_STEPS = 3
 # In so many samples old units show whether they get a gradient.
 _ENOUGH = 3
 # Smaller gradients, relative to the largest, are what rounding leaves of a zero.
@@ -65,14 +68,16 @@ def check_gradients(case: Case, edges: Sequence[Sample], samples: Iterable[Sampl
     learn, should = set[str](), set[str]()
     for number, ((*_, variables, _, inputs), gradients) in enumerate(itertools.chain(first, found)):
         learn |= {*new.that_learn(gradients)}
-        if learn != new.all:
-            learn |= {*new.that_learn(after(_moved(variables, gradients), inputs))}
-        if learn == new.all:
-            return None
         should |= {*new.beside_old_that_learn(gradients)}
-        if new.arrays:
+        if new.arrays and learn != new.all:
             scale = _SCALES[number % len(_SCALES)]
             should |= {*new.that_learn(after(new.drawn(variables, scale), inputs))}
+        for _ in range(_STEPS):
+            if learn == new.all:
+                return None
+            variables = _moved(variables, gradients)
+            gradients = after(variables, inputs)
+            learn |= {*new.that_learn(gradients)}
         if number + 1 >= _ENOUGH and should <= learn:
             return None
     return new.said(should - learn, should)

@@ -174,7 +174,7 @@ def read_program(
     """Returns what a program says, and the widths that follow from it."""
     traced = Traced(program)
     _override(traced.leaves, fixed, tied)
-    _attach_unread(traced.leaves, traced.trace)
+    _attach_unread(traced.leaves, traced.trace, program)
     return traced, _widths_of(traced.leaves, traced.trace)
 
 
@@ -371,8 +371,7 @@ def _is_place(place: object) -> bool:
 
 def _unread(program: Program) -> list[str]:
     """Returns the arrays that are never read and have no size in common with those beside them."""
-    read = {*program.reading_order()}
-    read |= {program.paths[var] for var in program.jaxpr.jaxpr.outvars if var in program.paths}
+    read = {path for path in program.paths.values() if program.uses([path])}
     beside: dict[str, set[int]] = {}
     for path, array in program.arguments:
         if path in read:
@@ -388,7 +387,7 @@ def _unread(program: Program) -> list[str]:
 _UNREAD = "{} is never read, so nothing but a larger model tells which units lie along its axis {}"
 
 
-def _attach_unread(leaves: dict[str, Value], trace: Trace) -> None:
+def _attach_unread(leaves: dict[str, Value], trace: Trace, program: Program) -> None:
     """Ties arrays that are never read to arrays of the same shape beside them.
 
     A module's variables grow with the module, even if this mode of the network does not read them.
@@ -409,5 +408,5 @@ def _attach_unread(leaves: dict[str, Value], trace: Trace) -> None:
                 (found,) = beside
                 unify(dim, found)
                 found.note(f"{path} is never read; its axis {axis} follows the arrays beside it")
-            elif not beside:
+            elif not beside and not program.uses([path]):
                 dim.note(Reason(_UNREAD.format(path, axis), "unread"))

@@ -228,7 +228,8 @@ def _outcome(case: Case) -> tuple[str, str]:
     except architecture.Moved:
         return "moved", ""
     is_moved = case.moved is not None and case.moved(growth)
-    return "moved" if is_moved else "exact", "; ".join(growth.notes)
+    notes = growth.notes if growth is not None else ()  # of a library's own call
+    return "moved" if is_moved else "exact", "; ".join(notes)
 
 
 # Bits ---------------------------------------------------------------------------------------------
