@@ -196,10 +196,10 @@ def test_the_networks_own_function_decides_where_it_can_be_called() -> None:
 def test_a_function_may_split_an_axis_into_a_number_of_its_own() -> None:
     """Growths of both factors stay, and a note says where the larger model must split otherwise."""
 
-    def apply(p: Any, x: Any) -> Any:
+    def apply(p: Any, x: Any, shift: float = 0.0) -> Any:
         q, k, v = ((x @ p[name]).reshape(*x.shape[:2], 2, -1) for name in "qkv")
         weights = jax.nn.softmax(jnp.einsum("bqhk,bthk->bhqt", q, k), -1)
-        read = jnp.einsum("bhqt,bthk->bqhk", weights, v)
+        read = jnp.einsum("bhqt,bthk->bqhk", weights, v) + shift * p["q"].shape[1]
         return read.reshape(*x.shape[:2], -1) @ p["o"]
 
     variables = arrays(q=(5, 8), k=(5, 8), v=(5, 8), o=(8, 5))
@@ -212,6 +212,9 @@ def test_a_function_may_split_an_axis_into_a_number_of_its_own() -> None:
     assert not any("does not take" in note for note in growth.notes)
     growth = dw.plan(widths, {"q[head_dim]": 8})
     assert not any("this function splits" in note for note in growth.notes)
+    shifted = dw.trace(lambda p, x: apply(p, x, 0.1), variables, normal(7, 3, 6, 5))
+    with pytest.raises(ValueError, match="the network itself computes something else"):
+        dw.plan(shifted, {"q[heads]": 4})
 
 
 def test_a_cast_that_only_larger_sizes_have_is_noted() -> None:
