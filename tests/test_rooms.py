@@ -128,6 +128,7 @@ NAMED_FOR = {
     "_widths/scales.py": "what stands between a sum and a constant that scales it",
     "_widths/trace.py": "epsilons are small constants that are added",
     "_judge/primitives.py": "what primitives compute, with NumPy",
+    "_judge/tables.py": "an iota and a broadcast, a few rows at a time",
     "_judge/evaluate.py": "how programs inside run, and bits that follow from places",
     "_judge/resize.py": "which parameters are sizes",
     "_judge/choices.py": "which sides a choice has, and how one is taken by force",
