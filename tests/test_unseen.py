@@ -114,6 +114,23 @@ def test_large_tables_are_compared_in_pieces(
     assert (growth is not None) == is_same
 
 
+def test_a_mask_for_more_heads_is_the_same_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So it is not computed: for long texts it would take gigabytes."""
+    monkeypatch.setattr(tables, "_MOST", 0)
+
+    def apply(p: Any, x: Any) -> Any:
+        q, k, v = (jnp.einsum("btd,dhk->bhtk", x, p[name]) for name in "qkv")
+        seen = jnp.tril(jnp.ones((x.shape[1], x.shape[1]), bool))
+        scores = jnp.where(seen[None, None], jnp.einsum("bhqk,bhtk->bhqt", q, k), -1e30)
+        return jnp.einsum("bhqt,bhtk,hkd->bqd", jax.nn.softmax(scores, -1), v, p["o"])
+
+    shapes = dict.fromkeys("qkv", (64, 8, 16)) | {"o": (8, 16, 64)}
+    variables = {name: jax.ShapeDtypeStruct(shape, float) for name, shape in shapes.items()}
+    widths = dw.trace(apply, variables, jax.ShapeDtypeStruct((1, 2048, 64), float))
+    name = next(name for name in widths if widths[name].size == 8)
+    assert dw.plan(widths, {name: 12}).evidence.samples
+
+
 class Made(nn.Module):
     """A masked autoencoder: which unit reads which input follows from how many units there are."""
 

@@ -41,6 +41,7 @@ class _Table:
 
     Attributes:
         key: of what it is made, and how.
+        loose: the same without the sizes of axes along which all entries are the same.
         aval: its shape and dtype.
         made: computes it.
         entries: how many entries the largest array has that this takes.
@@ -49,6 +50,7 @@ class _Table:
     """
 
     key: Any
+    loose: Any
     aval: Any
     made: Callable[[], Any]
     entries: int
@@ -137,7 +139,7 @@ def first_other_table(growth: Growth, traced: Traced, larger: Traced) -> str | N
         return None
     places = Places(growth)
     for old, new in zip(before, after, strict=True):
-        if old.table.key != new.table.key and not _are_equal(old, new, places):
+        if old.table.loose != new.table.loose and not _are_equal(old, new, places):
             line = line_of(with_line((*old.callers, old.eqn)))
             shape = f"{old.table.aval.str_short()} that {old.eqn.primitive.name} takes"
             return f"a table, {shape}{f' ({line})' if line else ''}, holds other numbers"
@@ -255,7 +257,7 @@ def _constant(array: Any, aval: Any) -> _Table | None:
         return None
     is_key = jnp.issubdtype(aval.dtype, jax.dtypes.extended)
     key = id(array) if is_key else hash((str(aval), np.asarray(array).tobytes()))
-    return _Table(key, aval, lambda: widened(array), prod(aval.shape))
+    return _Table(key, key, aval, lambda: widened(array), prod(aval.shape))
 
 
 def _computed(eqn: Any, operands: Sequence[_Table]) -> Iterator[_Table]:
@@ -275,4 +277,21 @@ def _computed(eqn: Any, operands: Sequence[_Table]) -> Iterator[_Table]:
         def made(which: int = which) -> Any:
             return results()[which]
 
-        yield _Table(hash(key), var.aval, made, largest, eqn, operands)
+        loose = _loose(eqn, which, operands)
+        exact = hash(key)
+        yield _Table(exact, loose or exact, var.aval, made, largest, eqn, operands)
+
+
+def _loose(eqn: Any, which: int, operands: Sequence[_Table]) -> Any:
+    """Returns the key of a table without the sizes of axes along which all entries are the same.
+
+    A causal mask for more heads is the same mask. It is None for other operations, as for a sum,
+    which counts entries.
+    """
+    name, known = eqn.primitive.name, tuple(operand.loose for operand in operands)
+    if name == "broadcast_in_dim":
+        rank = len(eqn.params["shape"])
+        grown = [eqn.params["shape"][to] for to in eqn.params["broadcast_dimensions"]]
+        is_along = tuple(a == b for a, b in zip(operands[0].aval.shape, grown, strict=True))
+        return hash((name, eqn.params["broadcast_dimensions"], rank, is_along, known))
+    return hash((name, str(eqn.params), which, known)) if name in ENTRIES else None
