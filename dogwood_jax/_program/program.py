@@ -64,12 +64,17 @@ class Program:
         used = (atom for atom in read if not isinstance(atom, jex.Literal) and atom in paths)
         return [paths[var] for var in dict.fromkeys(used)]
 
-    def uses(self, paths: Collection[str]) -> bool:
-        """Whether the program reads or returns one of the arrays at these paths."""
+    @property
+    def used(self) -> set[str]:
+        """The paths of the arrays that the program reads or returns."""
         known, program = self.paths, self.jaxpr.jaxpr
         read = (atom for eqn in program.eqns for atom in eqn.invars)
         used = itertools.chain(read, program.outvars)
-        return any(not isinstance(a, jex.Literal) and known.get(a) in paths for a in used)
+        return {known[a] for a in used if not isinstance(a, jex.Literal) and a in known}
+
+    def uses(self, paths: Collection[str]) -> bool:
+        """Whether the program reads or returns one of the arrays at these paths."""
+        return not self.used.isdisjoint(paths)
 
     def in_order(self, paths: Sequence[str]) -> "Program":
         """Returns the same program, which takes the arrays at these paths in this order."""

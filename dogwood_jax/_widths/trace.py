@@ -371,7 +371,7 @@ def _is_place(place: object) -> bool:
 
 def _unread(program: Program) -> list[str]:
     """Returns the arrays that are never read and have no size in common with those beside them."""
-    read = {path for path in program.paths.values() if program.uses([path])}
+    read = program.used
     beside: dict[str, set[int]] = {}
     for path, array in program.arguments:
         if path in read:
@@ -395,6 +395,7 @@ def _attach_unread(leaves: dict[str, Value], trace: Trace, program: Program) -> 
     to is known from a larger model's arrays alone.
     """
     read: dict[str, list[Dim]] = {}
+    used = program.used
     for index, (path, value) in enumerate(leaves.items()):
         if index in trace.uses:
             read.setdefault(module_of(path), []).extend(value.dims)
@@ -408,5 +409,5 @@ def _attach_unread(leaves: dict[str, Value], trace: Trace, program: Program) -> 
                 (found,) = beside
                 unify(dim, found)
                 found.note(f"{path} is never read; its axis {axis} follows the arrays beside it")
-            elif not beside and not program.uses([path]):
+            elif not beside and path not in used:
                 dim.note(Reason(_UNREAD.format(path, axis), "unread"))
