@@ -74,6 +74,11 @@ def test_strategies_say_whether_they_keep_outputs() -> None:
     assert {name for name, keeps in kept.items() if not keeps} == {"random", "noise"}
 
 
+def test_the_table_has_all_pairs() -> None:
+    pairs = {tuple(case(i, name).values[1:3]) for i, name in enumerate(GROWABLE[: len(PAIRS)])}
+    assert pairs == {*PAIRS}
+
+
 @pytest.mark.parametrize(
     ("name", "strategy", "dtype", "optimizer"),
     [case(*one) for one in enumerate(GROWABLE[: len(PAIRS)])],
