@@ -219,7 +219,7 @@ def _splits_otherwise(a: Any, b: Any) -> bool:
 
 
 def _differing(shape: Sequence[int], other: Any) -> Sequence[int]:
-    """Returns the sizes of a shape between those that it shares with that of another reshape."""
+    """Returns the sizes of a shape in which it differs from the result of another reshape."""
     its = other.outvars[0].aval.shape
     pairs = [*zip(shape, its), *[(0, 1)] * abs(len(shape) - len(its))]
     first = next(i for i, (a, b) in enumerate(pairs) if a != b)

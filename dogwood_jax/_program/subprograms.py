@@ -80,7 +80,7 @@ def equations(jaxpr: Any) -> Iterator[Any]:
 def equations_as_read(
     jaxpr: Any, read: Sequence[Any], callers: tuple[Any, ...] = ()
 ) -> Iterator[tuple[Any, tuple[Any, ...], Any]]:
-    """Yields equations as ``equations`` does, with those that run them and with what was read.
+    """Yields all equations, each with the equations that run it and with what was read of it.
 
     Args:
         jaxpr: a program.
