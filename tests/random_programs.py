@@ -1,9 +1,11 @@
 """Random programs that look for growths that change outputs, for ``test_random_programs``.
 
     python tests/random_programs.py 0 1000
+    python tests/random_programs.py 0 1000 large
 
 makes a thousand programs from the seeds 0 to 999, grows each in several ways, and reports how the
-growths ended. A failure is printed as the shortest program that fails in the same way.
+growths ended. A failure is printed as the shortest program that fails in the same way. Large
+programs have more entries than the judge evaluates, so that it decides by twins.
 
 A program is a small graph of steps. Each step makes one value, with a named axis for the batch
 (``b``) and for each width (``n``, ``m``, ``h``, ``d``), from earlier values, weights and sizes.
@@ -508,8 +510,9 @@ TOKENS = {
 }
 
 
+# Numbers that a planner knows to follow a size. Of others, it may take for granted that they stay.
 RECOGNIZED = {"times_inverse_root", "over_size", "times_root", "rms_by_size", "sum_over_size"}
-RECOGNIZED |= {"sum_over_root", "attention"}
+RECOGNIZED |= {"sum_over_root", "attention", "tenth", "plus_tenth"}
 
 
 class InapplicableError(Exception):
@@ -519,12 +522,16 @@ class InapplicableError(Exception):
 class Maker:
     """Makes a program, step by step."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, is_large: bool = False) -> None:
         self.rng = random.Random(seed)
         choose = self.rng.choice
         self.sizes = {"b": choose([3, 4, 4, 6]), "i": choose([3, 5]), "o": 2, "v": choose([5, 6])}
         self.widths = WIDTHS[: choose([1, 2, 2, 3, 4])]
         self.sizes |= {axis: choose([2, 3, 3, 4, 4, 5]) for axis in self.widths}
+        if is_large:
+            self.widths = self.widths[:2]
+            self.sizes = {"b": 64, "i": choose([50, 80]), "o": 2, "v": choose([60, 90])}
+            self.sizes |= {axis: choose([32, 45, 60, 64, 81, 100]) for axis in self.widths}
         self.positive = self.chance(0.25)
         self.leaves: dict[str, tuple[str, ...]] = {}
         self.steps: list[Step] = []
@@ -1049,9 +1056,9 @@ def indexed(m: Maker) -> int:
     return m.add(kind, f"{w}[{index}]", ["b", axis])
 
 
-def make(seed: int) -> Program:
+def make(seed: int, is_large: bool = False) -> Program:
     """Returns the random program of this seed."""
-    m = Maker(seed)
+    m = Maker(seed, is_large)
     (embed if m.chance(0.15) else lift)(m)
     names = [*COMMON * 2, *OPERATIONS]
     wanted = m.rng.randint(2, 8)
@@ -1171,8 +1178,6 @@ def requests(program: Program, seed: int, most: int) -> Iterator[Request]:
             )
         seen.add(chosen)
         by = rng.choice(["sizes", "sizes", "target", "apply"])
-        if program.closed and not program.is_recognized:
-            by = "apply"
         which = rng.random()
         dtype = "bfloat16" if which < 0.2 else "float32" if which < 0.4 else "float64"
         yield Request(larger, strategy, by, dtype, rng.random() < 0.4)
@@ -1392,12 +1397,21 @@ def judge(
     functions = [program.apply(sizes)]
     if program.closed and request.by != "apply":
         functions.append(program.apply(program.sizes))
-    verdicts = [compared(program, seed, old, function, grown, xs) for function in functions]
+    # Where arrays make up for the program's own numbers, they make up for the rounded ones.
+    is_rounded = any("the larger model multiplies by" in note for note in growth.notes)
+    tolerance = 8 * float(jnp.finfo(request.dtype).eps) if is_rounded else 0.0
+    tolerance = max(tolerance, TOLERANCE)
+    verdicts = [
+        compared(program, seed, old, function, grown, xs, tolerance) for function in functions
+    ]
     verdict = next((v for v in verdicts if v.status == "exact"), verdicts[0])
     if verdict.status == "NaN" and "fresh" in how:
         own = run(functions[0], how["fresh"], {"normal": xs["normal"]})
         if not all(np.isfinite(y).all() for y in own["normal"]):
             return Verdict("skipped", "the larger model itself is not finite")
+    if verdict.status in FAILURES and program.closed and not program.is_recognized:
+        if growth.evidence is not None and growth.evidence.assumes:
+            return Verdict("numbers stay", growth.evidence.assumes)
     if verdict.status != "exact":
         return Verdict(verdict.status, f"{verdict.detail}; {growth!r} {growth.notes}")
     return verdict
@@ -1414,7 +1428,13 @@ def _refused_by(error: ValueError) -> str:
 
 
 def compared(
-    program: Program, seed: int, old: Outputs, function: Any, grown: Any, xs: Any
+    program: Program,
+    seed: int,
+    old: Outputs,
+    function: Any,
+    grown: Any,
+    xs: Any,
+    tolerance: float,
 ) -> Verdict:
     """Compares the outputs of a grown network with the old ones, which come first in them."""
     try:
@@ -1429,11 +1449,11 @@ def compared(
             if any(k < n for k, n in zip(b.shape, a.shape)) or a.ndim != b.ndim:
                 return Verdict("does not run", f"an output {a.shape} became {b.shape}")
             b = b[tuple(slice(n) for n in a.shape)]
-            off = _far(a, b, TOLERANCE)
+            off = _far(a, b, tolerance)
             if off.any():
                 nudged = nudged or sensitivity(program, seed)
                 by = nudged[rows][place] / _largest(a)
-                off = _far(a, b, max(TOLERANCE, 1e4 * _largest(by))) & (by <= 1e-4)
+                off = _far(a, b, max(tolerance, 1e4 * _largest(by))) & (by <= 1e-4)
             if off.any():
                 if not np.isfinite(b[off]).all():
                     return Verdict("NaN", f"where rows are {rows}")
@@ -1587,8 +1607,10 @@ class Failure:
         )
 
 
-def cases(seed: int, most: int) -> Iterator[tuple[Program, Outputs, Request]]:
-    program = make(seed)
+def cases(
+    seed: int, most: int, is_large: bool = False
+) -> Iterator[tuple[Program, Outputs, Request]]:
+    program = make(seed, is_large)
     old = outputs_of(program, seed)
     if old is not None:
         for request in requests(program, seed, most):
@@ -1602,8 +1624,6 @@ def failure(seed: int, program: Program, request: Request, verdict: Verdict) -> 
         if {a for a, _ in request.larger} - {*program.widths} or not (
             program.closed or program.is_own
         ):
-            return False
-        if program.closed and not program.is_recognized and request.by != "apply":
             return False
         old = outputs_of(program, seed)
         return old is not None and judge(program, request, seed, old).status == verdict.status
@@ -1638,7 +1658,7 @@ def judge_compiled(failed: Failure) -> Verdict:
         COMPILED = False
 
 
-def main(first: int, count: int, most: int = 6) -> None:
+def main(first: int, count: int, is_large: bool = False, most: int = 6) -> None:
     tally: collections.Counter[str] = collections.Counter()
     exercised: collections.Counter[str] = collections.Counter()
     found: dict[tuple[str, ...], list[Failure]] = {}
@@ -1647,7 +1667,7 @@ def main(first: int, count: int, most: int = 6) -> None:
             print(f"seeds {first} to {seed - 1}: {dict(sorted(tally.items()))}", flush=True)
             jax.clear_caches()  # each growth leaves programs in them
             gc.collect()
-        for program, old, request in cases(seed, most):
+        for program, old, request in cases(seed, most, is_large):
             verdict = judge(program, request, seed, old)
             tally[verdict.status] += 1
             exercised.update({step.kind for step in program.steps})
@@ -1675,4 +1695,4 @@ def main(first: int, count: int, most: int = 6) -> None:
 if __name__ == "__main__":
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_numpy_rank_promotion", "raise")
-    main(*map(int, sys.argv[1:]))
+    main(int(sys.argv[1]), int(sys.argv[2]), is_large=sys.argv[3:] == ["large"])
