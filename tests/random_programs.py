@@ -1463,7 +1463,8 @@ def compared(
 
 
 def _largest(a: np.ndarray) -> float:
-    return float(np.max(np.abs(a), initial=1e-300, where=np.isfinite(a)))
+    """The largest absolute value, one if all are zero."""
+    return float(np.max(np.abs(a), initial=0.0, where=np.isfinite(a))) or 1.0
 
 
 def _far(a: np.ndarray, b: np.ndarray, tolerance: float) -> np.ndarray:

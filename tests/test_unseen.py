@@ -243,6 +243,30 @@ def test_a_cast_that_only_larger_sizes_have_is_noted() -> None:
     assert "only one of both programs has casts to bfloat16" in growth.notes[-1]
 
 
+def test_ids_are_small_where_a_table_has_no_entry_for_others() -> None:
+    """The table is read from its end, where most ids lead out of it."""
+
+    def apply(p: Any, ids: Any) -> Any:
+        h = jnp.tanh(p["table"][-ids] @ p["up"])
+        return h @ jnp.clip(p["down"], -1, 1)
+
+    widths = dw.trace(apply, arrays(table=(5, 4), up=(4, 5), down=(5, 3)), jnp.arange(30) % 5)
+    with pytest.raises(ValueError, match="cannot plan this growth"):
+        dw.plan(widths, {"up": 6}, strategy=dw.strategies.replicate())
+
+
+def test_a_larger_size_is_no_rounding_in_bfloat16() -> None:
+    def apply(p: Any, x: Any) -> Any:
+        scores = (x @ p["q"]) @ (x @ p["k"]).T / p["q"].shape[1]
+        return jax.nn.relu(scores) @ x @ p["o"]
+
+    shapes = arrays(q=(50, 32), k=(50, 32), o=(50, 2))
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, jnp.bfloat16), shapes)
+    widths = dw.trace(apply, shapes, jax.ShapeDtypeStruct((64, 50), jnp.bfloat16))
+    with pytest.raises(ValueError, match="has 34 instead of 32"):
+        dw.plan(widths, {"q": 34}, strategy=dw.strategies.replicate())
+
+
 class Held(nn.Module):
     units: int
     function: Any
@@ -259,6 +283,13 @@ HELD = {
     "8": lambda n, h: jnp.clip(h, -8 / n, 8 / n),
     "0.125 * 8": lambda n, h: h * (n / 8),
 }
+
+
+def test_one_that_is_added_is_no_size() -> None:
+    model = Held(8, lambda n, h: h * (1 + jnp.tanh(h)))
+    variables = jax.eval_shape(model.init, jax.random.key(0), jnp.ones((4, 5)))
+    growth = dw.plan(dw.trace(model.apply, variables, jnp.ones((4, 5))), {"Dense_0": 16})
+    assert "numbers stay what they are" in str(growth)
 
 
 @pytest.mark.parametrize("formula", HELD)

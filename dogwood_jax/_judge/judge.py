@@ -50,6 +50,8 @@ from dogwood_jax._program.subprograms import Key, entries, equations, every_cons
 
 # How many times as much an entry may move between both networks as by the nudge.
 TIMES = 30.0
+# The same of constants that are rounded in a narrow dtype.
+_TIMES_ROUNDED = 3.0
 # What rounding alone may move an entry by, relative to the entry.
 _ROUNDING = 1e-11
 # An entry that the nudge moves by more than this, relative to the entry, shows nothing.
@@ -62,6 +64,8 @@ _WRITTEN_DOWN = 20_000_000
 _LONG = 200
 # So many samples hold ids beyond tables, because units may be silent for some of them.
 _IDS = 3
+# The largest ids, where the network is not finite for larger ones.
+_SMALL_IDS = 3, 1
 # So few samples do not show what usual new weights do.
 _FEW = 4
 # In how many more samples new units may get their first gradient.
@@ -352,7 +356,9 @@ def rounding_of(
         for n, result in enumerate(sample.new):
             if isinstance(result, np.ndarray) and result.dtype.kind in "fc":
                 with np.errstate(all="ignore"):
-                    by = TIMES * np.abs(near[n] - result) + 8 * np.abs(rounded[n] - near[n])
+                    by = TIMES * np.abs(near[n] - result) + _TIMES_ROUNDED * np.abs(
+                        rounded[n] - near[n]
+                    )
                 most = np.max(np.where(np.isfinite(by), by, 0.0), initial=0.0)
                 moved[n] = np.maximum(moved[n], most)  # some entries may be lucky
     return moved
@@ -533,7 +539,9 @@ def _numbers(jaxpr: Any) -> dict[bytes, float]:
 
     def constant(array: Any, aval: Any) -> None:
         if jnp.issubdtype(aval.dtype, jnp.floating) and aval.dtype.itemsize < 8:
-            found[np.asarray(array).astype(np.float64).tobytes()] = _eps(aval.dtype)
+            number = np.asarray(array).astype(np.float64)
+            if np.any(number != np.round(number)):  # a whole number, such as a size, is what it is
+                found[number.tobytes()] = _eps(aval.dtype)
 
     every_constant(jaxpr, constant)
     return found
@@ -590,8 +598,10 @@ def finite(
     modes = MODES[MODES.index(samples.mode) :]
     # Where deep networks overflow, smaller weights come before other kinds of numbers.
     scales = dict.fromkeys((family, replace(family, old="fan")))
-    for mode, weights in itertools.product(modes, scales):
-        samples, old = replace(samples, mode=mode), None
+    # A table that is read at minus an id, or at twice the id, has no entry for most of them.
+    lasts = [samples.last, *([n for n in _SMALL_IDS if case.has_ids])]
+    for mode, last, weights in itertools.product(modes, lasts, scales):
+        samples, old = replace(samples, mode=mode, last=last), None
         for _ in range(4):
             variables = samples.variables(case.old.arguments, weights)
             inputs = samples.inputs(case.old.arguments, family)

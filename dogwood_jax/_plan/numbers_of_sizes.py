@@ -112,11 +112,15 @@ def _others(number: float, name: str, old: int, new: int) -> Iterator[tuple[floa
 
     Args:
         number: the number.
-        name: the primitive that takes it. Nobody multiplies by one: it must be a quotient.
+        name: the primitive that takes it. One is added for many reasons, but
+            nobody multiplies by it: it must be a quotient.
         old: the size.
         new: the new size.
     """
-    is_quotient = abs(number) == 1 and bool(primitive(name).powers)
+    law = primitive(name)
+    if abs(number) == 1 and law.terms is not None:  # as in 1 + scale
+        return
+    is_quotient = abs(number) == 1 and bool(law.powers)
     for offset in (0.0, 1.0):
         for power in _POWERS if old > _SMALL else ():
             times = (number - offset) / old**power
