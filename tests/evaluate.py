@@ -13,6 +13,9 @@ import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
+# A loop that runs more often does not end, as one that halves an infinity until it is small.
+_MOST_ROUNDS = 10_000
+
 
 def evaluate(function: Callable[..., Any], *args: Any) -> Any:
     """Returns ``function(*args)``, with arrays of NumPy."""
@@ -85,9 +88,11 @@ def _one(equation: Any, operands: list[Any]) -> list[Any]:
     if name == "while":
         c, b = params["cond_nconsts"], params["body_nconsts"]
         state = operands[c + b :]
-        while _closed(params["cond_jaxpr"], *operands[:c], *state)[0]:
+        for _ in range(_MOST_ROUNDS):
+            if not _closed(params["cond_jaxpr"], *operands[:c], *state)[0]:
+                return state
             state = _closed(params["body_jaxpr"], *operands[c : c + b], *state)
-        return state
+        raise OverflowError(f"a loop that runs more than {_MOST_ROUNDS} times")
     if name == "scan" and "num_consts" in params:
         return _scan(inner, operands, **params)
     if name in _FUNCTIONS and not any(_is_extended(value) for value in operands):
