@@ -255,6 +255,23 @@ def test_ids_are_small_where_a_table_has_no_entry_for_others() -> None:
         dw.plan(widths, {"up": 6}, strategy=dw.strategies.replicate())
 
 
+OF_SCALED = {
+    "a median": lambda h: jnp.median(h, 1),  # half of n - 1 is its place
+    "a sine that jumps": lambda h: jnp.sin(1e25 * h),  # only zeros are steady
+}
+
+
+@pytest.mark.parametrize("name", OF_SCALED)
+def test_an_output_is_shown_by_more_than_zeros(name: str) -> None:
+    def apply(p: Any, x: Any) -> Any:
+        h = x @ p["up"] @ (p["down"] / (jnp.max(jnp.abs(p["down"]), 0, keepdims=True) + 1e-3))
+        return OF_SCALED[name](h)
+
+    widths = dw.trace(apply, arrays(up=(3, 3), down=(3, 3)), normal(7, 4, 3))
+    with pytest.raises(ValueError, match="cannot plan this growth"):
+        dw.plan(widths, {"up": 6}, strategy=dw.strategies.replicate())
+
+
 def test_a_larger_size_is_no_rounding_in_bfloat16() -> None:
     def apply(p: Any, x: Any) -> Any:
         scores = (x @ p["q"]) @ (x @ p["k"]).T / p["q"].shape[1]

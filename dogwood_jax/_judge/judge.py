@@ -227,7 +227,8 @@ def _draws(jaxpr: Any) -> bool:
 def _judged(case: Case, *, is_alike: bool = False) -> Verdict:
     larger, rounded = grown(case), rounded_in_one(case)
     samples = samples_of(case)
-    largest, shown, counted = 0.0, set[str](), list[Drawn]()
+    largest, counted = 0.0, list[Drawn]()
+    shown, zero, jumping = set[str](), set[str](), set[str]()
     # A twin may be too small for a position that is compared. Where a table grows, samples hold no
     # ids that the network lacks.
     has_integers = case.is_twin and _last_id(case.growth) is None
@@ -270,6 +271,7 @@ def _judged(case: Case, *, is_alike: bool = False) -> Verdict:
                 return Verdict(len(counted), nothing)
             moved = np.abs(rounding[output.old] - before) if rounded else 0.0
             counts, differs, relative = compared(before, nudged, after, moved)
+            is_steady = counts & ~differs & are_numbers(before)
             if differs.any():  # perhaps by the rounding of large terms that cancel
                 more = rounding_of(case, larger, counted[-1], fresh, number, is_alike)[output.new]
                 moved = moved + old_part([np.zeros(0)] * output.new + [more], output)
@@ -283,12 +285,16 @@ def _judged(case: Case, *, is_alike: bool = False) -> Verdict:
                     cause = first_to_differ(steps, its_steps) if steps and its_steps else ""
                 return Verdict(len(counted), Mismatch(output.path, family, place, *pair, cause))
             if counts.any():
-                shown.add(output.path)
                 largest = max(largest, float(relative[counts].max()))
+                # Zeros show nothing of an output whose other entries jump where numbers are nudged.
+                (shown if np.any(is_steady) else zero).add(output.path)
+            if np.any(are_numbers(before) & ~is_steady):
+                jumping.add(output.path)
         if steps is not None and its_steps is not None:
             hidden.look(steps, its_steps)
             its_steps.found.clear()
     paths = dict.fromkeys(output.path for output in case.outputs)
+    shown |= zero - jumping
     unshown = tuple(path for path in paths if path not in shown)
     if unshown or not counted:
         return Verdict(len(counted), None, largest, unshown)
@@ -554,6 +560,13 @@ def _eps(dtype: Any) -> float:
 def are_alike(old: Any, new: Any) -> bool:
     """Whether two arrays have one shape, and both or none of them are complex."""
     return np.shape(old) == np.shape(new) and np.iscomplexobj(old) == np.iscomplexobj(new)
+
+
+def are_numbers(array: Any) -> Any:
+    """Returns which entries are finite and not zero; none of keys are."""
+    if not isinstance(array, np.ndarray | np.generic):
+        return np.zeros(np.shape(array), bool)
+    return np.isfinite(array) & (array != 0)
 
 
 def compared(old: Any, near: Any, new: Any, rounding: Any) -> tuple[Any, Any, Any]:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from dogwood_jax._judge.choices import FORCED_ROUNDS, Choices, forced
@@ -70,7 +71,8 @@ class Watch:
             if number not in self._signs:
                 self._signs[number] = self._rng.integers(2, size=array.shape) * 2 - 1
             return np.asarray(array * (1 + self._rounded[number] / 2 * self._signs[number]))
-        return np.asarray(self.nudged(array))
+        # Half of n - 1 is the place of a median. A number such as a half is no rounded one.
+        return array if _is_exact(array) else np.asarray(self.nudged(array))
 
     def results(
         self, eqn: Any, operands: Sequence[Any], results: Sequence[Any], callers: Sequence[Any]
@@ -102,6 +104,12 @@ class Watch:
             ids = operands[1][..., place]
             if ids.size and ids.max() > last:
                 self.last = max(last if self.last is None else min(last, self.last), 0)
+
+
+def _is_exact(array: np.ndarray) -> bool:
+    """Whether an array is a number that any dtype holds as it is."""
+    is_float = array.size == 1 and array.dtype.kind == "f"
+    return is_float and bool(np.all(array.astype(jnp.bfloat16).astype(array.dtype) == array))
 
 
 def _numbers_compared(operands: Sequence[Any]) -> Iterator[int]:
