@@ -233,6 +233,18 @@ def test_a_module_that_holds_its_size_is_settled_by_the_larger_function() -> Non
     assert "computes something else" in refusal(widths, target=target, target_apply=large.apply)
 
 
+def test_behind_another_layer_a_network_may_be_finite_by_luck() -> None:
+    def function(h: Any) -> Any:
+        s = jax.nn.sigmoid(h)
+        return h * s / jnp.sqrt(s * s)
+
+    assert "nan" in refusal(traced(function), {"i": 12})
+    apply = lambda p, x: behind(function)(p, x @ p["first"])  # noqa: E731
+    widths = dw.trace(apply, arrays(first=(5, 6), i=(6, 8), o=(8, 3)), X)
+    assert dw.plan(widths, {"i": 12}).evidence.samples
+    assert not jnp.isfinite(function(jnp.array(-401.0)))
+
+
 def test_a_root_of_a_square_and_one_is_always_finite() -> None:
     assert dw.plan(traced(lambda h: jnp.sqrt(h * h + 1)), {"i": 12}).evidence.samples
     assert refusal(traced(jnp.sqrt), {"i": 12})
