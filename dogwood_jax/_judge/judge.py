@@ -226,6 +226,7 @@ def _draws(jaxpr: Any) -> bool:
 
 def _judged(case: Case, *, is_alike: bool = False) -> Verdict:
     larger, rounded = grown(case), rounded_in_one(case)
+    alike = max([_UNSTEADY, *(4 * eps for eps in rounded.values())])
     samples = samples_of(case)
     largest, counted = 0.0, list[Drawn]()
     shown, zero, jumping = set[str](), set[str](), set[str]()
@@ -271,7 +272,8 @@ def _judged(case: Case, *, is_alike: bool = False) -> Verdict:
                 return Verdict(len(counted), nothing)
             moved = np.abs(rounding[output.old] - before) if rounded else 0.0
             counts, differs, relative = compared(before, nudged, after, moved)
-            is_steady = counts & ~differs & are_numbers(before)
+            numbers, are_near = _numbers_alike(before, after, alike, moved)
+            is_steady = counts & are_near
             if differs.any():  # perhaps by the rounding of large terms that cancel
                 more = rounding_of(case, larger, counted[-1], fresh, number, is_alike)[output.new]
                 moved = moved + old_part([np.zeros(0)] * output.new + [more], output)
@@ -288,7 +290,7 @@ def _judged(case: Case, *, is_alike: bool = False) -> Verdict:
                 largest = max(largest, float(relative[counts].max()))
                 # Zeros show nothing of an output whose other entries jump where numbers are nudged.
                 (shown if np.any(is_steady) else zero).add(output.path)
-            if np.any(are_numbers(before) & ~is_steady):
+            if np.any(numbers & ~is_steady):
                 jumping.add(output.path)
         if steps is not None and its_steps is not None:
             hidden.look(steps, its_steps)
@@ -536,7 +538,10 @@ def rounded_in_one(case: Case) -> dict[bytes, float]:
     Each comes with the distance from one to the next number of its dtype.
     """
     ours, its = _numbers(case.old.jaxpr), _numbers(case.new.jaxpr)
-    return {number: (ours | its)[number] for number in ours.keys() ^ its.keys()}
+    found = ours.keys() ^ its.keys()
+    if all(len(number) == 8 and np.frombuffer(number)[0] % 1 == 0 for number in found):
+        return {}  # whole numbers, such as sizes, are what they are
+    return {number: (ours | its)[number] for number in found}
 
 
 def _numbers(jaxpr: Any) -> dict[bytes, float]:
@@ -545,9 +550,7 @@ def _numbers(jaxpr: Any) -> dict[bytes, float]:
 
     def constant(array: Any, aval: Any) -> None:
         if jnp.issubdtype(aval.dtype, jnp.floating) and aval.dtype.itemsize < 8:
-            number = np.asarray(array).astype(np.float64)
-            if np.any(number != np.round(number)):  # a whole number, such as a size, is what it is
-                found[number.tobytes()] = _eps(aval.dtype)
+            found[np.asarray(array).astype(np.float64).tobytes()] = _eps(aval.dtype)
 
     every_constant(jaxpr, constant)
     return found
@@ -562,11 +565,15 @@ def are_alike(old: Any, new: Any) -> bool:
     return np.shape(old) == np.shape(new) and np.iscomplexobj(old) == np.iscomplexobj(new)
 
 
-def are_numbers(array: Any) -> Any:
-    """Returns which entries are finite and not zero; none of keys are."""
-    if not isinstance(array, np.ndarray | np.generic):
-        return np.zeros(np.shape(array), bool)
-    return np.isfinite(array) & (array != 0)
+def _numbers_alike(old: Any, new: Any, share: float, moved: Any) -> tuple[Any, Any]:
+    """Returns which entries are finite and not zero, and which of them are nearly the same."""
+    if not isinstance(old, np.ndarray | np.generic):  # keys
+        return (np.zeros(np.shape(old), bool),) * 2
+    with np.errstate(all="ignore"):
+        numbers = np.isfinite(old) & (old != 0)
+        if old.dtype.kind not in "fc":
+            return numbers, numbers & (old == new)
+        return numbers, numbers & (np.abs(new - old) <= share * np.abs(old) + 4 * moved)
 
 
 def compared(old: Any, near: Any, new: Any, rounding: Any) -> tuple[Any, Any, Any]:
