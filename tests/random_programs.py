@@ -1399,8 +1399,7 @@ def judge(
         functions.append(program.apply(program.sizes))
     # Where arrays make up for the program's own numbers, they make up for the rounded ones.
     is_rounded = any("the larger model multiplies by" in note for note in growth.notes)
-    tolerance = 8 * float(jnp.finfo(request.dtype).eps) if is_rounded else 0.0
-    tolerance = max(tolerance, TOLERANCE)
+    tolerance = max(TOLERANCE, 8 * float(jnp.finfo(request.dtype).eps) * is_rounded)
     verdicts = [
         compared(program, seed, old, function, grown, xs, tolerance) for function in functions
     ]

@@ -619,7 +619,8 @@ def finite(
     # Where deep networks overflow, smaller weights come before other kinds of numbers.
     scales = dict.fromkeys((family, replace(family, old="fan")))
     # A table that is read at minus an id, or at twice the id, has no entry for most of them.
-    lasts = [samples.last, *([n for n in _SMALL_IDS if case.has_ids])]
+    most = samples.last or samples.ids
+    lasts = [samples.last, *(n for n in _SMALL_IDS if case.has_ids and n < most)]
     for mode, last, weights in itertools.product(modes, lasts, scales):
         samples, old = replace(samples, mode=mode, last=last), None
         for _ in range(4):
