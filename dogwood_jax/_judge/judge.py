@@ -539,9 +539,13 @@ def rounded_in_one(case: Case) -> dict[bytes, float]:
     """
     ours, its = _numbers(case.old.jaxpr), _numbers(case.new.jaxpr)
     found = ours.keys() ^ its.keys()
-    if all(len(number) == 8 and np.frombuffer(number)[0] % 1 == 0 for number in found):
-        return {}  # whole numbers, such as sizes, are what they are
+    if all(len(number) == 8 and _is_whole(np.frombuffer(number)[0]) for number in found):
+        return {}  # whole numbers, such as sizes, are what they are; so is infinity
     return {number: (ours | its)[number] for number in found}
+
+
+def _is_whole(number: np.float64) -> bool:
+    return bool(np.rint(number) == number)
 
 
 def _numbers(jaxpr: Any) -> dict[bytes, float]:
