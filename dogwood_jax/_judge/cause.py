@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from dogwood_jax._judge.claim import Side
+from dogwood_jax._judge.evaluate import is_finite
 from dogwood_jax._judge.hidden import EvaluatedStep, Steps, differ, names
 from dogwood_jax._judge.run import Drawn, run
 from dogwood_jax._judge.seen import Operation
@@ -26,7 +27,7 @@ class _NotFinite(Watch):
     def results(
         self, eqn: Any, operands: Sequence[Any], results: Sequence[Any], callers: Sequence[Any]
     ) -> None:
-        if all(map(_are_finite, operands)) and not all(map(_are_finite, results)):
+        if all(map(is_finite, operands)) and not all(map(is_finite, results)):
             self.found[str(Operation(eqn, (*callers,)))] = None
 
 
@@ -58,11 +59,6 @@ def first_to_differ(ours: Steps, its: Steps) -> str:
         return ""
     pairs = zip(ours.found, its.found, strict=True)
     return next((_said(a, b) for a, b in pairs if _begins_to_differ(a, b)), "")
-
-
-def _are_finite(array: Any) -> bool:
-    is_number = isinstance(array, np.ndarray | np.generic) and array.dtype.kind in "fc"
-    return not is_number or bool(np.isfinite(array).all())
 
 
 def _begins_to_differ(old: EvaluatedStep, new: EvaluatedStep) -> bool:

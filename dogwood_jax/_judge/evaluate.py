@@ -13,7 +13,7 @@ because the program draws these for the same inputs.
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,43 +31,6 @@ from dogwood_jax._program.primitives.table import primitive
 from dogwood_jax._program.subprograms import Key, key_of, scan_counts
 
 
-class Observer(Protocol):
-    """Sees an evaluation: numbers of the program as they are read, and operands of equations.
-
-    Attributes:
-        is_alike: whether random bits are the same for all entries of an array.
-    """
-
-    is_alike: bool
-
-    def number(self, array: np.ndarray) -> np.ndarray:
-        """Returns what a constant of the program is taken to be."""
-
-    def equation(self, eqn: Any, operands: list[Any], callers: Sequence[Any]) -> list[Any]:
-        """Takes notice of an equation before it is evaluated, and returns what it is given.
-
-        Args:
-            eqn: the equation.
-            operands: its operands.
-            callers: the equations that run it, as one of ``jit`` does, from the outside inwards.
-        """
-
-    def goes_on(self, eqn: Any, callers: Sequence[Any], goes_on: bool, rounds: int) -> bool:
-        """Returns whether a loop runs its body once more.
-
-        Args:
-            eqn: the loop, a ``while``.
-            callers: the equations that run it.
-            goes_on: what the loop itself says.
-            rounds: how often it has run its body.
-        """
-
-    def results(
-        self, eqn: Any, operands: Sequence[Any], results: Sequence[Any], callers: Sequence[Any]
-    ) -> None:
-        """Takes notice of what an equation has computed."""
-
-
 class Undecided(Exception):
     """A sample that shows nothing, because a loop does not end."""
 
@@ -75,7 +38,7 @@ class Undecided(Exception):
 def evaluate(
     jaxpr: Any,
     arguments: Sequence[Any],
-    watch: Observer | None = None,
+    watch: Any = None,
     draws: frozenset[Key] = frozenset(),
 ) -> list[Any]:
     """Returns the results of a program, as arrays of NumPy.
@@ -83,7 +46,7 @@ def evaluate(
     Args:
         jaxpr: a ``ClosedJaxpr``.
         arguments: an array for each of its arguments, of NumPy, or a key of JAX.
-        watch: what sees the evaluation.
+        watch: what sees the evaluation, a ``Watch``, or None.
         draws: the equations whose random bits are real, see ``Side``.
     """
     with np.errstate(all="ignore"), jax.ensure_compile_time_eval():
@@ -107,11 +70,18 @@ def again(eqn: Any, operands: Sequence[Any], *, draws: bool = False) -> Sequence
 
 def widened(array: Any) -> Any:
     """Returns an array of NumPy with 64 bits for each float; keys stay keys of JAX."""
-    dtype = getattr(array, "dtype", None)
-    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.extended):
-        return array
-    array = np.asarray(array)
+    if type(array) is not np.ndarray:
+        dtype = getattr(array, "dtype", None)
+        if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.extended):
+            return array
+        array = np.asarray(array)
     return array.astype(widest(array.dtype), copy=False)
+
+
+def is_finite(array: Any) -> bool:
+    """Whether no number of an array is infinite or NaN."""
+    is_number = isinstance(array, _ARRAYS) and array.dtype.kind in "fc"
+    return not is_number or bool(np.isfinite(array).all())
 
 
 def words(key: Any) -> bytes:
@@ -119,6 +89,7 @@ def words(key: Any) -> bytes:
     return np.asarray(jax.random.key_data(key)).tobytes()
 
 
+@functools.lru_cache(maxsize=256)
 def widest(dtype: Any) -> Any:
     """Returns the dtype in which numbers of a dtype are computed."""
     if jnp.issubdtype(dtype, jnp.floating):
@@ -130,8 +101,11 @@ def widest(dtype: Any) -> Any:
     return dtype
 
 
+_ARRAYS = (np.ndarray, np.generic)
+
+
 class _Evaluation:
-    def __init__(self, watch: Observer | None, draws: frozenset[Key]) -> None:
+    def __init__(self, watch: Any, draws: frozenset[Key]) -> None:
         self._watch, self._draws = watch, draws
         self._callers: list[Any] = []
 
@@ -221,7 +195,10 @@ _LOOPS: dict[str, _Loop] = {
 
 
 def _has_keys(arrays: Sequence[Any]) -> bool:
-    return any(not isinstance(array, np.ndarray | np.generic) for array in arrays)
+    for array in arrays:  # a loop, because this runs for each equation
+        if not isinstance(array, _ARRAYS):
+            return True
+    return False
 
 
 def _by_jax(eqn: Any, operands: Sequence[Any]) -> list[Any]:

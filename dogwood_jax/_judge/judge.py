@@ -169,29 +169,17 @@ def _can_be_written_down(case: Case) -> bool:
     return sum(sum(entries(side.jaxpr)) for side in (case.old, case.new)) <= _WRITTEN_DOWN
 
 
-class _Keys:
+class _Keys(Watch):
     """Sees the keys for random numbers in an evaluation."""
 
-    is_alike = False
-
     def __init__(self) -> None:
+        super().__init__()
         self.words: dict[Key, list[bytes]] = {}
-
-    def number(self, array: np.ndarray) -> np.ndarray:
-        return array
 
     def equation(self, eqn: Any, operands: list[Any], callers: Sequence[Any]) -> list[Any]:
         if eqn.primitive.name == "random_bits":
             self.words.setdefault(key_of(eqn, callers), []).append(words(operands[0]))
         return operands
-
-    def goes_on(self, eqn: Any, callers: Sequence[Any], goes_on: bool, rounds: int) -> bool:
-        return goes_on
-
-    def results(
-        self, eqn: Any, operands: Sequence[Any], results: Sequence[Any], callers: Sequence[Any]
-    ) -> None:
-        pass
 
 
 def _with_draws(side: Side) -> Side:

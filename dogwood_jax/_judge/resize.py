@@ -270,12 +270,15 @@ def ratio_of_mean(eqn: Any, sized: Sized, size_of: SizeOf) -> float | None:
         x, by = by, x
     if not by.number:
         return None
+    dtype = eqn.outvars[0].aval.dtype
+    is_float = jnp.issubdtype(dtype, jnp.inexact)
+    near = max(3e-6, float(jnp.finfo(dtype).eps) if is_float else 0.0)  # type: ignore[no-untyped-call]
     summed = [dim for dim in dict.fromkeys(dim.root for dim in x.summed) if dim.size > 1]
     for group in (*([dim] for dim in summed), summed):
         size, new = prod(dim.size for dim in group), prod(map(size_of, group))
-        if group and abs(by.number - size) <= by.rounding * size:
+        if group and abs(by.number - size) <= near * size:
             return new / size
-        if group and abs(by.number * size - 1) <= by.rounding:
+        if group and abs(by.number * size - 1) <= near:
             return size / new
     return None
 

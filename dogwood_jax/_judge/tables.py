@@ -20,7 +20,7 @@ import numpy as np
 from dogwood_jax._base.trees import is_traced
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._judge.cases import Places
-from dogwood_jax._judge.evaluate import again, widened
+from dogwood_jax._judge.evaluate import again, is_finite, widened
 from dogwood_jax._judge.lines import line_of, with_line
 from dogwood_jax._program.interpret import called, interpret
 from dogwood_jax._program.primitives.entries import ENTRIES
@@ -162,7 +162,7 @@ def _are_equal(old: _Read, new: _Read, places: Places) -> bool:
                 return False
             where[axis] = np.zeros(shape[axis], int)
         rows = np.arange(shape[0]) if where[0] is None else where[0]
-        if not all(map(_is_finite, new.table.pieces)) and all(map(_is_finite, old.table.pieces)):
+        if not all(map(is_finite, new.table.pieces)) and all(map(is_finite, old.table.pieces)):
             return False
         for start in range(0, len(rows), step):
             its = rows[start : start + step]
@@ -181,10 +181,6 @@ def _is_alike(table: _Table, axis: int) -> bool:
     if axis == 0:
         return all(bool((piece == first).all()) for piece in table.pieces)
     return all(bool((piece == np.take(piece, [0], axis)).all()) for piece in table.pieces)
-
-
-def _is_finite(array: Any) -> bool:
-    return array.dtype.kind not in "fc" or bool(np.isfinite(array).all())
 
 
 def _agree(old: Any, new: Any, where: Sequence[np.ndarray | None]) -> bool:

@@ -29,7 +29,7 @@ class Watch:
         moved: a constant that is another one.
         times: by what it is multiplied.
         seen: notes which sides of operations are seen.
-        is_alike: see ``Watch``.
+        is_alike: whether random bits are the same for all entries of an array.
         steps: writes down what is evaluated.
         choices: notes which sides of choices are taken.
         forced: sides of choices that are taken, whatever operands say.
@@ -65,6 +65,7 @@ class Watch:
         return np.where(array == np.rint(array), array, array * (1 + self._nudge * signs))
 
     def number(self, array: np.ndarray) -> np.ndarray:
+        """Returns what a constant of the program is taken to be."""
         if self._moved is not None and array.tobytes() == self._moved:
             return np.where(array == 0, 0.1, array * self._times)
         if self._rounded and (number := array.tobytes()) in self._rounded:
@@ -77,10 +78,18 @@ class Watch:
     def results(
         self, eqn: Any, operands: Sequence[Any], results: Sequence[Any], callers: Sequence[Any]
     ) -> None:
+        """Takes notice of what an equation has computed."""
         if self._steps is not None:
             self._steps.add(eqn, operands, results, callers)
 
     def equation(self, eqn: Any, operands: list[Any], callers: Sequence[Any]) -> list[Any]:
+        """Takes notice of an equation, and returns the operands with which it is evaluated.
+
+        Args:
+            eqn: the equation.
+            operands: its operands.
+            callers: the equations that run it, as one of ``jit`` does, from the outside inwards.
+        """
         if self._seen is not None:
             self._seen.look(eqn, operands, callers)
         if self._choices is not None:
@@ -93,6 +102,7 @@ class Watch:
         return operands if side is None else [*forced(eqn, operands, side)]
 
     def goes_on(self, eqn: Any, callers: Sequence[Any], goes_on: bool, rounds: int) -> bool:
+        """Returns whether a loop, which has run its body so often, runs it once more."""
         if self._choices is not None:
             self._choices.goes_on(eqn, callers, goes_on)
         return goes_on or (rounds < FORCED_ROUNDS and key_of(eqn, callers) in self._forced)
