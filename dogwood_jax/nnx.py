@@ -449,10 +449,9 @@ def _larger(model: Module, growth: dw.Growth, what: str, way_out: str) -> Module
         does = "removes" if growth.layers else "inserts"
         raise ValueError(f"{what}: the growth {does} layers; {way_out}")
     widths = growth.widths
-    # Its program tells whether it is that module, constants included.
+    # Its program tells whether it is that module, numbers included.
     has_program = widths.network is not None and all(c.new > c.old for c in growth.changes)
-    constants = () if has_program else growth.constants
-    larger, problems = resized_module(model, widths.leaves, growth.sizes, constants)
+    larger, problems = resized_module(model, widths.leaves, growth.sizes)
     if problems:
         raise ValueError(listed(what, (f"{problem}; {way_out}" for problem in problems)))
     if has_program:

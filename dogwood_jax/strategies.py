@@ -191,11 +191,6 @@ class Strategy:
             return "zero_outgoing"
         return "tile" if self.repeats else self.name
 
-    @property
-    def called(self) -> str:
-        """The name of growing by it, with a recipe, in a table of widths."""
-        return "rescaling" if self.name == "zero_outgoing" else f"{self.name}()"
-
     def sources(self, old: int, new: int) -> tuple[int, ...] | None:
         """Returns the old unit that each of the first units copies; None if none are copied."""
         if self.incoming != "copy" or not old:

@@ -83,6 +83,10 @@ def interface(by: str, size: int, places: str, *, hazard: str = "") -> Expected:
     return Expected(size, places, by=by, hazard=hazard, interface=True)
 
 
+# A number of the program follows from the size, which no hazard says.
+FOLLOWS = "follow"
+
+
 def changes(by: str, hazard: str, size: int, places: str) -> Expected:
     """A width whose growth would change outputs."""
     return Expected(size, places, by=by, hazard=hazard)

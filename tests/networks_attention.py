@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from networks import (
+    FOLLOWS,
     Model,
     affine,
     changes,
@@ -69,7 +70,7 @@ def causal(scores: Any) -> Any:
         ),
         "attention/query[head_dim]": changes(
             "",
-            "sqrt(3)",
+            FOLLOWS,
             3,
             "-> attention/query/{kernel[2],bias[1]} <> attention/key/{kernel[2],bias[1]}",
         ),
@@ -123,7 +124,7 @@ def vit(
         ),
         "embed[vocab]": interface("vocab", 11, "-> embed[0]"),
         "q[kv_heads]": grows("kv", 3, "-> {q,k,v}[1] <- o[0]"),
-        "q[head_dim]": changes("dim", "a table of positions; sqrt(8)", 4, "-> k[1] <> q[1]"),
+        "q[head_dim]": changes("dim", "a table of positions", 4, "-> k[1] <> q[1]"),
         "q[groups]": grows("groups", 2, "-> q[1] <- o[0]"),
         "v[value_dim]": grows("value", 7, "-> v[1] <- o[0]"),
         "gate": grows("hidden", 5, "-> {gate,up}[1] <- down[0]"),
@@ -174,7 +175,7 @@ def llama(
 @network(
     {
         "q[heads]": grows("heads", 3, "-> q[1] <- o[0]"),
-        "q[head_dim]": changes("dim", "the constant 0.5", 4, "-> q[2] <> k[1]"),
+        "q[head_dim]": changes("dim", FOLLOWS, 4, "-> q[2] <> k[1]"),
         "q[0]": interface("n_in", 5, "<- {q,k,v}[0]"),
         "v": grows("value", 7, "-> v[1] <- o[1]"),
         "o": interface("out", 6, "-> o[2]"),
@@ -200,7 +201,7 @@ def multi_query(n_in: int = 5, heads: int = 3, dim: int = 4, value: int = 7, out
         "a[heads]": grows("a", 3, "-> a/{kernel[1],bias[0]} <- a_out/kernel[0]"),
         "a[head_dim]": changes(
             "dim",
-            "the constant 0.5",
+            FOLLOWS,
             4,
             "-> a/{kernel[1],bias[0]} <> a/{kernel[1],bias[0]} <- a_out/kernel[0]",
         ),
@@ -208,13 +209,13 @@ def multi_query(n_in: int = 5, heads: int = 3, dim: int = 4, value: int = 7, out
         "b[heads]": grows("b", 2, "-> b/{kernel[1],bias[0]} <- b_out/kernel[0]"),
         "b[head_dim]": changes(
             "dim",
-            "the constant 0.5",
+            FOLLOWS,
             4,
             "-> b/{kernel[1],bias[0]} <> b/{kernel[1],bias[0]} <- b_out/kernel[0]",
         ),
         "c[heads]": grows("c", 6, "-> c/{kernel[1],bias[0]} <- c_out/kernel[0]"),
         "c[head_dim]": changes(
-            "dim", "the constant 0.5", 4, "-> c/{kernel[1],bias[0]} <> c/{kernel[1],bias[0]}"
+            "dim", FOLLOWS, 4, "-> c/{kernel[1],bias[0]} <> c/{kernel[1],bias[0]}"
         ),
         "c[value_dim]": grows("value", 9, "-> c/{kernel[1],bias[0]} <- c_out/kernel[0]"),
         "c_out": interface("out", 7, "-> c_out/{kernel[1],bias[0]}"),
@@ -347,7 +348,7 @@ def relative_positions(n_in: int = 5, heads: int = 2, dim: int = 3, out: int = 4
         ),
         "cross/query[head_dim]": changes(
             "",
-            "sqrt(3)",
+            FOLLOWS,
             3,
             "-> cross/query/{kernel[2],bias[1]} <> cross/key/{kernel[2],bias[1]}",
         ),

@@ -7,7 +7,18 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from networks import Model, changes, data, fixed, grows, interface, network, spatial, tokens
+from networks import (
+    FOLLOWS,
+    Model,
+    changes,
+    data,
+    fixed,
+    grows,
+    interface,
+    network,
+    spatial,
+    tokens,
+)
 
 
 @network(
@@ -85,7 +96,7 @@ def equinox_mlp(n_in: int = 4, hidden: int = 5, out: int = 3) -> Model:
         ),
         "attention/query_proj[head_dim]": changes(
             "dim",
-            "the constant 0.5",
+            FOLLOWS,
             4,
             "-> attention/query_proj/weight[0] <> attention/key_proj/weight[0]",
         ),
@@ -219,7 +230,7 @@ def haiku_cnn(channels: int = 2, wide: int = 5, hidden: int = 6, out: int = 3) -
         ),
         "attention/query[head_dim]": changes(
             "dim",
-            "sqrt(3)",
+            FOLLOWS,
             3,
             "-> attention/query/{w[1],b[0]} <> attention/key/{w[1],b[0]}",
         ),

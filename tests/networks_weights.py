@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from networks import (
+    FOLLOWS,
     Model,
     affine,
     changes,
@@ -208,9 +209,9 @@ def tied_embedding(vocab: int = 11, model: int = 6, hidden: int = 7) -> Model:
 
 @network(
     {
-        "a": changes("a", "sqrt(6)", 6, "-> a/{kernel[1],bias[0]} <- b/kernel[0]"),
+        "a": changes("a", FOLLOWS, 6, "-> a/{kernel[1],bias[0]} <- b/kernel[0]"),
         "a[0]": interface("n_in", 5, "<- a/kernel[0]"),
-        "b": changes("b", "1 / 7", 7, "-> b/{kernel[1],bias[0]} <- c/kernel[0]"),
+        "b": changes("b", FOLLOWS, 7, "-> b/{kernel[1],bias[0]} <- c/kernel[0]"),
         "c": interface("out", 3, "-> c/{kernel[1],bias[0]}"),
     }
 )

@@ -1398,7 +1398,7 @@ def judge(
     if program.closed and request.by != "apply":
         functions.append(program.apply(program.sizes))
     # Where arrays make up for the program's own numbers, they make up for the rounded ones.
-    is_rounded = any("the larger model multiplies by" in note for note in growth.notes)
+    is_rounded = any("the larger model has" in note for note in growth.notes)
     tolerance = max(TOLERANCE, 8 * float(jnp.finfo(request.dtype).eps) * is_rounded)
     verdicts = [
         compared(program, seed, old, function, grown, xs, tolerance) for function in functions

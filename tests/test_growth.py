@@ -191,26 +191,6 @@ def test_files_keep_the_kinds_of_reasons():
         dw.from_json(text)
 
 
-@pytest.mark.parametrize(
-    ("sentence", "kind"),
-    [
-        (
-            "the constant 0.353553 (1 / sqrt(8)) scales it and looks computed from its size",
-            "suspicion",
-        ),
-        (
-            "the constant 2 scales what is summed over it: the larger model must have the same",
-            "must_stay",
-        ),
-        ("a constant of shape (8,) inside the network varies along it", "table"),
-        ("a table of positions is computed along it", "table"),
-        ("it is summed over without weights, as a mean, a norm or a softmax does", ""),
-    ],
-)
-def test_sentences_that_version_0_1_0_wrote_without_a_kind_have_one(sentence, kind):
-    assert kind_of(sentence) == kind
-
-
 @pytest.mark.parametrize("value", [WIDTHS, growth_of()], ids=["widths", "growth"])
 def test_a_pickle_from_another_process_hashes_as_here(value):
     # Hashes of strings are salted anew in each process; one that was cached must not travel.

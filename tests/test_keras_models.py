@@ -964,13 +964,13 @@ def test_a_quantized_model_grows_where_its_predictions_stay(tmp_path):
     np.testing.assert_allclose(module.apply(wide, x), y, rtol=1e-5, atol=1e-6)
 
 
-def test_blocks_of_weights_with_a_zero_point_do_not_grow():
+def test_blocks_of_weights_with_a_zero_point_grow_by_zeros():
     module, variables = load_model(DATA / "keras_3.15.1_int4.keras")
-    widths = dw.trace(module.apply, variables, *predicted(DATA / "keras_3.15.1_int4.keras")[0])
-    with pytest.raises(
-        ValueError, match="dense: (.|\n)*otherwise growing it from 7 to 8 would change outputs"
-    ):
-        dw.plan(widths, {"dense": 8})
+    inputs, _ = predicted(DATA / "keras_3.15.1_int4.keras")
+    growth = dw.plan(dw.trace(module.apply, variables, *inputs), {"dense": 8})
+    wide = dw.grow(variables, growth, key=jax.random.key(0))
+    assert wide["params"]["dense"]["kernel"].shape == (5, 8)
+    dw.verify(module.apply, variables, module.apply, wide, *inputs)
 
 
 def test_quantized_weights_without_a_model_keep_their_numbers(tmp_path):

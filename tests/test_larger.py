@@ -66,7 +66,8 @@ def test_one_call_plans_wider_and_deeper(small):
     target = jax.eval_shape(larger.init, jax.random.key(2), TOKENS)
     fresh = fill(target, 2)
     growth = dw.plan(widths, target=target, target_apply=larger.apply)
-    assert growth.notes == ()  # all that there was to mind has been seen to be so
+    (note,) = growth.notes  # all else that there was to mind has been seen to be so
+    assert "0.0006 instead of 0.001" in note
     assert dw.from_json(dw.to_json(growth)) == growth
     for grown in (
         dw.grow(variables, growth, key=jax.random.key(3)),
@@ -78,20 +79,16 @@ def test_one_call_plans_wider_and_deeper(small):
 
 
 @pytest.mark.parametrize(
-    "sizes, numbers, larger_numbers, is_refused",
+    "sizes, numbers, larger_numbers",
     [
-        ((16, 64), (0.25, 0.25), (0.125, 0.125), False),
-        ((16, 64), (0.25, 0.25), (0.25, 0.125), True),
-        ((16, 64), (0.25, 0.25), (0.125, 0.25), True),
-        ((4, 16), (1.0, 0.25), (1.0, 0.25), True),
+        ((16, 64), (0.25, 0.25), (0.125, 0.125)),
+        ((16, 64), (0.25, 0.25), (0.25, 0.125)),
+        ((16, 64), (0.25, 0.25), (0.125, 0.25)),
+        ((4, 16), (1.0, 0.25), (1.0, 0.25)),
     ],
     ids=["both follow", "the second follows", "the first follows", "a fixed one that looks so"],
 )
-def test_beside_new_layers_numbers_follow_in_all_places_or_in_none(
-    sizes, numbers, larger_numbers, is_refused
-):
-    """Only one of two equal numbers may follow from the width."""
-
+def test_arrays_make_up_for_numbers_beside_new_layers(sizes, numbers, larger_numbers):
     def network(first, last):
         def apply(params, x):
             h = x @ params["in"] * first
@@ -110,12 +107,6 @@ def test_beside_new_layers_numbers_follow_in_all_places_or_in_none(
     x, old, target = data(3, 5), shapes(sizes[0], 1), shapes(sizes[1], 2)
     apply, larger = network(*numbers), network(*larger_numbers)
     widths, variables = dw.trace(apply, old, x), fill(old, 1)
-    if is_refused:
-        with pytest.raises(
-            ValueError, match="widths grow, too: grow them first, or insert the layers first"
-        ):
-            dw.plan(widths, target=target, target_apply=larger)
-        return
     growth = dw.plan(widths, target=target, target_apply=larger)
     wide = dw.grow(variables, growth, key=jax.random.key(0))
     assert dw.compare(apply, variables, larger, wide, x).relative < 1e-12
@@ -334,13 +325,14 @@ def test_a_number_beside_arrays_is_no_module():
 
 
 @pytest.mark.long
-def test_a_wrong_epsilon_is_refused(small):
+def test_arrays_make_up_for_another_epsilon(small):
     variables, widths = small
     larger = Transformer(width=10, epsilon=5e-3)
     target = jax.eval_shape(larger.init, jax.random.key(2), TOKENS)
-    with pytest.raises(ValueError, match=r"epsilon of the norm .* must be 0.001, but it is 0.005"):
-        dw.plan(widths, target=target, target_apply=larger.apply)
-    assert not any("epsilon" in note for note in dw.plan(widths, target=target).notes)
+    growth = dw.plan(widths, target=target, target_apply=larger.apply)
+    assert any("0.005" in note for note in growth.notes)
+    wide = dw.grow(variables, growth, key=jax.random.key(3))
+    assert dw.compare(SMALL.apply, variables, larger.apply, wide, TOKENS).relative < 1e-12
 
 
 def under_rms_norm(epsilon):
@@ -365,16 +357,14 @@ def test_the_epsilon_of_the_larger_model_tells_how_it_is_filled():
         (8, epsilon / 2, "zero_incoming"),
         (6, epsilon, "zero_incoming"),
         (6, epsilon * 4 / 6, "zero_incoming"),
+        (8, 0.0003, "zero_incoming"),
     ):
         larger = under_rms_norm(its)
         growth = dw.plan(widths, target=params(new), target_apply=larger)
-        assert growth.changes[0].strategy.name == strategy and growth.notes == ()
+        assert growth.changes[0].strategy.name == strategy
+        assert growth.notes == () or its != epsilon
         wide = dw.grow(old, growth, key=jax.random.key(0))
         assert dw.compare(apply, old, larger, wide, x).relative < 1e-12
-    for strategy in (None, dw.strategies.tile()):
-        with pytest.raises(ValueError, match="0.0003"):
-            larger = under_rms_norm(0.0003)
-            dw.plan(widths, target=params(8), target_apply=larger, strategy=strategy)
     assert dw.plan(widths, {"in": 8}, strategy=dw.strategies.tile()).notes == ()
 
 
@@ -435,7 +425,7 @@ def normed(stream, hidden=1e-3):
 
 
 @pytest.mark.parametrize("layers", [1, 2])
-def test_the_epsilons_of_other_norms_must_stay(layers):
+def test_arrays_make_up_for_epsilons(layers):
     def params(width, layers):
         layer = {"up": jnp.ones((width, 5)), "down": jnp.ones((5, width))}
         return {"in": jnp.ones((3, width)), "layers": [layer] * layers, "out": jnp.ones((width, 2))}
@@ -443,11 +433,11 @@ def test_the_epsilons_of_other_norms_must_stay(layers):
     widths = dw.trace(normed(1e-3), params(4, 1), jnp.ones((2, 3)))
     target = params(6, layers)
     assert dw.plan(widths, target=target, target_apply=normed(1e-3)).sizes == {"in": 6}
-    assert dw.plan(widths, target=target, target_apply=normed(1e-3 * 4 / 6)).sizes == {"in": 6}
-    with pytest.raises(
-        ValueError, match="must be 0.001, but|must add 0.001, the epsilon of a norm, in 1"
-    ):
-        dw.plan(widths, target=target, target_apply=normed(1e-3 * 4 / 6, 1e-3 * 4 / 6))
+    variables, x = fill(params(4, 1), 1), data(2, 3)
+    for other in (normed(1e-3 * 4 / 6), normed(1e-3 * 4 / 6, 1e-3 * 4 / 6)):
+        growth = dw.plan(widths, target=target, target_apply=other)
+        wide = dw.grow(variables, growth, key=jax.random.key(0))
+        assert dw.compare(normed(1e-3), variables, other, wide, x).relative < 1e-12
 
 
 def test_widths_from_elsewhere_cannot_be_compared(small):
@@ -561,11 +551,11 @@ def test_numbers_beside_new_layers_are_compared_too():
         return {"layers": layers * [layer], "out": jnp.ones((3, 2))}
 
     widths = dw.trace(apply, network(1, 4), jnp.ones((2, 3)))
-    assert dw.plan(widths, target=network(2, 4), target_apply=apply).sizes == {}
-    message = "insert the layers first, each in a growth of its own\n  it computes with 6, which"
-    with pytest.raises(ValueError, match=message):
-        dw.plan(widths, target=network(2, 6), target_apply=apply)
-    assert dw.plan(widths, target=network(1, 6), target_apply=apply).changes
+    variables, x = fill(network(1, 4), 1), data(2, 3)
+    for layers, hidden in ((2, 4), (2, 6), (1, 6)):
+        growth = dw.plan(widths, target=network(layers, hidden), target_apply=apply)
+        wide = dw.grow(variables, growth, key=jax.random.key(0))
+        assert dw.compare(apply, variables, apply, wide, x).relative < 1e-12
 
 
 @pytest.mark.parametrize(
@@ -573,7 +563,7 @@ def test_numbers_beside_new_layers_are_compared_too():
     [lambda n: n**0.5, lambda n: jax.jit(jnp.sqrt)(float(n)), lambda n: 2.0],
     ids=["written", "computed in the program", "a number"],
 )
-def test_a_factor_beside_new_layers_must_follow_the_width_as_its_growth_does(divisor):
+def test_beside_new_layers_arrays_make_up_for_a_factor_of_the_own_function(divisor):
     def apply(params, x):
         for layer in params:
             q, k, v = (x @ layer[name] for name in "qkv")
@@ -588,10 +578,6 @@ def test_a_factor_beside_new_layers_must_follow_the_width_as_its_growth_does(div
     x = jnp.linspace(-1, 1, 6).reshape(2, 3)
     old, target = network(1, 4), network(2, 6)
     options = {"target": target, "target_apply": apply}
-    if divisor(6) == 2:
-        with pytest.raises(ValueError, match="must be 2.449.* has none that follows"):
-            dw.plan(dw.trace(apply, old, x), **options)
-        return
     wide = dw.grow(old, dw.plan(dw.trace(apply, old, x), **options), fresh=target)
     assert dw.compare(apply, old, apply, wide, x).relative < 1e-12
 
@@ -629,7 +615,7 @@ def test_the_larger_model_tells_whether_a_number_follows_from_a_size(scale):
     assert dw.compare(apply, params, apply, grown, x).relative < 1e-12
     other = attention(lambda n: 0.1 * n)
     growth = dw.plan(widths, target=target, target_apply=other)
-    assert any("multiplies by 0.6 instead of 0.5" in note for note in growth.notes)
+    assert any("has 0.6 instead of 0.5" in note for note in growth.notes)
     grown = dw.grow(params, growth, key=jax.random.key(0))
     assert dw.compare(apply, params, other, grown, x).relative < 1e-12
 
@@ -656,7 +642,6 @@ def test_the_larger_model_tells_that_a_number_has_nothing_to_do_with_a_size():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(5, 5)))
     apply = pooled(8**-0.5)
     widths = dw.trace(apply, params, x)
-    assert "looks computed from its size" in widths["probe"].status
     growth = dw.plan(widths, target=target, target_apply=apply)
     grown = dw.grow(params, growth, fresh=target)
     assert dw.compare(apply, params, apply, grown, x).relative < 1e-12
@@ -719,9 +704,8 @@ def test_a_factor_that_is_cast_to_an_integer_has_no_fraction():
         return {"a": jnp.ones((3, rank)), "b": jnp.ones((rank, 6))}
 
     old, x = network(3), jnp.ones((1, 3))
-    growth = dw.plan(dw.trace(apply(3), old, x), target=network(4), target_apply=apply(4))
-    assert "the larger model multiplies by 2 instead of 1" in growth.notes[0]
-    dw.verify(apply(3), old, apply(4), dw.grow(old, growth, key=jax.random.key(0)), x)
+    with pytest.raises(ValueError, match="has 4 instead of 3"):
+        dw.plan(dw.trace(apply(3), old, x), target=network(4), target_apply=apply(4))
 
 
 def test_layers_are_not_inserted_while_inputs_grow():

@@ -324,8 +324,9 @@ def test_a_constant_that_only_looks_computed_from_a_size_stays_if_the_function_s
     wide = dw.grow(small, growth, key=KEY)
     assert wide.gain == 0.25 and wide.up.out_features == 24
     np.testing.assert_allclose(apply(wide, X), apply(small, X), rtol=1e-12)
-    with pytest.raises(ValueError, match="the larger model computes something else"):
-        dw.plan(widths, {"up": 24}, target_apply=lambda model, x: 2 * apply(model, x))
+    twice = dw.plan(widths, {"up": 24}, target_apply=lambda model, x: 2 * apply(model, x))
+    assert twice.factors == {"down/weight": 0.5, "down/bias": 0.5}
+    assert "the larger model has 2 instead of 1" in twice.notes[0]
     widths = dw.trace(apply, Configured(8), X)
     with pytest.raises(
         ValueError, match="store its argument units .*\n  pass target=, the larger model"

@@ -28,7 +28,6 @@ from dogwood_jax._program.primitives.entries import ENTRIES
 from dogwood_jax._program.primitives.intervals import Bounds
 from dogwood_jax._program.primitives.table import axes_of, folded, is_linear, primitive
 from dogwood_jax._program.subprograms import equations
-from dogwood_jax._widths.recipes import powers as _scaling_rules
 from dogwood_jax._widths.rules import registry as _rules
 
 strategies = dw.strategies
@@ -169,13 +168,6 @@ def test_every_tracing_rule_has_an_example() -> None:
 
 def test_every_primitive_of_an_example_has_a_rule() -> None:
     assert {p for e in EXAMPLES.values() for p in e.reaches} <= set(_rules.RULES)
-
-
-def test_every_scaling_rule_has_an_example() -> None:
-    """What loops do with values, and outputs, are recorded beside the primitives."""
-    beside = {"enter", "take", "collect", "close", "output"}
-    covered = {primitive for example in EXAMPLES.values() for primitive in example.reaches}
-    assert set(_scaling_rules.RULES) - covered - beside == set()
 
 
 @pytest.mark.parametrize("primitive", by_primitive(EXAMPLES))

@@ -11,9 +11,9 @@ from dogwood_jax._program.primitives.table import PRIMITIVES
 PACKAGE = Path(dogwood_jax.__file__).parent
 # Each room, or public file, imports only what stands before it.
 ORDER = (
-    "_base strategies _program _widths _modules _growth _arrays _judge _depth _plan _optimizer "
-    "_rotary _heads _experts _by_gradient _front _figures _smaller _layout _insert _old_nnx nnx "
-    "keras plotting mnist training keras_h5 checkpoint decoder _folders __main__"
+    "_base strategies _program _widths _modules _growth _arrays _judge _search _depth _plan "
+    "_optimizer _rotary _heads _experts _by_gradient _front _figures _smaller _layout _insert "
+    "_old_nnx nnx keras plotting mnist training keras_h5 checkpoint decoder _folders __main__"
 ).split()
 KERAS_ORDER = "_files _kinds _weights _models _front __main__".split()
 ROOMS = sorted(path.parent for path in PACKAGE.rglob("_*/**/__init__.py"))
@@ -119,14 +119,9 @@ def test_one_loop_runs_over_programs():
 # its own; what several files want to know is a field of the record.
 NAMED_FOR = {
     "_widths/rules": "which dimensions of operands and results are the same",
-    "_widths/recipes/powers.py": "what becomes of powers and new entries",
-    "_widths/recipes/new_numbers.py": "which numbers new entries are",
-    "_widths/recipes/no_means.py": "which norm keeps new units from being means",
-    "_widths/recipes/reading.py": "where constants are the same along a width",
     "_widths/weight_reads.py": "results of several kinds, such as values and indices",
     "_widths/attention.py": "scores of attention are contractions of two activations",
-    "_widths/scales.py": "what stands between a sum and a constant that scales it",
-    "_widths/trace.py": "epsilons are small constants that are added",
+    "_search/problem.py": "epsilons are small numbers that are added",
     "_judge/primitives.py": "what primitives compute, with NumPy",
     "_judge/tables.py": "an iota and a broadcast, a few rows at a time",
     "_judge/evaluate.py": "how programs inside run, and bits that follow from places",

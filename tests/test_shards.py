@@ -157,10 +157,13 @@ def test_a_larger_model_that_reduces_otherwise_is_refused() -> None:
 
     widths = dw.trace(NETWORKS["columns and rows"][0], shapes(8), X)
     specs = {"mesh": MESH, "in_specs": (COLUMNS_AND_ROWS, P("data")), "out_specs": P("data")}
-    for reduce in (alone, jax.lax.pmean, lambda y, axis: y):
+    for reduce in (alone, lambda y, axis: y):
         larger = unchecked(functools.partial(parallel, reduce=reduce), **specs)
         with pytest.raises(ValueError, match="the larger model computes something else"):
             dw.plan(widths, target=shapes(12), target_apply=larger)
+    larger = unchecked(functools.partial(parallel, reduce=jax.lax.pmean), **specs)
+    growth = dw.plan(widths, target=shapes(12), target_apply=larger)
+    assert growth.factors == {"down": 2.0}  # there are two devices along the axis
 
 
 def test_an_abstract_mesh() -> None:

@@ -45,10 +45,10 @@ def test_repeated_layers_and_modules_share_rows() -> None:
     widths = dw.trace(apply, shapes(7, 7, 7, 8), X)
     assert str(widths) == textwrap.dedent("""\
         width            size  occurs in                            status
-        ---------------  ----  -----------------------------------  ---------------------------------------
-        stem             6     -> stem[1]                           growable by zero_incoming() or tile():
-                               -> block_{0..3}/scale[0]             it is summed over without weights, as a
-                               <- block_{0..3}/{up,gate}/kernel[0]  mean, a norm or a softmax does
+        ---------------  ----  -----------------------------------  -----------------------
+        stem             6     -> stem[1]                           growable
+                               -> block_{0..3}/scale[0]
+                               <- block_{0..3}/{up,gate}/kernel[0]
                                -> block_{0..3}/down/kernel[1]
                                -> block_{0..3}/down/bias[0]
                                <- head[0]
@@ -61,7 +61,7 @@ def test_repeated_layers_and_modules_share_rows() -> None:
                                <- block_3/down/kernel[0]
         head             2     -> head[1]                           interface
         fixed (of size 1): token
-        (-> weights that make the units; <- weights that read them; [1] an axis of the array)""")  # noqa: E501
+        (-> weights that make the units; <- weights that read them; [1] an axis of the array)""")
     growth = dw.plan(widths, {f"block_{i}/up": 9 for i in range(4)})
     table, rest = shown(growth).split("\n(")
     legend, evidence = rest.splitlines()
@@ -172,7 +172,7 @@ def test_notes_on_layers_that_are_alike_are_one() -> None:
     def scored(params: Any, x: Any) -> Any:
         for block in params.values():
             query, key = x @ block["query"], x @ block["key"]
-            scores = query @ key.T / jnp.sqrt(key.shape[-1])
+            scores = query @ key.T * 0.3
             x = x + jax.nn.softmax(scores) @ x @ block["out"]
         return x
 
@@ -183,8 +183,8 @@ def test_notes_on_layers_that_are_alike_are_one() -> None:
     )
     assert len(growth.notes) == 3
     assert " ".join(shown(growth).split()).endswith(
-        "note: block_{0..2}/query: in the larger model, the divisor of block_{0..2}/query must "
-        "be 4; if it has another, pass its function as target_apply= "
+        "note: block_{0..2}/query: the constant 0.3 scales what is summed over it: the larger "
+        "model must have the same; if it has another, pass its function as target_apply= "
         "checked: equal to rounding in some samples"
     )
 

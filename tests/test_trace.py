@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from networks import NETWORKS, Expected, data, f64, fill, load, places_of, tokens
+from networks import FOLLOWS, NETWORKS, Expected, data, f64, fill, load, places_of, tokens
 
 import dogwood_jax as dw
 
@@ -54,7 +54,7 @@ def test_widths(name: str) -> None:
         assert expected.fixed in (width.fixed or "")
         if not width.fixed:
             assert width.interface == expected.interface, width
-            assert_named(width.hazards, expected.hazard)
+            assert_named(width.hazards, expected.hazard.replace(FOLLOWS, ""))
         if expected.copies:
             assert expected.copies in "; ".join(width.copy_hazards)
 
@@ -287,26 +287,6 @@ def test_other_inputs_pass_through() -> None:
     shapes = {"up": {"kernel": f64(3, 5)}, "down": f64(5, 2)}
     widths = dw.trace(with_options, shapes, X, True, None, jnp.tanh)
     assert places(widths["up"]) == places_of("-> up/kernel[1] <- down[0]")
-
-
-def test_constants_endanger_only_the_width_that_they_are_computed_from() -> None:
-    def features(params: Any, x: Any) -> Any:
-        return np.sqrt(2 / 7) * jnp.cos(x @ params["up"]) @ params["down"]
-
-    widths = dw.trace(features, {"up": f64(3, 7), "down": f64(7, 2)}, X)
-    assert "0.534522" in widths["up"].status
-    mean = lambda params, x: jax.nn.relu(x @ params["up"]) / 128 @ params["down"]  # noqa: E731
-    widths = dw.trace(mean, {"up": f64(3, 128), "down": f64(128, 2)}, X)
-    assert "0.0078125 (1 / 128)" in widths["up"].status
-
-    def attend(params: Any, x: Any) -> Any:
-        q, k, v = (jnp.einsum("tm,mhd->thd", x, params[name]) for name in "qkv")
-        weights = jax.nn.softmax(jnp.einsum("thd,shd->hts", q, k) / np.sqrt(8))
-        return jnp.einsum("hts,shd,hdo->to", weights, v, params["o"])
-
-    widths = dw.trace(attend, {**dict.fromkeys("qkv", f64(3, 8, 8)), "o": f64(8, 8, 2)}, X)
-    assert "1 / sqrt(8)" in widths["q[head_dim]"].status
-    assert widths["q[heads]"].status == "growable"
 
 
 @pytest.mark.parametrize("outside", [lambda f: f, jax.jit, jax.checkpoint])

@@ -309,7 +309,7 @@ def softmax_over_two_layers(p: Any, x: Any) -> Any:
     return both[:, : p["a"].shape[1]] @ p["o"]
 
 
-@trap({"q[1]": "grown", "q[2]": "copied"}, q=(5, 2, 3), k=(5, 2, 3), o=(2, 2))
+@trap({"q[1]": "copied", "q[2]": "copied"}, q=(5, 2, 3), k=(5, 2, 3), o=(2, 2))
 def softmax_over_heads(p: Any, x: Any) -> Any:
     q, k = (jnp.einsum("tm,mhd->thd", x, p[name]) for name in "qk")
     scores = jax.nn.softmax(jnp.einsum("thd,shd->tsh", q, k))

@@ -16,7 +16,7 @@ def sum_of_positions(p: Any, x: Any) -> Any:
     return layer(p, x) @ p["o"] + jnp.arange(p["i"].shape[1]).sum()
 
 
-@trap({"i[1]": OTHER}, **MLP)
+@trap({"i[1]": "copied"}, **MLP)
 def outputs_tiled_and_summed(p: Any, x: Any) -> Any:
     return jnp.tile(layer(p, x) @ p["o"], (p["i"].shape[1], 1, 1)).sum(0)
 

@@ -139,7 +139,7 @@ def _model(variables: PyTree, growth: Growth, fresh: PyTree) -> tuple[Any, dict[
         leaves = leaves_by_path(variables)
         problems = outdated_leaves(leaves, growth.widths.leaves, growth.sizes)
     elif says_numbers(variables):
-        resizing = Resizing(growth.widths.leaves, growth.sizes, growth.constants)
+        resizing = Resizing(growth.widths.leaves, growth.sizes)
         model, problems = resizing.resized(variables), resizing.problems
         way_out = "plan with target=, the larger model, or pass it as fresh="
     if problems:

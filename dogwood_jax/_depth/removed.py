@@ -112,7 +112,7 @@ def _removing(growth: Growth, network: Network, kept: tuple[KeptLayers, ...]) ->
     """
     widths, variables = growth.widths, network.variables
     leaves = leaves_by_path(variables)
-    resizing = Resizing(widths.leaves, growth.sizes, growth.constants)
+    resizing = Resizing(widths.leaves, growth.sizes)
     smaller = resizing.resized(variables)
     called = jax.tree.unflatten(jax.tree.structure(variables), [*leaves])
     for its in kept:

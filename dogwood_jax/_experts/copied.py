@@ -87,7 +87,7 @@ class Copied:
         yield None
         power = 1.0 if self.is_still_one else -1.0
         for paths in factors_of_outputs(widths, self.experts):
-            yield Recipe("tile", multiple=True, copies=tuple((path, power) for path in paths))
+            yield Recipe("tile", copies=tuple((path, power) for path in paths))
 
     @property
     def _choice(self) -> str:

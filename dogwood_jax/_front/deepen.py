@@ -36,6 +36,7 @@ from dogwood_jax._depth.statistics import with_statistics
 from dogwood_jax._front.verify import verify_if_possible
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._growth.insertion import Insertion
+from dogwood_jax._plan.programs import Programs
 from dogwood_jax._plan.shown import first_shown, shown_by
 from dogwood_jax._widths.trace import trace
 from dogwood_jax._widths.widths import no_such
@@ -169,7 +170,8 @@ def deepen(
     proposals = insertions(widths, larger, rename=rename, copy=copy, interleave=interleave)
 
     def show(found: tuple[Insertion, ...]) -> Growth:
-        return shown_by(Growth(widths, (), insertions=found), widths, larger)
+        growth = Growth(widths, (), insertions=found)
+        return shown_by(growth, Programs(growth, widths, larger))
 
     growth = first_shown(show, proposals)
     deeper = _inserted(variables, growth.insertions, target, key)

@@ -117,7 +117,8 @@ _TEXT = ArgumentKind(
 
 # What former versions wrote, and nothing asks for.
 _FORMER: Mapping[type, tuple[str, ...]] = {
-    Facts: ("zero_hazard", "free_hazard"),
+    Facts: ("zero_hazard", "free_hazard", "recipes"),
+    Recipe: ("constants", "multiple", "obstacle", "rounding"),
     Widths: ("conflicts", "tried"),
 }
 

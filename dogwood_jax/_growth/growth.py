@@ -232,16 +232,6 @@ class Growth:
         return {path: number for recipe in recipes for path, number in recipe.offsets}
 
     @cached_property
-    def constants(self) -> tuple[float, ...]:
-        """The constants inside the network that must have other values in the larger one."""
-        return tuple(
-            value
-            for change in self.changes
-            for _, value, power in (change.recipe.constants if change.recipe else ())
-            if change.ratio**power != 1
-        )
-
-    @cached_property
     def weighed(self) -> dict[str, str]:
         """For arrays with new entries that are weighed means, the array that weighs, by path."""
         recipes = [change.recipe for change in self.changes if change.recipe]

@@ -1,6 +1,6 @@
 """What an array of an inserted layer, or of new experts, is filled with: ``Insertion``."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from dogwood_jax._widths.widths import Kind
@@ -97,3 +97,10 @@ class Insertion:
             fill += f", {self.repeats} times" + f", {self.anew:g} of it anew" * bool(self.anew)
         new = ",".join(str(i) for i, layer in enumerate(self.layers) if layer < 0)
         return f"{self.path}[{new}]: {fill}" if new else f"{self.path}: {fill}"
+
+
+def silenced(insertion: Insertion) -> Insertion:
+    """Returns an insertion of zeros, with which a new layer in a residual network does nothing."""
+    if insertion.fill == "moved":
+        return insertion
+    return replace(insertion, fill="constant", value=0.0, values=())

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 from dogwood_jax._plan.larger import Larger
 from dogwood_jax._widths.layout import Concat, Layout, Product, Units, units_of
-from dogwood_jax._widths.reasons import kind_of
 from dogwood_jax._widths.widths import Facts, Leaf, Widths
 
 
@@ -158,7 +157,7 @@ def no_copies(widths: Widths, larger: Larger) -> Iterator[str]:
             reasons = [
                 f"{name}: {'; '.join(hazards)}"
                 for name in (heads, *groups)
-                if (hazards := _hazards(widths, name))
+                if (hazards := widths[name].hazards)
             ]
             why = f"of {', '.join(reasons)}" if reasons else "query heads are not computed apart"
             yield f"{heads}: heads of keys and values cannot be copied, because {why}"
@@ -170,14 +169,6 @@ def no_copies(widths: Widths, larger: Larger) -> Iterator[str]:
             f"the larger model may have {_either(before * n for n in fit)} heads of keys and "
             f"values, not {after}"
         )
-
-
-def _hazards(widths: Widths, name: str) -> list[str]:
-    """Returns what speaks against copies of heads.
-
-    A number that only looks computed from a size is compared with the larger model's.
-    """
-    return [hazard for hazard in widths[name].hazards if kind_of(hazard) != "suspicion"]
 
 
 def _all_divide(times: int, sharing: Mapping[str, int]) -> bool:
@@ -351,7 +342,7 @@ def divided(widths: Widths) -> dict[str, str]:
 
 def _unhindered(widths: Widths, dividing: Mapping[str, str]) -> dict[str, str]:
     """Returns the widths of query heads, and those of heads, that no hazard keeps from copies."""
-    hindered = {heads for pair in dividing.items() for heads in pair if _hazards(widths, heads)}
+    hindered = {heads for pair in dividing.items() for heads in pair if widths[heads].hazards}
     by_heads = _by_heads(dividing).items()
     return {
         group: heads

@@ -79,7 +79,7 @@ class Places:
 def _outputs(
     growth: Growth, traced: Traced, old: Side, new: Side, places: Places
 ) -> Iterator[ComparedOutput]:
-    ours, shapes = _mirrored(old), [v.aval.shape for v in new.jaxpr.jaxpr.outvars]
+    ours, shapes = mirrored(old), [v.aval.shape for v in new.jaxpr.jaxpr.outvars]
     theirs = {path: place for place, path in enumerate(new.results)}
     for place, path in enumerate(old.results):
         leaf = ours.get(path)
@@ -93,13 +93,13 @@ def _outputs(
             axes = () if value is None else places.of(value, shape, shapes[where])
             yield ComparedOutput(path, place, where, axes)
             continue
-        mirrored = theirs.get(place_of_mirror(path, leaf, growth))
+        its_place = theirs.get(place_of_mirror(path, leaf, growth))
         axes_of_leaf = _old_part(leaf, growth)
-        if mirrored is not None and axes_of_leaf is not None:
-            yield ComparedOutput(path, place, mirrored, axes_of_leaf)
+        if its_place is not None and axes_of_leaf is not None:
+            yield ComparedOutput(path, place, its_place, axes_of_leaf)
 
 
-def _mirrored(side: Side) -> Mapping[str, str]:
+def mirrored(side: Side) -> Mapping[str, str]:
     """Returns the results that mirror variables, with the path of the variable."""
     avals = [var.aval for var in side.jaxpr.jaxpr.outvars]
     results = {path: tuple(aval.shape) for path, aval in zip(side.results, avals, strict=True)}

@@ -55,6 +55,8 @@ class Seen:
         self._sides: dict[Key, set[Hashable]] = {}
         self._operations: dict[Key, Operation] = {}
         self._lost: dict[Key, list[_Lost]] = {}
+        self._first: dict[Key, list[bytes]] = {}
+        self._moves: set[Key] = set()
 
     def look(self, eqn: Any, operands: Sequence[Any], callers: Sequence[Any]) -> None:
         """Takes notice of an equation before it is evaluated, see ``Watch``."""
@@ -79,6 +81,12 @@ class Seen:
         key = key_of(eqn, callers)
         self._operations.setdefault(key, Operation(eqn, (*callers,), numbers))
         self._sides.setdefault(key, set()).update(sides)
+        # What is compared in a program of its own numbers, as in ``jnp.var``, is always the same.
+        if key not in self._moves:
+            now = [np.asarray(operand).tobytes() for operand in operands if np.size(operand) == 1]
+            is_array = len(now) < len(operands)
+            if name == "cond" or is_array or self._first.setdefault(key, now) != now:
+                self._moves.add(key)
 
     def _look_at_sum(self, eqn: Any, operands: Sequence[Any], callers: Sequence[Any]) -> None:
         """Notes which entries of a sum are lost beside the other operand."""
@@ -96,7 +104,7 @@ class Seen:
             eqn = operation.eqn
             is_cond = eqn.primitive.name == "cond"
             count = len(eqn.params["branches"]) if is_cond else _COUNTS[eqn.primitive.name]
-            if len(sides) < count:
+            if len(sides) < count and key in self._moves:
                 yield operation
         for key, operands in self._lost.items():
             if any(lost.is_any for lost in operands):

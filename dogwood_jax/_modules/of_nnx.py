@@ -5,7 +5,7 @@ Equinox module, and then resized like one (``resizing``).
 """
 
 import inspect
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -27,7 +27,6 @@ def resized_module(
     model: Module,
     leaves: Iterable[Leaf],
     sizes: Mapping[str, int],
-    constants: Collection[float] = (),
 ) -> tuple[Module, list[str]]:
     """Returns a module in other sizes, and which modules in it have numbers that are not known.
 
@@ -37,9 +36,8 @@ def resized_module(
         model: the module; it is not changed.
         leaves: the arrays of its state, with the layouts of their axes.
         sizes: new sizes by name of the width.
-        constants: other numbers that must not stay as they are.
     """
-    resizing = Resizing(leaves, sizes, constants, remaker=_ModuleRemaker())
+    resizing = Resizing(leaves, sizes, remaker=_ModuleRemaker())
     view = resizing.resized(_viewed(model, set()))
     graph, state = nnx.split(model)
     larger = nnx.merge(graph, resizing.resized(state))

@@ -7,11 +7,10 @@ module's class is asked (``remaking``). If that gives no answer, only the larger
 
 import itertools
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 
 from dogwood_jax._base.trees import Keys, PyTree, is_array, leaf_path, level, struct
 from dogwood_jax._modules.remaking import Remaker, Unknown, is_number, shapes_in
@@ -25,7 +24,6 @@ class Resizing:
     Args:
         leaves: the arrays of the network, with the layouts of their axes.
         sizes: new sizes by name of the width.
-        constants: other numbers that must not stay as they are.
         collection: what the network's paths have before the paths of the trees.
         remaker: makes modules anew.
 
@@ -37,12 +35,11 @@ class Resizing:
         self,
         leaves: Iterable[Leaf],
         sizes: Mapping[str, int],
-        constants: Collection[float] = (),
         collection: str = "",
         remaker: Remaker | None = None,
     ) -> None:
         self.problems: list[str] = []
-        self._constants, self._remaker = constants, remaker or Remaker()
+        self._remaker = remaker or Remaker()
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._changes: dict[str, set[tuple[int, int]]] = {}
         self._along: dict[str, set[tuple[int, int]]] = {}
@@ -87,15 +84,12 @@ class Resizing:
                 sizes.setdefault(old, set()).add(new)
         if not sizes or is_array(node):
             return self.reshaped(node, keys)
-        outdated = {n for n in _said(node) if n in sizes or self._is_constant(n)}
+        outdated = {n for n in _said(node) if n in sizes}
         if not outdated:
             return self._resized_parts(node, keys)
         same_tree = self.reshaped(node, keys)
         try:
-            made = self._remaker.remade(node, shapes_in(same_tree), sizes)
-            if any(map(self._is_constant, _all_said(made))):
-                raise Unknown("one of its numbers must change with the sizes of other arrays")
-            return made
+            return self._remaker.remade(node, shapes_in(same_tree), sizes)
         except Unknown as why:
             stay = {size for path in paths for size, _ in self._stay.get(path, ())}
             along = {old for path in paths for old, _ in self._along.get(path, ())}
@@ -113,10 +107,6 @@ class Resizing:
         parts, structure = level(node)
         resized = [self._resized(part, (*keys, *key)) for key, part in parts]
         return jax.tree.unflatten(structure, resized)
-
-    def _is_constant(self, number: float) -> bool:
-        is_float = isinstance(number, float | np.floating)
-        return is_float and any(math.isclose(number, c, rel_tol=1e-6) for c in self._constants)
 
 
 def outdated_leaves(

@@ -619,7 +619,7 @@ def _params(
         larger = _collection(tree_of_indices(structure), first.collection)
     if larger is None or not (deeper or _kinds(tree).items() <= _kinds(larger).items()):
         known = growth.widths.leaves
-        resizing = Resizing(known, growth.sizes, growth.constants, first.collection)
+        resizing = Resizing(known, growth.sizes, first.collection)
         larger = resizing.resized(tree)
         if resizing.problems:
             way_out = "pass the variables that have grown as variables="

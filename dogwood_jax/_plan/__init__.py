@@ -11,11 +11,10 @@ comes a growth.
 | ``asked`` | the sizes and strategies of widths that a growth is asked for |
 | ``sizes`` | how they follow from a request |
 | ``family`` | what rooms beside the core add: experts, heads, rotary embeddings |
-| ``extensions`` | how widths get more units: by which strategy and which recipe |
+| ``extensions`` | how widths get more units: by which strategy |
 | ``resampled`` | positions and patches of images of another size |
 | ``removals`` | how widths lose units |
 | ``obstacles`` | what keeps a width from a new size, and the ways out |
-| ``constants`` | whether a larger model has the constants that a growth needs |
 | ``notes`` | what a caller has to mind of a change |
 | ``copies`` | units that are copied with all that belongs to them, such as experts |
 | ``target`` | the sizes of widths, from the shapes of a larger model's arrays |
@@ -24,10 +23,9 @@ comes a growth.
 | ``shown`` | whether an evaluation shows that outputs stay, and of which larger program |
 | ``own_function`` | the network's own function in other sizes, or why it does not take them |
 | ``fewer_layers`` | a deep network with fewer layers, to ask its own function at less cost |
-| ``by_few_layers`` | the growth of a deep network, planned with few layers of both networks |
-| ``numbers`` | the numbers that two programs multiply by |
+| ``programs`` | the larger programs that growths are compared with |
 | ``numbers_of_sizes`` | the numbers of one program that may follow from a size |
-| ``recipes_for_larger`` | recipes that make up for the numbers of one larger model |
+| ``searching`` | growths in which arrays make up for sizes and numbers |
 
 Where to add: a reason to refuse a growth is a hazard that ``trace`` notes at the width.
 ``obstacles`` asks the strategy whether the hazard matters to it.

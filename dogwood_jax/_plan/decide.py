@@ -6,7 +6,6 @@ larger model are the new ones. If all are refused, the caller reads why the one 
 for most samples, or the last one of those.
 """
 
-import functools
 import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -20,20 +19,19 @@ from dogwood_jax._depth.insertions import NothingFits, fillings
 from dogwood_jax._depth.repeated import NO_STREAM, scaled_insertions
 from dogwood_jax._growth.evidence import Evidence
 from dogwood_jax._growth.growth import Change, Growth
-from dogwood_jax._growth.insertion import Insertion
-from dogwood_jax._plan.by_few_layers import by_few_layers
+from dogwood_jax._growth.insertion import Insertion, silenced
 from dogwood_jax._plan.copies import in_way, without_noise
-from dogwood_jax._plan.extensions import other_strategies
 from dogwood_jax._plan.larger import ANOTHER, Larger, is_deeper, read_larger
+from dogwood_jax._plan.obstacles import has_tables
 from dogwood_jax._plan.own_function import ITS_OWN_NUMBERS, Contradicted, contradicted
+from dogwood_jax._plan.programs import Programs
 from dogwood_jax._plan.propose import Proposal, draft
 from dogwood_jax._plan.removals import NO_MERGE
 from dogwood_jax._plan.request import Request
 from dogwood_jax._plan.resampled import by_widths, inputs_of
+from dogwood_jax._plan.searching import searched_of
 from dogwood_jax._plan.shown import Unshown, first_shown, fitting, shown, shown_by
 from dogwood_jax._plan.sizes import target_in_sizes, ways_out, whole
-from dogwood_jax._widths.by_analogy import NotAlike
-from dogwood_jax.strategies import Strategy
 
 _NO_PROGRAM = (
     "widths from a file hold no program, so nothing shows that outputs stay; trace the network "
@@ -60,10 +58,6 @@ def decide(request: Request) -> Growth:
 
 
 def _decided(request: Request) -> Growth:
-    each_layer = request.depth or request.keep or request.merge
-    if request.target_apply is not None and not (each_layer or _is_by_width(request)):
-        with suppress(NotAlike, ValueError):  # with all layers, the error says all
-            return by_few_layers(request, functools.partial(_evaluated, request))
     if request.target is None:
         return _with_larger(request, None)
     shapes = arrays_of(leaves_by_path(request.target))
@@ -91,10 +85,6 @@ def _decided(request: Request) -> Growth:
         raise
 
 
-def _is_by_width(request: Request) -> bool:
-    return request.strategy is not None and not isinstance(request.strategy, Strategy)
-
-
 def _with_larger(request: Request, larger: Larger | None) -> Growth:
     """Returns the growth to the larger model, or by sizes if there is none.
 
@@ -110,6 +100,12 @@ def _with_larger(request: Request, larger: Larger | None) -> Growth:
             if refused is None or _samples(error) >= _samples(refused):
                 refused = error
     assert refused is not None
+    # In a multiple of the size, old units may keep their numbers; a router may choose as few.
+    growth = proposal.growth
+    tables = any(has_tables(growth.widths[change.width]) for change in growth.changes)
+    if _is_claim(request, proposal) and (tables or proposal.copies is not None):
+        with suppress(ValueError):
+            return _by_own_numbers(request, proposal)
     raise refused
 
 
@@ -118,31 +114,74 @@ def _samples(error: ValueError) -> int:
 
 
 def _proposed(request: Request, found: Proposal, larger: Larger | None) -> Growth:
-    """Returns the growth that is proposed, or one that differs in its recipes or numbers."""
+    """Returns the growth that is proposed, or one in which arrays make up for sizes."""
     if not _is_claim(request, found):
         return _without_claim(request, found, larger)
-    refused: Refused
-    try:
-        return _accepted(request, found)
-    except Unshown as unshown:
-        if found.is_last:
-            with suppress(ValueError):
-                return _by_own_numbers(request, found)
-        refused = _contradiction(request, found, unshown)
-    except Refused as error:
-        refused = error.beside(found.doubts, found.ways_out)
-        refused.__cause__ = error.__cause__
-    except NothingFits as nothing:
-        if found.asked.larger.is_unlikely:
-            raise
-        another = [ANOTHER] if request.target_apply is None else []
-        refused = Refused(
-            [*ways_out(request.families, found.asked), *another, nothing.said, *found.doubts]
-        )
-        refused.__cause__ = nothing
-    with suppress(ValueError):
-        return _by_other_recipes(request, found)
-    raise refused
+    refused: ValueError | None = None
+    for growth, programs, is_searched in _in_turn(request, found):
+        its = replace(found, growth=growth)
+        try:
+            return _accepted(request, its, programs, is_searched=is_searched)
+        except Unshown as unshown:
+            error: Refused = _contradiction(request, found, unshown)
+        except Refused as why:
+            if not why.problems and refused is not None:
+                continue
+            error = why.beside(found.doubts, found.ways_out)
+            error.__cause__ = why.__cause__
+        except NothingFits as nothing:
+            if found.asked.larger.is_unlikely:
+                raise
+            another = [ANOTHER] if request.target_apply is None else []
+            error = Refused(
+                [*ways_out(request.families, found.asked), *another, nothing.said, *found.doubts]
+            )
+            error.__cause__ = nothing
+        if refused is None or _samples(error) >= _samples(refused):
+            refused = error
+    raise refused or Refused([*found.ways_out, *found.doubts])
+
+
+def _by_own_numbers(request: Request, found: Proposal) -> Growth:
+    """Returns the growth by the network's own function in the new sizes, as by another function.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    widths = found.asked.widths
+    if request.target is not None or request.merge is not None or widths.network is None:
+        raise ValueError
+    apply = widths.network.apply
+    return decide(replace(request, widths=widths, sizes=found.asked.named, target_apply=apply))
+
+
+def _in_turn(request: Request, found: Proposal) -> Iterator[tuple[Growth, Programs | None, bool]]:
+    """Yields growths to evaluate, with the programs to compare, and whether they were searched.
+
+    If the network computes with a size that changes, arrays that make up for it come first.
+    """
+    growth, asked = found.growth, found.asked
+    grows = [c for c in growth.changes if c.new > c.old and c.recipe is None]
+    programs = None
+    if asked.before.network is not None:
+        programs = Programs(growth, asked.before, asked.larger.widths, request.target)
+    can_search = programs is not None and bool(grows) and found.copies is None
+    can_search &= request.check and request.merge is None and not asked.larger.is_unlikely
+
+    def by_search() -> Iterator[tuple[Growth, Programs | None, bool]]:
+        assert programs is not None
+        silent = replace(growth, insertions=tuple(map(silenced, growth.insertions)))
+        chosen, whole = asked.strategies, request.widths
+        for its in searched_of(silent, chosen, programs, request.families, whole):
+            yield replace(its, insertions=growth.insertions), programs, True
+
+    is_first = any(growth.widths[c.width].hazards for c in grows)
+    if can_search and is_first:
+        yield from by_search()
+    if not any(c.strategy.needs_recipe and c.recipe is None for c in grows):
+        yield growth, programs, False
+    if can_search and not is_first:
+        yield from by_search()
 
 
 def _is_claim(request: Request, found: Proposal) -> bool:
@@ -165,7 +204,7 @@ def _without_claim(request: Request, found: Proposal, larger: Larger | None) -> 
     New layers do nothing all the same, and copies compute what they copy.
     """
     way, network = _way_to_copy(request, found), found.asked.widths.network
-    growth = in_way(found.growth, way)
+    growth = _rescaled(request, found, in_way(found.growth, way))
     depth, new = request.depth, growth.insertions
     if new and (depth is None or depth.scaled):
         plain = draft(replace(request, keep=None, merge=None, strategy=None), larger)
@@ -186,6 +225,23 @@ def _without_claim(request: Request, found: Proposal, larger: Larger | None) -> 
     return fitting(growth) if request.check and is_own and _may_be_run(request, found) else growth
 
 
+def _rescaled(request: Request, found: Proposal, growth: Growth) -> Growth:
+    """Returns a growth in which the widths that are to keep outputs grow as they would alone.
+
+    Raises:
+        Refused: if they would not keep outputs alone.
+    """
+    if not found.doubts:
+        return growth
+    exact = tuple(c for c in growth.changes if c.strategy.begins_exact)
+    alone = replace(growth, changes=exact, insertions=())
+    programs = Programs(alone, found.asked.before)
+    for searched in searched_of(alone, found.asked.strategies, programs, request.families):
+        changes = (searched.change.get(change.width, change) for change in growth.changes)
+        return replace(growth, changes=tuple(changes), notes=searched.notes)
+    raise Refused([*found.ways_out, *found.doubts])
+
+
 def _way_to_copy(request: Request, found: Proposal) -> Mapping[str, Change]:
     """Returns the changes of copied units that keep outputs where nothing else changes, by width.
 
@@ -198,12 +254,15 @@ def _way_to_copy(request: Request, found: Proposal) -> Mapping[str, Change]:
     for way in (copies.changes, *copies.others):
         alone = Growth(found.growth.widths, tuple(without_noise(way).values()))
         with suppress(Unshown, ValueError):
-            shown(alone, found.asked.before, None, request.families, as_it_is=copies.as_it_is)
+            programs = Programs(alone, found.asked.before)
+            shown(alone, programs, request.families, as_it_is=copies.as_it_is)
             return way
     raise Refused([*copies.unshown, f"{_NO_WAY}; {copies.way_out}"])
 
 
-def _accepted(request: Request, found: Proposal) -> Growth:
+def _accepted(
+    request: Request, found: Proposal, programs: Programs | None, *, is_searched: bool
+) -> Growth:
     """Returns a growth with what an evaluation has shown of it.
 
     Raises:
@@ -213,35 +272,30 @@ def _accepted(request: Request, found: Proposal) -> Growth:
     """
     asked = found.asked
     if not request.check or (asked.larger.widths is not None and asked.larger.widths.network):
-        return _evaluated(request, found)
-    if asked.widths.network is not None:
+        return _evaluated(request, found, programs)
+    if programs is not None:
+        is_doubtful, families = bool(found.doubts), request.families
         return shown(
-            found.growth,
-            asked.widths,
-            request.target,
-            request.families,
-            is_doubtful=bool(found.doubts),
+            found.growth, programs, families, is_doubtful=is_doubtful, is_searched=is_searched
         )
     if asked.widths.is_saved and found.growth.changes:
         raise Refused([_NO_PROGRAM])
     return found.growth
 
 
-def _evaluated(request: Request, found: Proposal) -> Growth:
+def _evaluated(request: Request, found: Proposal, programs: Programs | None) -> Growth:
     """Returns a growth with what the larger model's function has shown of it."""
-    growth, larger = found.growth, found.asked.larger.widths
+    growth = found.growth
     if not found.keeps_outputs:
         return growth
-    if not request.check:
+    if not request.check or programs is None:
         if growth.insertions:
             growth = replace(growth, insertions=next(_fillings(found)))
         return replace(growth, evidence=Evidence(why_not="planned with check=False"))
-    assert larger is not None
-    before, is_doubtful = found.asked.before, bool(found.doubts)
 
     def show(insertions: tuple[Insertion, ...]) -> Growth:
-        filled = replace(growth, insertions=insertions)
-        return shown_by(filled, before, larger, request.families, is_doubtful=is_doubtful)
+        filled, is_doubtful = replace(growth, insertions=insertions), bool(found.doubts)
+        return shown_by(filled, programs, request.families, is_doubtful=is_doubtful)
 
     return first_shown(show, _fillings(found)) if growth.insertions else show(())
 
@@ -250,32 +304,6 @@ def _fillings(found: Proposal) -> Iterator[tuple[Insertion, ...]]:
     larger = found.asked.larger
     assert larger.widths is not None
     return fillings(found.growth, found.asked.before, larger.widths, quickly=larger.is_unlikely)
-
-
-def _by_own_numbers(request: Request, found: Proposal) -> Growth:
-    """Returns the growth by the numbers of the network's own function in the new sizes.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    widths = found.asked.widths
-    if request.target is not None or request.merge is not None or widths.network is None:
-        raise ValueError
-    apply = widths.network.apply
-    return decide(replace(request, widths=widths, sizes=found.asked.named, target_apply=apply))
-
-
-def _by_other_recipes(request: Request, found: Proposal) -> Growth:
-    """Returns the growth in which a width takes its next recipe.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    others = None if request.merge else other_strategies(found.growth)
-    if request.strategy is not None or not others:
-        raise ValueError
-    sizes = found.asked.named
-    return _decided(replace(request, widths=found.asked.before, sizes=sizes, strategy=others))
 
 
 def _contradiction(request: Request, found: Proposal, unshown: Unshown) -> Refused:

@@ -13,6 +13,7 @@ layers in today's sizes nor the few that are tried show it.
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import isclose
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ from jax.tree_util import DictKey, SequenceKey
 from dogwood_jax._base.trees import PyTree, leaf_path
 from dogwood_jax._program.like_layers import LikeLayers, find_like_layers
 from dogwood_jax._program.program import Program
+from dogwood_jax._program.subprograms import numbers_of
 from dogwood_jax._widths.layout import units_of
 from dogwood_jax._widths.trace import read_program
 from dogwood_jax._widths.widths import Deep, Widths
@@ -65,6 +67,31 @@ class FewerLayers:
         if sorted(path for path in paths if path is not None) != sorted(own):
             return None
         return program.called(paths).in_order(own)
+
+    def is_like_all(self, larger: Program, sizes: Mapping[str, int]) -> bool:
+        """Whether the network's own function computes with fewer layers as it does with all.
+
+        It need not if a number follows from how many layers there are.
+
+        Args:
+            larger: its program with fewer layers, in other sizes.
+            sizes: the other sizes by name of the width.
+        """
+        network = self.widths.network
+        assert network is not None
+        try:
+            own = Program(network.apply, self.cut(network.variables), network.inputs)
+        except Exception:  # any function may raise that knows its sizes
+            return False
+        ours, cut, theirs = ({*numbers_of(p.jaxpr)} for p in (own, self.program, larger))
+        pairs = [(float(self.widths.sizes[name]), float(new)) for name, new in sizes.items()]
+        pairs += [(1 / old, 1 / new) for old, new in pairs if old and new]
+
+        def are_sizes(numbers: set[float], known: Sequence[float]) -> bool:
+            return all(any(isclose(n, size, rel_tol=1e-6) for size in known) for n in numbers)
+
+        olds, news = ([pair[side] for pair in pairs] for side in (0, 1))
+        return ours == cut and are_sizes(ours - theirs, olds) and are_sizes(theirs - ours, news)
 
     def of(self, whole: Program) -> Program | None:
         """Returns a program of the whole network, in other sizes, without the other layers.

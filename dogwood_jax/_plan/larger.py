@@ -4,9 +4,8 @@ Shapes leave open how a product such as heads * head_dim is split, and say nothi
 larger model's program tells both, and where it has more layers, what they must compute.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from math import isclose
 from typing import Any
 
 import jax
@@ -16,18 +15,18 @@ from dogwood_jax._base.trees import PyTree, arrays_of, leaves_by_path, struct
 from dogwood_jax._depth.layers import axis_of_layers, placements, with_kinds
 from dogwood_jax._depth.repeated import repeated_insertions
 from dogwood_jax._growth.grown_sizes import GrownSizes
-from dogwood_jax._growth.growth import Change
 from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._modules.resizing import modules_say_numbers
-from dogwood_jax._plan.numbers import Numbers
+from dogwood_jax._plan.fewer_layers import fewer_layers, read_so_far
 from dogwood_jax._plan.obstacles import other_images
 from dogwood_jax._plan.target import sizes_of_target
 from dogwood_jax._program.kernels import kernels_of, with_references
 from dogwood_jax._program.program import Program
+from dogwood_jax._widths.by_analogy import Analogy
 from dogwood_jax._widths.dims import LAYERS
 from dogwood_jax._widths.layout import Layout, Units, units_of
-from dogwood_jax._widths.trace import read_network
-from dogwood_jax._widths.widths import Widths
+from dogwood_jax._widths.trace import read_network, read_program
+from dogwood_jax._widths.widths import Network, Widths
 from dogwood_jax.strategies import DepthStrategy
 
 _ITS_OWN = "new layers compute what the network's own function computes with them"
@@ -69,73 +68,6 @@ class Larger:
         if self.widths is None or self.names is None:
             return {}
         return {name: self.widths.sizes[larger] for name, larger in self.names.items()}
-
-    def numbers(self, widths: Widths) -> Numbers | None:
-        """Returns the numbers that both programs multiply by; None if its program is not known."""
-        if self.insertions or self.widths is None or self.widths.network is None:
-            return None
-        assert widths.network is not None
-        trace, larger = widths.network.traced.trace, self.widths.network.traced.trace
-        return Numbers(trace, larger, GrownSizes(widths, {}).names)
-
-    def constants(self, change: Change) -> Iterator[tuple[str, float, float, float | None]]:
-        """Yields the constants that the recipe of a change names, such as the epsilon of a norm.
-
-        Each comes with its name, its value, the value that it must have in the larger model, and
-        the value that it does have there, if known.
-        """
-        if change.recipe is None:
-            return
-        own: dict[str, list[float]] = {}
-        if self.widths is not None and self.names and change.width in self.names:
-            its = self.widths[self.names[change.width]].recipes
-            # All recipes of a strategy name the same constants.
-            alike = [recipe for recipe in its if recipe.strategy == change.recipe.strategy]
-            for what, value, _ in alike[0].constants if alike else ():
-                own.setdefault(what, []).append(value)
-        wanted: dict[str, list[tuple[float, float]]] = {}
-        for what, value, power in change.recipe.constants:
-            wanted.setdefault(what, []).append((value, value * change.ratio**power))
-        for what, pairs in wanted.items():
-            # If both have equally many constants of one name, these are matched by their order.
-            values = own.get(what, [])
-            if len(values) == len(pairs):
-                known: list[float | None] = [*values]
-            else:
-                rounding = change.recipe.rounding
-                known = [_closest(after, values, rounding) for _, after in pairs]
-            yield from ((what, *pair, mine) for pair, mine in zip(pairs, known, strict=True))
-
-    def epsilons(self, widths: Widths, changes: Iterable[Change]) -> Iterator[tuple[float, int]]:
-        """Yields the epsilons that the larger model lacks, and how many times.
-
-        Only some epsilons change with a width. If one argument of the model sets the epsilons of
-        all norms, others change by mistake.
-
-        Args:
-            widths: the network's widths.
-            changes: how they change.
-        """
-        if self.widths is None or self.widths.network is None or widths.network is None:
-            return
-        wanted, found = ([*w.network.traced.epsilons] for w in (widths, self.widths))  # type: ignore[union-attr]
-        for change in changes:
-            for _, number, power in change.recipe.constants if change.recipe else ():
-                if (old := _closest(number, wanted)) is not None:
-                    wanted.remove(old)
-                    wanted.append(number * change.ratio**power)
-        missing: dict[float, int] = {}
-        for number in wanted:
-            if (own := _closest(number, found)) is not None:
-                found.remove(own)
-            else:
-                missing[number] = missing.get(number, 0) + 1
-        yield from missing.items()
-
-
-def _closest(number: float, others: Iterable[float], rounding: float = 0.0) -> float | None:
-    near = max(1e-5, rounding)
-    return next((other for other in others if isclose(number, other, rel_tol=near)), None)
 
 
 def read_larger(
@@ -204,6 +136,11 @@ def read_larger(
                 raise ValueError("\n- ".join(lines)) from error
         return traced[arrays]
 
+    is_own = target_apply == network.apply  # a method is another object each time
+    if is_own and not is_deeper and network.deep is not None:
+        if (few := _by_few_layers(widths, target, inputs)) is not None:
+            return few
+
     def others() -> Iterator[Larger]:
         for found in placed:
             try:
@@ -246,9 +183,45 @@ def _with_insertions(
     explained = {*paired.values(), *(i.path for i in found)}
     kept |= {path: array for path, array in shapes.items() if path not in explained}
     if inputs is None:
-        inputs = GrownSizes(widths, sizes_of_target(widths, kept, {}, [])).inputs()
+        few = read_so_far(widths)
+        inputs = GrownSizes(few, sizes_of_target(few, kept, {}, [])).inputs()
     its = larger(inputs)
     return Larger(kept, found, widths=its, names=same_widths(widths, its, paired, stacked))
+
+
+def _by_few_layers(widths: Widths, target: PyTree, inputs: tuple[Any, ...] | None) -> Larger | None:
+    """Returns what the network's own function tells of a larger model's layers that stand for all.
+
+    It is None if the function does not take these layers alone, or others grow in other ways.
+
+    Args:
+        widths: the widths of a deep network.
+        target: the larger model's variables.
+        inputs: its inputs, if they do not follow from its shapes.
+    """
+    network, shapes = widths.network, arrays_of(leaves_by_path(target))
+    assert network is not None and network.deep is not None
+    kept = {leaf.path: shapes[leaf.path] for leaf in widths.leaves if leaf.path in shapes}
+    sizes, layers = sizes_of_target(widths, kept, {}, []), network.deep.layers
+    fewer = fewer_layers(widths, sizes)
+    if fewer is None or fewer.kept != layers.few:
+        return None
+    if inputs is None:
+        inputs = GrownSizes(fewer.read, sizes).inputs()
+    try:
+        program = Program(network.apply, fewer.cut(target), inputs)
+    except Exception:  # any function may raise that knows its sizes
+        return None
+    called = fewer.called(program)
+    if called is None or not fewer.is_like_all(program, sizes):
+        return None
+    traced, its = read_program(called)
+    its = replace(its, network=Network(network.apply, None, inputs, read=traced))
+    names = same_widths(fewer.read, its, {leaf.path: leaf.path for leaf in its.leaves}, {})
+    places = tuple((name, place) for place, name in enumerate(names))
+    every = Analogy(layers).sequence(places, range(len(layers)), lambda pair: pair[0])
+    larger = [*names.values()]
+    return Larger(kept, widths=its, names={name: larger[place] for name, place in every})
 
 
 def _read_by_own_function(

@@ -2,29 +2,34 @@
 
 A module that holds its size computes ``h + 0.1 * n``, and its program adds 0.8. Where the module
 takes no other sizes, nothing tells this number from one of its own. It is asked only of numbers in
-the caller's own code: those of ``jax.nn`` and of layers of a library are known not to follow.
+the caller's own code. Those of ``jax.nn`` and of layers of a library are known not to follow, but
+for roots, such as 1 / sqrt(head_dim), by which they multiply queries, keys and scores.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import chain
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import chain, product
 from math import isclose, log10
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dogwood_jax._growth.grown_sizes import GrownSizes
-from dogwood_jax._growth.growth import Growth
+from dogwood_jax._growth.growth import Change, Growth
 from dogwood_jax._judge.lines import is_of_library, line_of, with_line
 from dogwood_jax._judge.resize import ratio_of_mean
 from dogwood_jax._modules.resizing import sizes_in
 from dogwood_jax._program.interpret import called
 from dogwood_jax._program.primitives.table import primitive
-from dogwood_jax._program.subprograms import equations_as_read
+from dogwood_jax._program.program import Program
+from dogwood_jax._program.subprograms import equations_as_read, numbers_of
+from dogwood_jax._widths.dims import parts_of
 from dogwood_jax._widths.trace import Traced
 
 # What somebody may multiply a power of a size by.
 _TIMES = (1.0, *(2.0**k for k in range(-4, 5)), 0.01, 0.1, 10.0, 100.0)
 # Smaller sizes are numbers of all kinds.
 _SMALL = 4
+_NEAR = 1e-6
 _POWERS = (1.0, -1.0, 0.5, -0.5)
+_ROOTS = (0.5, -0.5, 0.25, -0.25)
 
 _OPEN = (
     "{}: {:.6g}{} may follow from a size, as {}, or be a number of its own, and the network's "
@@ -54,80 +59,137 @@ class NumberOfSize(NamedTuple):
         return _OPEN.format(self.width, self.number, where, self.formula)
 
 
-def numbers_of_sizes(
-    growth: Growth, traced: Traced, known: Mapping[int, float]
-) -> dict[int, NumberOfSize]:
+class _Number(NamedTuple):
+    """A number of a program that acts on units that grow.
+
+    Attributes:
+        number: the number.
+        name: the primitive that takes it.
+        step: the index of its step.
+        widths: the widths of the units, or of those that a product was last summed over.
+        is_summed: whether they are the latter alone.
+        is_scored: whether two activations are contracted over them.
+        is_library: whether a function of a library takes it.
+        equations: its equation, behind those that run it.
+    """
+
+    number: float
+    name: str
+    step: int
+    widths: Collection[str]
+    is_summed: bool
+    is_scored: bool
+    is_library: bool
+    equations: Sequence[Any]
+
+
+def _numbers(growth: Growth, traced: Traced) -> Iterator[_Number]:
+    """Yields the numbers of a program that act on units that grow, but for those of means."""
+    sizes = GrownSizes(growth.widths, growth.sizes)
+    (read,) = traced.trace.programs
+    for eqn, callers, sized in equations_as_read(traced.program.jaxpr.jaxpr, read):
+        values = (*sized.operands, *sized.results)
+        number = next((v.number for v in sized.operands[::-1] if v.number is not None), None)
+        if not number or called(eqn) is not None or ratio_of_mean(eqn, sized, sizes) is not None:
+            continue
+        own = {d for value in values for d in value.dims if sizes(d) != d.size}
+        grows = own or {d for v in values for d in v.contracted if sizes(d) != d.size}
+        parts = {part for dim in grows for part in (dim.root, *parts_of(dim))}
+        if names := {sizes.names[part] for part in parts if part in sizes.names}:
+            yield _Number(
+                float(number),
+                eqn.primitive.name,
+                sized.step,
+                names & growth.change.keys(),
+                not own,
+                any(part.bilinear for part in parts),
+                is_library=is_of_library((*callers, eqn)),
+                equations=(*callers, eqn),
+            )
+
+
+def numbers_of_sizes(growth: Growth, traced: Traced) -> dict[int, NumberOfSize]:
     """Returns numbers that act on units that grow and may follow from how many these are.
 
     Args:
         growth: the growth.
         traced: the network's program.
-        known: the steps whose numbers are known.
 
     Returns:
         The numbers by the index of their step.
     """
-    sizes, found = GrownSizes(growth.widths, growth.sizes), dict[int, NumberOfSize]()
     layouts = [layout for leaf in growth.widths.leaves for layout in leaf.axes]
     stay = {old for old, new in chain(*(sizes_in(a, growth.sizes) for a in layouts)) if old == new}
-    (read,) = traced.trace.programs
-    for eqn, callers, sized in equations_as_read(traced.program.jaxpr.jaxpr, read):
-        values = (*sized.operands, *sized.results)
-        grows = any(sizes(dim) != dim.size for value in values for dim in value.dims)
-        number = next((v.number for v in sized.operands[::-1] if v.number is not None), None)
-        if not grows or not number or sized.step in known or called(eqn) is not None:
-            continue
-        if ratio_of_mean(eqn, sized, sizes) is not None or is_of_library((*callers, eqn)):
-            continue
-        found_now = _formula(float(number), eqn.primitive.name, growth, stay)
-        if found_now is not None:
-            width, formula, ratio = found_now
-            line = line_of(with_line((*callers, eqn)))
-            found[sized.step] = NumberOfSize(width, number, ratio, formula, line)
+    found = dict[int, NumberOfSize]()
+    for its in _numbers(growth, traced):
+        ways, changes = list[_Way](), [growth.change[name] for name in sorted(its.widths)]
+        if its.is_scored:
+            ways += _powers(its, changes, _ROOTS)
+        if not its.is_library:
+            ways += _powers(its, changes, _POWERS) if its.is_summed else _formulas(its, changes)
+        if ways and not (min(ways)[0] and _is_any(its.number, stay)):
+            _, width, formula, ratio = min(ways)
+            line = line_of(with_line(its.equations))
+            found[its.step] = NumberOfSize(width, its.number, ratio, formula, line)
     return found
 
 
-def _formula(
-    number: float, name: str, growth: Growth, stay: Iterable[int]
-) -> tuple[str, str, float] | None:
-    """Returns which width a number may follow from, how, and how many times larger it would be.
-
-    If it rather follows from a size that stays, such as the root of eight from eight, it is None.
-    """
-    ways = [
-        (far, change.width, formula, other / number)
-        for change in growth.changes
-        for far, formula, other in _others(number, name, change.old, change.new)
-    ]
-    powers = {float(size) ** power for size in stay if size > 1 for power in _POWERS}
-    if not ways or (min(ways)[0] and any(isclose(number, p, rel_tol=1e-6) for p in powers)):
-        return None
-    return min(ways)[1:]
-
-
-def _others(number: float, name: str, old: int, new: int) -> Iterator[tuple[float, str, float]]:
-    """Yields how a number may follow from a size, and what it is in the new size.
-
-    Before them comes how far the formula is from a plain power of the size.
+def scales_of_sums(growth: Growth, traced: Traced, own: Program) -> Iterator[str]:
+    """Yields notes on numbers that scale what is summed over units, as LoRA's alpha / rank does.
 
     Args:
-        number: the number.
-        name: the primitive that takes it. One is added for many reasons, but
-            nobody multiplies by it: it must be a quotient.
-        old: the size.
-        new: the new size.
+        growth: the growth.
+        traced: the network's program.
+        own: that of its function in the new sizes, which has these numbers, too.
     """
-    law = primitive(name)
-    if abs(number) == 1 and law.terms is not None:  # as in 1 + scale
+    known = {*numbers_of(own.jaxpr)}
+    for its in _numbers(growth, traced):
+        if its.is_summed and not its.is_library and primitive(its.name).powers:
+            if abs(its.number) != 1 and its.number in known:
+                yield (
+                    f"{', '.join(sorted(its.widths))}: the constant {its.number:.6g} scales what "
+                    "is summed over it: the larger model must have the same; if it has another, "
+                    "pass its function as target_apply="
+                )
+
+
+# How far a formula is from a plain power of a size, the width, the formula, and how many times
+# larger the number would be.
+_Way = tuple[float, str, str, float]
+
+
+def _is_any(number: float, sizes: Iterable[int]) -> bool:
+    """Whether a number rather follows from a size that stays, as the root of eight from eight."""
+    powers = (float(size) ** power for size in sizes if size > 1 for power in _POWERS)
+    return any(isclose(number, power, rel_tol=_NEAR) for power in powers)
+
+
+def _powers(its: _Number, changes: Iterable[Change], powers: Sequence[float]) -> Iterator[_Way]:
+    """Yields of which sizes a number that multiplies or divides is a power."""
+    for change, power in product(changes if primitive(its.name).powers else (), powers):
+        if change.old > 1 and isclose(abs(its.number), change.old**power, rel_tol=_NEAR):
+            ratio = (change.new / change.old) ** power
+            yield 0.0, change.width, f"{change.old}**{power:g}", ratio
+
+
+def _formulas(its: _Number, changes: Iterable[Change]) -> Iterator[_Way]:
+    """Yields how a number may follow from a size.
+
+    One is added for many reasons, but nobody multiplies by it: it must be a quotient.
+    """
+    law = primitive(its.name)
+    if abs(its.number) == 1 and law.terms is not None:  # as in 1 + scale
         return
-    is_quotient = abs(number) == 1 and bool(law.powers)
-    for offset in (0.0, 1.0):
-        for power in _POWERS if old > _SMALL else ():
-            times = (number - offset) / old**power
+    is_quotient = abs(its.number) == 1 and bool(law.powers)
+    for change, offset in product(changes, (0.0, 1.0)):
+        for power in _POWERS if change.old > _SMALL else ():
+            times = (its.number - offset) / change.old**power
             usual = any(
-                isclose(abs(times), t, rel_tol=1e-6) for t in _TIMES[: 1 if offset else None]
+                isclose(abs(times), t, rel_tol=_NEAR) for t in _TIMES[: 1 if offset else None]
             )
             if usual or (is_quotient and not offset and abs(power) == 1):
                 begin = f"{offset:g} + " * bool(offset)
-                formula = f"{begin}{times:g} * {old}**{power:g}"
-                yield abs(log10(abs(times))), formula, offset + times * new**power
+                by = f"{times:g} * " * (times != 1)
+                formula = f"{begin}{by}{change.old}**{power:g}"
+                other = offset + times * change.new**power
+                yield abs(log10(abs(times))), change.width, formula, other / its.number

@@ -13,19 +13,14 @@ from dogwood_jax._plan.target import of_heads
 from dogwood_jax._widths.dims import SPATIAL
 from dogwood_jax._widths.layout import units_of
 from dogwood_jax._widths.reasons import kind_of
-from dogwood_jax._widths.widths import Recipe, Width, Widths
+from dogwood_jax._widths.widths import Width, Widths
 from dogwood_jax.strategies import Strategy
 
-# Kinds of hazards that the larger model's program may refute, and what to say if it does not.
-IN_LARGER_MODEL: Mapping[str, str] = {
-    "table": (
-        "not seen to stay in the larger model, as it does where each number follows from its "
-        "position and from no size: rotary embeddings keep rotary_dim or begin with the old "
-        "frequencies"
-    ),
-    "suspicion": "no rescaled array makes up for the larger model's numbers",
-    "ambiguous": "no exact way is known with the larger model's numbers",
-}
+# What to say of a table if the larger model's program does not show that it stays.
+TABLE = (
+    "not seen to stay in the larger model, as it does where each number follows from its position "
+    "and from no size: rotary embeddings keep rotary_dim or begin with the old frequencies"
+)
 
 # Where old units keep numbers that follow from the size, such as theta**(-2 i / head_dim).
 MULTIPLES = (
@@ -39,11 +34,6 @@ OTHER_IMAGES = (
     "strategies.resample_patch()}, which change outputs"
 )
 
-_NEVER_LEARN = (
-    "only if its new units are zero would outputs stay, and then they would never learn, because "
-    "they are only multiplied with each other"
-)
-
 
 def refusals(width: Width, change: Change, interface: bool) -> list[str]:
     """Returns why a width cannot grow in this way."""
@@ -51,7 +41,7 @@ def refusals(width: Width, change: Change, interface: bool) -> list[str]:
         return few
     if width.fixed:
         return fixed(width, change.new, "grow")
-    misfits = _misfits(width, change.new, change.strategy, change.recipe)
+    misfits = _misfits(width, change.new, change.strategy)
     return unasked(width, interface) + [f"{width.name}: {m}; {_ways_out(width)}" for m in misfits]
 
 
@@ -59,7 +49,7 @@ def doubts(width: Width, change: Change) -> list[str]:
     """Returns why outputs may change if a width grows in this way. Evaluation decides."""
     if width.fixed:
         return []
-    hazards = _hazards(width, change.new, change.strategy, change.recipe)
+    hazards = _hazards(width, change.new, change.strategy)
     return [f"{width.name}: {_ways_out(width)}; otherwise {hazard}" for hazard in hazards]
 
 
@@ -79,14 +69,8 @@ def fewer(width: Width, new: int) -> list[str]:
     ]
 
 
-def _misfits(width: Width, new: int, strategy: Strategy, recipe: Recipe | None) -> Iterator[str]:
+def _misfits(width: Width, new: int, strategy: Strategy) -> Iterator[str]:
     """Yields what a strategy is not made for, of a width that is not fixed."""
-    if strategy.needs_recipe and recipe is None:
-        known = any(strategy.recipes_for == other.strategy for other in width.recipes)
-        reason = "is for widths under a norm that can grow no other way"
-        if known:
-            reason = f"cannot grow it from {width.size} to {new}"
-        yield f"strategies.{strategy}() {reason}"
     if bad := [unit for unit in strategy.units if width.size and not 0 <= unit < width.size]:
         yield f"has units 0 to {width.size - 1}, so none of {bad} can be copied"
     if strategy.takes_multiples_only and width.size and new % width.size:
@@ -106,55 +90,34 @@ def _misfits(width: Width, new: int, strategy: Strategy, recipe: Recipe | None) 
         )
 
 
-def _hazards(width: Width, new: int, strategy: Strategy, recipe: Recipe | None) -> Iterator[str]:
+def _hazards(width: Width, new: int, strategy: Strategy) -> Iterator[str]:
     """Yields why outputs may change with a strategy, of a width that is not fixed."""
-    if strategy.begins_exact and not strategy.needs_recipe and recipe is None and width.hazards:
-        dead = f"; {_NEVER_LEARN}" * any(not other.learns for other in width.recipes)
+    if strategy.needs_recipe and not width.hazards:
+        yield f"strategies.{strategy}() is for widths under a norm that can grow no other way"
+    if strategy.begins_exact and width.hazards:
         yield (
             f"growing it from {width.size} to {new} would change outputs: "
-            f"{'; '.join(width.hazards)}{dead}; it occurs in {_places(width)}"
+            f"{'; '.join(width.hazards)}; it occurs in {_places(width)}"
         )
-    if strategy.preserving and strategy.makes_alike and recipe is None:
+    if strategy.preserving and strategy.makes_alike and not strategy.needs_recipe:
         if width.copy_hazards:
             yield f"copying units would change outputs: {'; '.join(width.copy_hazards)}"
 
 
 def _ways_out(width: Width) -> str:
     """Names the strategies with which a width can grow."""
-    ways: list[tuple[Strategy, Recipe | None]] = [
-        (strategies.zero_outgoing(), None),
-        (strategies.replicate(), None),
-        (strategies.zeros(), None),
-    ]
-    if width.hazards:
-        ways = [(strategies.by_name(recipe.strategy), recipe) for recipe in width.recipes]
-    new = 2 * width.size
-    open_ways = [w for w in ways if not [*_misfits(width, new, *w), *_hazards(width, new, *w)]]
-    if open_ways and not width.hazards:
-        return f"use strategies.{open_ways[0][0]}()"
-    exact = [
-        f"strategies.{strategy}() keeps outputs"
-        + (", but new units never learn" if recipe and not recipe.learns else "")
-        + (_multiples(width, recipe) if recipe and recipe.multiple else "")
-        for strategy, recipe in open_ways
-    ]
+    new, exact = 2 * width.size, list[str]()
+    for strategy in (strategies.zero_outgoing(), strategies.replicate(), strategies.zeros()):
+        if not [*_misfits(width, new, strategy), *_hazards(width, new, strategy)]:
+            return f"use strategies.{strategy}()"
     kinds = {kind_of(hazard) for hazard in width.hazards}
-    if kinds and (kinds <= IN_LARGER_MODEL.keys() or "ambiguous" in kinds):
+    if kinds == {"table"}:
         exact.append(
             "if its numbers stay in the larger network, or rescaled arrays make up for them, pass "
-            "the larger network's function as target_apply= (it may be the same function)"
-            + f" ({MULTIPLES})"
-            * any(kind_of(hazard) == "table" for hazard in width.hazards)
+            "the larger network's function as target_apply= (it may be the same function) "
+            f"({MULTIPLES})"
         )
     return "; ".join(dict.fromkeys([*exact, "strategies.random() grows it, but outputs change"]))
-
-
-def _multiples(width: Width, recipe: Recipe) -> str:
-    """Says for which sizes a recipe is, and why for no others."""
-    because = " (other sizes need units that are means of the old ones, but "
-    return f" for multiples of {width.size}" + f"{because}{recipe.obstacle})" * bool(
-        recipe.obstacle
-    )
 
 
 def unasked(width: Width, interface: bool, what: str = "append to it") -> list[str]:

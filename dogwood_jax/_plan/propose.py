@@ -7,12 +7,10 @@ from dogwood_jax._base.problems import Refused
 from dogwood_jax._growth.growth import Change, Growth
 from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._plan.asked import Asked
-from dogwood_jax._plan.constants import constants, missing_epsilons
 from dogwood_jax._plan.copies import Copies, in_way
 from dogwood_jax._plan.extensions import extensions
 from dogwood_jax._plan.larger import Larger
 from dogwood_jax._plan.notes import notes_of
-from dogwood_jax._plan.numbers import Numbers
 from dogwood_jax._plan.obstacles import has_tables
 from dogwood_jax._plan.removals import removals
 from dogwood_jax._plan.request import Request
@@ -36,8 +34,6 @@ class Proposal:
         asked: what it was asked for.
         keeps_outputs: whether it is to keep outputs.
         copies: units that are copied with all that belongs to them, or None.
-        is_last: whether no further growth follows that copies the same units in another way.
-        is_solved: whether arrays make up for numbers of the larger model.
         doubts: why outputs may change, as far as the widths tell.
         ways_out: what may be passed instead.
     """
@@ -46,8 +42,6 @@ class Proposal:
     asked: Asked
     keeps_outputs: bool
     copies: Copies | None
-    is_last: bool
-    is_solved: bool
     doubts: Sequence[str]
     ways_out: Sequence[str]
 
@@ -60,15 +54,14 @@ class Draft:
         request: what the caller asks for.
         asked: the sizes that follow from it.
         copies: units that are copied with all that belongs to them, or None.
-        numbers: those of the network's program and the larger model's; None if there is none, or
-            outputs are not to stay.
+        is_compared: whether the larger model's program is compared with the network's.
         problems: why there can be no proposal.
     """
 
     request: Request
     asked: Asked
     copies: Copies | None
-    numbers: Numbers | None
+    is_compared: bool
     problems: Sequence[str]
 
     def proposals(self) -> Iterator[Proposal]:
@@ -82,7 +75,7 @@ class Draft:
         growing = [name for name in sizes if sizes[name] > widths[name].size]
         has_any = any(has_tables(widths[name]) for name in growing)
         # Tables such as 2.0 ** -jnp.arange(heads) stay for old units in a larger model, or change.
-        ways = [True, False] if has_any and self.numbers is not None else [False]
+        ways = [True, False] if has_any and self.is_compared else [False]
         for keeps_tables in ways:
             try:
                 found = self._proposal(keeps_tables)
@@ -100,9 +93,9 @@ class Draft:
         """Yields a proposal, then those in which units are copied in other ways."""
         yield found
         others = found.copies.others if found.copies else ()
-        for index, other in enumerate(others, 1):
+        for other in others:
             growth = in_way(found.growth, other)
-            yield replace(found, growth=growth, is_last=index == len(others))
+            yield replace(found, growth=growth)
 
     @property
     def keeps_outputs(self) -> bool:
@@ -118,9 +111,13 @@ class Draft:
     def _proposal(self, keeps_tables: bool) -> Proposal:
         request, asked, copies = self.request, self.asked, self.copies or Copies({})
         keep, merge, problems = request.keep or {}, request.merge or {}, [*self.problems]
-        widths, larger, numbers = asked.widths, asked.larger, self.numbers
+        widths, larger = asked.widths, asked.larger
         extended = extensions(
-            asked, self._sizes, request.interface, numbers, keeps_tables=keeps_tables
+            asked,
+            self._sizes,
+            request.interface,
+            is_compared=self.is_compared,
+            keeps_tables=keeps_tables,
         )
         problems += extended.refusals
         changes = {**copies.changes, **extended.changes}
@@ -129,19 +126,13 @@ class Draft:
 
         notes = [*larger.notes, *(copies.notes if self.keeps_outputs else copies.unshown)]
         for change in made:
-            notes += notes_of(widths, change, is_seen=numbers is not None)
+            notes += notes_of(widths, change, is_seen=self.is_compared)
         doubts = [*extended.doubts]
-        for change in made:
-            notes += constants(larger, change, doubts)
-        if not doubts:
-            doubts += missing_epsilons(widths, larger, made)
         if problems or (doubts and not self._is_judged):
             unchecked = [_UNCHECKED] if doubts and not request.check else []
             ways = ways_out(request.families, asked)
             raise Refused([*ways, *problems, *doubts, *unchecked])
         notes += self._further_notes(made)
-        if numbers is not None:
-            notes += extended.solved.notes(numbers, extended.changes)
         growth = Growth(
             widths,
             tuple(made),
@@ -158,8 +149,6 @@ class Draft:
             asked,
             self.keeps_outputs,
             copies if copies.changes else None,
-            not copies.others,
-            bool(extended.solved.recipes),
             doubts,
             [*dict.fromkeys([*others, *asked.ways_out])],
         )
@@ -168,9 +157,8 @@ class Draft:
     def _is_judged(self) -> bool:
         """Whether an evaluation decides about doubts."""
         request = self.request
-        keeps = self.keeps_outputs and request.keep is None and request.merge is None
         has_program = self.asked.before.network is not None
-        return keeps and request.check and has_program
+        return request.check and request.keep is None and request.merge is None and has_program
 
     def _further_notes(self, made: Sequence[Change]) -> Iterator[str]:
         """Yields notes on copied heads, on new layers, and on how a larger model splits axes."""
@@ -196,18 +184,17 @@ def draft(request: Request, larger: Larger | None) -> Draft:
     found = (family.copies(asked) for family in request.families)
     copies = next((one for one in found if one is not None), None)
     problems += copies.problems if copies else ()
-    made = Draft(request, asked, copies, None, problems)
+    made = Draft(request, asked, copies, False, problems)
     others = [name for name, size in made._sizes.items() if size != widths[name].size]
     keeps = made.keeps_outputs and request.keep is None and request.merge is None
     is_copied = copies is not None and bool(copies.changes)
-    # Which number is which is a guess, so an evaluation has to follow.
-    is_compared = keeps and request.check and (others or not is_copied)
-    numbers = larger.numbers(widths) if is_compared else None
-    if numbers is None and request.check and not problems:
+    is_compared = keeps and request.check and bool(others or not is_copied)
+    is_compared &= larger.widths is not None and not larger.insertions
+    if not is_compared and request.check and not problems:
         problems += asked.alone
     if copies and copies.others and not request.check:
         problems.append(_WHICH_COPIES)
-    return replace(made, numbers=numbers)
+    return replace(made, is_compared=is_compared)
 
 
 def _is_any(change: Change) -> bool:

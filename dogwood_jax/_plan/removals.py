@@ -11,6 +11,7 @@ from dogwood_jax._base.arguments import is_integer
 from dogwood_jax._growth.by_layer import stack_of
 from dogwood_jax._growth.growth import Change
 from dogwood_jax._plan.obstacles import fixed, unasked
+from dogwood_jax._plan.searching import for_removal
 from dogwood_jax._plan.sizes import by_name
 from dogwood_jax._widths.dims import LAYERS
 from dogwood_jax._widths.widths import Width, Widths
@@ -71,9 +72,7 @@ def _kept(widths: Widths, width: Width, units: Any, interface: bool, problems: l
     if width.fixed != LAYERS:  # a loop runs over any number of layers
         problems += fixed(width, len(kept), "change")
     problems += unasked(width, interface, "remove some of its units")
-    # A recipe for copies says nothing of units that go.
-    fitting = [r for r in width.recipes if not strategies.by_name(r.strategy).makes_alike]
-    recipe = fitting[0] if fitting and kept else None
+    recipe = for_removal(widths, width.name) if width.hazards and kept else None
     return Change(width.name, width.size, len(kept), strategies.KEEP, kept, recipe=recipe)
 
 

@@ -6,8 +6,9 @@ whose config states sizes, it is the network's program written again in the new 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from math import isclose, isnan
+from math import isnan
 from types import MappingProxyType
 
 import numpy as np
@@ -24,9 +25,7 @@ from dogwood_jax._judge.resize import CannotResize
 from dogwood_jax._judge.twin import CannotShrink, LargerProgram, OtherTable, claim, is_bearable
 from dogwood_jax._modules.resizing import says_numbers
 from dogwood_jax._plan.family import Family
-from dogwood_jax._plan.fewer_layers import FewerLayers, fewer_layers
-from dogwood_jax._plan.numbers import moves_of, of_recipe
-from dogwood_jax._plan.numbers_of_sizes import numbers_of_sizes
+from dogwood_jax._plan.numbers_of_sizes import numbers_of_sizes, scales_of_sums
 from dogwood_jax._plan.own_function import (
     KNOWS_SIZES,
     NUMBERS_STAY,
@@ -36,10 +35,11 @@ from dogwood_jax._plan.own_function import (
     Rejected,
     contradicted,
     other_splits,
-    own_program,
     says_sizes,
 )
+from dogwood_jax._plan.programs import Programs
 from dogwood_jax._program.program import Program
+from dogwood_jax._widths.by_analogy import Analogy
 from dogwood_jax._widths.trace import Traced
 from dogwood_jax._widths.widths import Widths
 
@@ -95,8 +95,7 @@ def first_shown(
 
 def shown_by(
     growth: Growth,
-    network: Widths,
-    larger: Widths,
+    programs: Programs,
     families: Sequence[Family] = (),
     *,
     is_doubtful: bool = False,
@@ -105,15 +104,15 @@ def shown_by(
 
     Args:
         growth: the growth.
-        network: the network's widths, with its program.
-        larger: those of the larger model.
+        programs: the program, see ``Programs``.
         families: see ``Family``.
         is_doubtful: whether outputs may change, as far as the widths tell.
 
     Raises:
         ValueError: if the larger model computes something else, or nothing shows that it does not.
     """
-    few, its = _few_of_both(_with_program(growth, network), larger)
+    one = next(iter(programs))
+    few, its = one.of(growth), one.its
     try:
         verdict, evidence = _judged(few, its, families, as_it_is=True, is_doubtful=is_doubtful)
     except OtherTable as error:
@@ -159,9 +158,8 @@ def what_shows(
         exact = _claiming(growth, True, notes)
         problems: Sequence[str]
         try:
-            if larger is None:
-                return shown(exact, network, target, families)
-            return shown_by(exact, network, larger, families)
+            programs = Programs(exact, network, larger, target)
+            return (shown if larger is None else shown_by)(exact, programs, families)
         except Unshown as unshown:
             problems, is_evaluated, samples = unshown.args, unshown.is_evaluated, unshown.samples
         except Contradicted as error:
@@ -185,38 +183,38 @@ def _claiming(growth: Growth, is_exact: bool, notes: Sequence[str]) -> Growth:
 
 def shown(
     growth: Growth,
-    network: Widths,
-    target: PyTree,
+    programs: Programs,
     families: Sequence[Family] = (),
     *,
     as_it_is: bool = False,
     is_doubtful: bool = False,
+    is_searched: bool = False,
 ) -> Growth:
     """Returns a growth with what was shown of it, where the larger model's function is not given.
 
     Args:
         growth: by sizes, or by the shapes of a target.
-        network: the network's widths, with its program.
-        target: the target, or None.
+        programs: the programs, see ``Programs``.
         families: see ``Family``.
         as_it_is: whether the larger program chooses experts as it does, see ``Family.choices``.
         is_doubtful: whether outputs may change, as far as the widths tell. Then only the network's
-            own function in the new sizes shows that they stay.
+            own function in the new sizes shows that they stay, unless the growth was searched.
+        is_searched: whether the growth was found by evaluating a larger program.
 
     Raises:
         Unshown: if the network's own function takes the new sizes and computes something else.
         ValueError: if nothing shows that outputs stay.
     """
-    known = _with_program(growth, network)
-    fewer = fewer_layers(known.widths, known.sizes)
-    unshown, few, own = Unshown((), is_evaluated=False), known, None
-    for few, own in _own_programs(known, target, fewer):
+    unshown, few, own = Unshown((), is_evaluated=False), growth, None
+    target = programs.target
+    for one in programs:
+        few, own = one.of(growth), one.own
         if isinstance(own, Rejected):
+            _check(few, own, target)
             break
         try:
-            its = Traced(own, notes_reads=False)
             verdict, evidence = _judged(
-                few, its, families, as_it_is=as_it_is, is_doubtful=is_doubtful
+                few, one.its, families, as_it_is=as_it_is, is_doubtful=is_doubtful
             )
         except OtherTable as error:
             raise Unshown([str(error)], is_evaluated=True) from error
@@ -225,17 +223,18 @@ def shown(
             continue
         if verdict.is_shown and not (is_doubtful and verdict.is_branch_unseen):
             rounding = map(_ROUNDING.format, verdict.rounding)
-            return replace(growth, notes=(*growth.notes, *rounding), evidence=evidence)
+            notes = (*growth.notes, *rounding, *_scales(growth, few, own))
+            return replace(growth, notes=notes, evidence=evidence)
         _check_gradients(verdict)
         unshown = Unshown([*reasons(verdict)], True, verdict.samples)
-    notes: list[str] = []
+    notes = ()
     if isinstance(own, Program):
         if is_doubtful or not (notes := _other_splits(few, own)):
             raise unshown
-    elif is_doubtful:
+    elif is_doubtful and not is_searched:
         raise Refused([])
-    elif fewer is not None:
-        few = replace(known, widths=fewer.read)
+    else:
+        few = programs.written_again.of(growth)
     try:
         evidence = _rewritten(few, target, families, is_known=isinstance(own, Program))
     except (CannotShrink, CannotResize) as error:
@@ -244,16 +243,33 @@ def shown(
         raise Refused([_NOT_EVALUATED.format(error)]) from error
     if isinstance(own, Rejected):
         evidence = replace(evidence, assumes=NUMBERS_STAY)
-        notes = [KNOWS_SIZES] * (target is None and not own.is_checked)
+        notes = (KNOWS_SIZES,) * (target is None and not own.is_checked)
     return replace(growth, notes=(*growth.notes, *notes), evidence=evidence)
 
 
-def _other_splits(growth: Growth, own: Program) -> list[str]:
+def _scales(growth: Growth, few: Growth, own: Program | Rejected | None) -> Sequence[str]:
+    """Returns notes on numbers of the network's own function, see ``scales_of_sums``.
+
+    Args:
+        growth: the growth.
+        few: the same of the layers that stand for all.
+        own: the function in the new sizes.
+    """
+    network = growth.widths.network
+    if not isinstance(own, Program) or network is None:
+        return ()
+    notes = tuple(dict.fromkeys(scales_of_sums(few, _traced(few), own)))
+    if few.widths is growth.widths or network.deep is None:
+        return notes
+    return Analogy(network.deep.layers).sequence(notes, range(len(network.deep.layers)))
+
+
+def _other_splits(growth: Growth, own: Program) -> tuple[str, ...]:
     """Returns how the network's own function splits axes otherwise than the growth does."""
     try:
-        return other_splits(own, _traced(growth), GrownSizes(growth.widths, growth.sizes))
+        return (*other_splits(own, _traced(growth), GrownSizes(growth.widths, growth.sizes)),)
     except CannotResize:
-        return []
+        return ()
 
 
 def _rewritten(
@@ -272,23 +288,15 @@ def _rewritten(
         CannotShrink, CannotResize: if it cannot be evaluated.
     """
     traced = _traced(growth)
-    numbers = dict(_numbers(growth, traced))
-    verdict, evidence = _judged(growth, None, families, numbers)
-    other = verdict
-    if numbers and target is None:
-        other, _ = _judged(growth, None, families, _of_epsilons(growth, traced))
+    verdict, evidence = _judged(growth, None, families)
     if not verdict.is_shown:
         _check_gradients(verdict)
         raise contradicted("in these sizes, the network", [*reasons(verdict)], verdict.samples)
-    if not other.is_shown:
-        raise Refused(_readings(growth, traced))
-    if not is_known and (open_numbers := numbers_of_sizes(growth, traced, known=numbers)):
+    if not is_known and (open_numbers := numbers_of_sizes(growth, traced)):
         moved = {step: number.ratio for step, number in open_numbers.items()}
-        try:
-            other, _ = _judged(growth, None, families, {**numbers, **moved})
-        except (CannotShrink, CannotResize):
-            pass
-        if not other.is_shown:
+        with suppress(CannotShrink, CannotResize):
+            verdict, _ = _judged(growth, None, families, moved)
+        if not verdict.is_shown:
             raise Refused(str(number) for number in open_numbers.values())
     return evidence
 
@@ -301,56 +309,13 @@ def fitting(growth: Growth) -> Growth:
     Raises:
         ValueError: if the function does not take the new sizes, and should.
     """
-    _, own = next(_own_programs(growth, None, fewer_layers(growth.widths, growth.sizes)))
-    if not isinstance(own, Rejected) or own.is_checked:
+    one = next(iter(Programs(growth, growth.widths)))
+    if not isinstance(own := one.own, Rejected):
+        return growth
+    _check(growth, own, None)
+    if own.is_checked:
         return growth
     return replace(growth, notes=(*growth.notes, KNOWS_SIZES))
-
-
-def _own_programs(
-    growth: Growth, target: PyTree, fewer: FewerLayers | None
-) -> Iterator[tuple[Growth, Program | Rejected]]:
-    """Yields programs of the network's own function in the new sizes, each with the growth of it.
-
-    If the function does not take these sizes, the last one is why.
-
-    Of a deep network, some layers come first, which stand for all.
-
-    Raises:
-        ValueError: if the function does not take the new sizes, and should.
-    """
-    widths, sizes = growth.widths, growth.sizes
-    if fewer is not None:
-        own = own_program(widths, sizes, target, fewer.cut)
-        if isinstance(own, Program) and (like := fewer.read_like(own, is_cut=True)) is not None:
-            paths = [path for path, _ in _traced(replace(growth, widths=like)).program.arguments]
-            yield replace(growth, widths=like), own.called(paths)
-    own = own_program(widths, sizes, target)
-    if isinstance(own, Rejected):
-        _check(growth, own, target)
-        yield growth, own
-        return
-    few = None if fewer is None else fewer.of(own)
-    if fewer is not None and few is not None:
-        if (like := fewer.read_like(few, is_cut=False)) is not None:
-            yield replace(growth, widths=like), few
-            return
-    yield growth, own
-
-
-def _with_program(growth: Growth, network: Widths) -> Growth:
-    """Returns a growth whose widths know the program; those of copied experts do not."""
-    return replace(growth, widths=replace(growth.widths, network=network.network))
-
-
-def _few_of_both(growth: Growth, larger: Widths) -> tuple[Growth, Traced]:
-    """Returns the growth of some layers, and these layers of the larger model; or of all layers."""
-    assert larger.network is not None
-    fewer, deep = fewer_layers(growth.widths, growth.sizes), larger.network.deep
-    if fewer is None or deep is None or deep.layers.prefixes != fewer.deep.layers.prefixes:
-        return growth, larger.network.traced
-    its = FewerLayers(larger, deep, fewer.kept).read
-    return replace(growth, widths=fewer.read, structure=None), its.network.traced  # type: ignore
 
 
 def _traced(growth: Growth) -> Traced:
@@ -438,7 +403,7 @@ def reasons(verdict: Verdict, way_out: str = _COPIES) -> Iterator[str]:
 def _check_gradients(verdict: Verdict) -> None:
     """Raises if nothing but gradients speaks against a growth."""
     if verdict.gradients and not (verdict.difference or verdict.problem or verdict.unshown):
-        raise Refused([verdict.gradients])
+        raise Refused([verdict.gradients], verdict.samples)
 
 
 def _number(number: complex) -> str:
@@ -462,42 +427,3 @@ def _check(growth: Growth, own: Rejected, target: PyTree) -> None:
                 f"{own.reason}; {WITH_TARGET}"
             )
             raise Refused([problem])
-
-
-def _numbers(growth: Growth, traced: Traced) -> Iterator[tuple[int, float]]:
-    """Yields what recipes say that numbers are multiplied by, by the index of the step.
-
-    Numbers that make a sum a mean are not among them.
-    """
-    for change in growth.changes:
-        known = of_recipe(traced.trace.degrees, change)
-        for index, (_, ratio) in moves_of(traced.trace, [change]).items():
-            if not known[index].is_mean:
-                yield index, ratio
-    yield from _of_epsilons(growth, traced).items()
-
-
-def _of_epsilons(growth: Growth, traced: Traced) -> dict[int, float]:
-    """Returns what recipes say that epsilons of norms are multiplied by, by the step's index."""
-    return {
-        index: change.ratio**power
-        for change in growth.changes
-        for index, number in of_recipe(traced.trace.epsilons, change).items()
-        for _, value, power in (change.recipe.constants if change.recipe else ())
-        if power and isclose(value, number, rel_tol=1e-5)
-    }
-
-
-def _readings(growth: Growth, traced: Traced) -> Iterator[str]:
-    """Yields the numbers that may follow from a size or not, and the way out."""
-    for change in growth.changes:
-        for degree in of_recipe(traced.trace.degrees, change).values():
-            if not degree.is_mean:
-                powers = (degree.degree, -degree.degree)
-                of_size = [p for p in powers if isclose(degree.number, change.old**p, rel_tol=0.01)]
-                shown = f", as {change.old}**{of_size[0]:g}" if of_size else ""
-                yield (
-                    f"{change.width}: {degree.number:.6g} may follow from a size{shown}, or be a "
-                    "number of its own, and the network's function does not take other sizes to "
-                    "tell; pass target_apply=, the larger model's function"
-                )

@@ -14,7 +14,7 @@ from dogwood_jax._modules.resizing import Resizing
 from dogwood_jax._plan.asked import Asked
 from dogwood_jax._plan.family import Family
 from dogwood_jax._plan.larger import NOT_AT_HAND, Larger, is_deeper
-from dogwood_jax._plan.obstacles import IN_LARGER_MODEL, OTHER_IMAGES, fewer, other_images
+from dogwood_jax._plan.obstacles import OTHER_IMAGES, fewer, has_tables, other_images
 from dogwood_jax._plan.own_function import WITH_TARGET
 from dogwood_jax._plan.request import Request
 from dogwood_jax._plan.target import sizes_of_target
@@ -137,13 +137,9 @@ def ways_out(families: Sequence[Family], asked: Asked) -> Iterator[str]:
 
 
 def _meets_numbers(asked: Asked) -> bool:
-    """Whether a width grows that numbers may follow from."""
-    return any(
-        kind_of(hazard) in IN_LARGER_MODEL
-        for name, size in asked.sizes.items()
-        if size > asked.widths[name].size
-        for hazard in asked.widths[name].hazards
-    )
+    """Whether a width grows along which there are numbers, which may follow from its size."""
+    widths, sizes = asked.widths, asked.sizes
+    return any(has_tables(widths[n]) for n, size in sizes.items() if size > widths[n].size)
 
 
 def target_in_sizes(widths: Widths, sizes: Mapping[Any, int]) -> tuple[PyTree, Mapping[str, int]]:

@@ -26,7 +26,7 @@ def within(eqn: Any, rewritten: Callable[[Any], Any], known: dict[int, Any]) -> 
         return eqn
 
     def one(value: Any) -> Any:
-        if isinstance(value, tuple | list):
+        if isinstance(value, _SEVERAL):
             items = [one(item) for item in value]
             same = all(a is b for a, b in zip(items, value))
             return value if same else type(value)(items)
@@ -48,11 +48,12 @@ def within(eqn: Any, rewritten: Callable[[Any], Any], known: dict[int, Any]) -> 
 
 
 _PROGRAMS = jex.ClosedJaxpr, jex.Jaxpr
+_SEVERAL = tuple, list
 
 
 def has_program(value: Any) -> bool:
     """Whether an equation's parameter is a program or holds some."""
-    if isinstance(value, tuple | list):
+    if isinstance(value, _SEVERAL):
         return any(isinstance(item, _PROGRAMS) for item in value)
     return isinstance(value, _PROGRAMS)
 
@@ -60,8 +61,9 @@ def has_program(value: Any) -> bool:
 def sub_programs(eqn: Any) -> list[tuple[Any, Sequence[Any]]]:
     """Returns the programs among an equation's parameters, with their constants."""
     found: list[tuple[Any, Sequence[Any]]] = []
-    for _, value in sorted(eqn.params.items()):
-        for item in value if isinstance(value, tuple | list) else (value,):
+    for name in sorted(eqn.params):
+        value = eqn.params[name]
+        for item in value if isinstance(value, _SEVERAL) else (value,):
             if isinstance(item, jex.ClosedJaxpr):
                 found.append((item.jaxpr, item.consts))
             elif isinstance(item, jex.Jaxpr):
@@ -114,6 +116,18 @@ def every_constant(jaxpr: jex.ClosedJaxpr, take: Callable[[Any, Any], None]) -> 
                 if isinstance(atom, jex.Literal):
                     take(atom.val, atom.aval)
             pending += sub_programs(eqn)
+
+
+def numbers_of(jaxpr: jex.ClosedJaxpr) -> list[float]:
+    """Returns the numbers of floats that a program computes with, in its order."""
+    found: list[float] = []
+
+    def constant(array: Any, aval: Any) -> None:
+        if not aval.shape and jnp.issubdtype(aval.dtype, jnp.floating):
+            found.append(float(array))
+
+    every_constant(jaxpr, constant)
+    return found
 
 
 def scan_counts(eqn: Any) -> tuple[int, int]:

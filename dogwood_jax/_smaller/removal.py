@@ -86,9 +86,6 @@ def _side(growth: Growth) -> Side | None:
     own = own_program(growth.widths, growth.sizes)
     if not isinstance(own, Rejected):
         return Side(own.jaxpr, own.arguments, own.results)
-    # A recipe says which numbers of the smaller model are others, and the program has the old ones.
-    if any(change.recipe and change.recipe.constants for change in growth.changes):
-        return None
     try:
         jaxpr = in_sizes(network.traced, GrownSizes(growth.widths, growth.sizes))
     except CannotResize:

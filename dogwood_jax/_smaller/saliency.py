@@ -10,7 +10,6 @@ import numpy as np
 from jax import Array
 from numpy.typing import NDArray
 
-from dogwood_jax import strategies
 from dogwood_jax._base.arguments import (
     BOOLEAN,
     VARIABLES,
@@ -25,6 +24,7 @@ from dogwood_jax._base.arguments import (
 from dogwood_jax._base.trees import PyTree, is_array, leaves_by_path, rebuilt
 from dogwood_jax._growth.by_layer import stack_of
 from dogwood_jax._plan.own_function import Rejected, own_program
+from dogwood_jax._plan.searching import for_removal
 from dogwood_jax._smaller.dead import find_dead
 from dogwood_jax._smaller.layer_scores import layer_scores
 from dogwood_jax._smaller.symmetry import find_symmetric, weights_of
@@ -160,7 +160,7 @@ def refusal(widths: Widths, width: Width) -> str | None:
         return "it is a dimension of an input or output"
     if width.size < 2:
         return "it has a single unit"
-    if width.hazards and all(strategies.by_name(r.strategy).makes_alike for r in width.recipes):
+    if width.hazards and for_removal(widths, width.name) is None:
         return f"a unit that goes changes the others: {'; '.join(width.hazards)}"
     if widths.network is not None:
         own = own_program(widths, {width.name: 2 * width.size})

@@ -11,7 +11,6 @@ a table, with the layout of every axis of every array. Between them, in this ord
 | ``weight_reads`` | notes of every equation how it reads weights: linearly, in a sum, at a pole |
 | ``quantized`` | weights of small integers, which get zeros |
 | ``roles`` | decides which weights are outgoing, so that zeros there silence new units |
-| ``recipes/`` | finds exact growths for widths whose size the network computes with |
 | ``by_analogy`` | the widths of many like layers, of which only some are read |
 | ``naming`` | turns dimensions into widths with names, and axes into layouts |
 | ``widths`` | the result: ``Widths``, ``Width``, ``Leaf`` |
@@ -23,9 +22,8 @@ grow: sentences with a kind), ``scales`` (constants that look computed from a si
 
 Where to add: a function of single entries needs no rule, only a record in
 ``_program/primitives``. Another primitive is one function in ``rules/`` and one example in the
-tests. Widths that meet a primitive without a rule cannot grow. For recipes, the primitive needs one
-more function, in ``recipes/powers``. A width that runs along arrays of a primitive without that has
-no recipe.
+tests. Widths that meet a primitive without a rule cannot grow. What must become of arrays where the
+network computes with a size is no question of rules: ``_search`` finds it.
 """
 
 # Pickles of version 0.1.0 look for these classes here, by these names.

@@ -8,7 +8,7 @@ is read whole.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
 from itertools import chain, groupby
@@ -42,31 +42,11 @@ def all_layers(read: Callable[[tuple[int, ...]], Widths], layers: LikeLayers) ->
     by_reading = read(layers.more)
     widths = read(layers.few)
     try:
-        per_layer = constants_without_place(widths, by_reading, analogy)
-        if analogy.extended(widths, layers.more, per_layer) != by_reading:
+        if analogy.extended(widths, layers.more) != by_reading:
             return None
-        return analogy.extended(widths, range(len(layers)), per_layer)
+        return analogy.extended(widths, range(len(layers)))
     except NotAlike:
         return None
-
-
-def constants_without_place(
-    few: Widths, more: Widths, analogy: "Analogy"
-) -> Mapping[tuple[str, int], int]:
-    """Returns how many constants that name no layer one more layer adds to each recipe.
-
-    Args:
-        few: the widths of a network.
-        more: its widths if it has two layers more.
-        analogy: tells which constants name a layer.
-    """
-    found, theirs = {}, dict(more.facts)
-    for name, facts in few.facts:
-        recipes = theirs[name].recipes if name in theirs else ()
-        for index, pair in enumerate(zip(facts.recipes, recipes, strict=False)):
-            before, after = map(analogy.without_place, pair)
-            found[name, index] = (after - before) // 2
-    return found
 
 
 class Analogy:
@@ -74,13 +54,9 @@ class Analogy:
 
     Args:
         layers: the like layers, of which few were read.
-
-    Attributes:
-        few: the layers that stand for all.
     """
 
     def __init__(self, layers: LikeLayers) -> None:
-        self.few = layers.few
         self._names = [
             [*prefixes, *(inside_of(prefix) for prefix in prefixes)] for prefixes in layers.prefixes
         ]
@@ -105,25 +81,20 @@ class Analogy:
         found = (self.mentioned(part) for part in _parts(value))
         return frozenset().union(*found)
 
-    def extended(
-        self, widths: Widths, layers: Sequence[int], per_layer: Mapping[tuple[str, int], int]
-    ) -> Widths:
+    def extended(self, widths: Widths, layers: Sequence[int]) -> Widths:
         """Returns the widths of the network with these layers.
 
         Args:
             widths: those of the network with the layers that were read.
             layers: the numbers of the layers, the ones that were read among them.
-            per_layer: see ``constants_without_place``.
 
         Raises:
             NotAlike: if it is open what more layers add.
         """
         leaves = self.sequence(widths.leaves, layers, lambda leaf: leaf.path)
-        more = len(layers) - len(self.few)
 
         def whole(name: str, known: Facts) -> Facts:
-            counts = [per_layer.get((name, index), 0) for index in range(len(known.recipes))]
-            if self.is_of_one_layer(name, known, more=any(counts)):
+            if self.is_of_one_layer(name, known):
                 return known
             if _ITSELF in self.mentioned((known.fixed,)):
                 raise NotAlike
@@ -132,58 +103,40 @@ class Analogy:
                 hazards=self.sequence(known.hazards, layers),
                 copy_hazards=self.sequence(known.copy_hazards, layers),
                 notes=self.sequence(known.notes, layers),
-                recipes=tuple(
-                    self.recipe(recipe, layers, more * count)
-                    for recipe, count in zip(known.recipes, counts, strict=True)
-                ),
             )
 
         shared = tuple((name, whole(name, known)) for name, known in widths.facts)
         facts = self.sequence(shared, layers, lambda item: item[0])
         return Widths(leaves, facts)
 
-    def is_of_one_layer(self, name: str, known: Any, *, more: bool) -> bool:
+    def is_of_one_layer(self, name: str, known: Any) -> bool:
         """Whether a width is of one layer. One that is named after the first may be of all.
 
         Args:
             name: its name.
             known: what is known of it.
-            more: whether more layers add something to it that names no layer.
         """
         owner = self._owner(name)
-        is_first = owner is not None and _AFTER not in self.mentioned(known) and not more
+        is_first = owner is not None and _AFTER not in self.mentioned(known)
         return is_first or owner in (_ITSELF, _AFTER)
 
-    def are_several(self, text: str) -> bool:
-        """Whether a text of the first layer mentions others that stand for more than themselves."""
-        return min(found := self.mentioned(text), default=1) < _ITSELF and bool(found - {0})
-
-    def without_place(self, recipe: Recipe) -> int:
-        """Returns how many constants of a recipe name no layer."""
-        return sum(not self.mentioned(constant) for constant in recipe.constants)
-
-    def recipe(self, recipe: Recipe, layers: Sequence[int], more: int) -> Recipe:
-        """Returns a recipe in which every layer has what the second one has.
+    def recipe(self, recipe: Recipe, layers: Sequence[int]) -> Recipe:
+        """Returns a recipe in which every layer that it does not name has what the second one has.
 
         Args:
-            recipe: the recipe, as it was read.
+            recipe: the recipe of the layers that were read.
             layers: the numbers of all layers.
-            more: how many constants that name no layer the other layers add.
 
         Raises:
             NotAlike: if it is open what more layers add.
         """
-        placeless = [constant for constant in recipe.constants if not self.mentioned(constant)]
-        if more and len({*placeless}) != 1:
-            raise NotAlike
-        if _ITSELF in self.mentioned(recipe.obstacle):
-            raise NotAlike
-        found: dict[str, Any] = {
-            field.name: self.sequence(value, layers)
-            for field in fields(recipe)
-            if isinstance(value := getattr(recipe, field.name), tuple)
-        }
-        found["constants"] += tuple(placeless[:1] * more)
+        found = dict[str, Any]()
+        for field in fields(recipe):
+            if isinstance(known := getattr(recipe, field.name), tuple):
+                paths = {_path(item) for item in known}
+                every = dict.fromkeys(self.sequence(known, layers))
+                own = (item for item in every if item in known or _path(item) not in paths)
+                found[field.name] = tuple(own)
         return replace(recipe, **found)
 
     def sequence(
@@ -267,6 +220,12 @@ class _Text:
     between: tuple[str, ...]
     names: tuple[tuple[int, int], ...]
     mentioned: frozenset[int]
+
+
+def _path(item: Any) -> str:
+    """Returns the path in an entry of a recipe."""
+    path: str = item[0] if isinstance(item, tuple) else item
+    return path
 
 
 def _parts(value: Any) -> Iterator[Any]:

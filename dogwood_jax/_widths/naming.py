@@ -133,10 +133,11 @@ def _note_scores_of_one_unit(atoms: Iterable[Dim]) -> None:
     """Notes where scores may be scaled by 1 / sqrt(head_dim), which is 1."""
     for atom in atoms:
         if atom.size == 1 and atom.bilinear and not atom.hazards:
-            atom.note(
+            note = (
                 "activations are contracted over a single unit, so it does not show whether they "
                 "are scaled by how many there are: pass target_apply="
             )
+            atom.note(Reason(note, "must_stay"))
 
 
 def _note_units_that_never_learn(roles: Roles, trace: Trace) -> None:

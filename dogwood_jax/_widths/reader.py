@@ -15,17 +15,8 @@ from dogwood_jax._widths.dims import Dim
 from dogwood_jax._widths.positions import of_constant
 from dogwood_jax._widths.quantized import check_read
 from dogwood_jax._widths.rules.registry import RULES, Rule, unknown
-from dogwood_jax._widths.values import SINGLE_PRECISION, Made, Sized, Table, Trace, Value
+from dogwood_jax._widths.values import Sized, Trace, Value
 from dogwood_jax._widths.weight_reads import note
-
-_UNSCALED: dict[str, Any] = {"scale": 1.0, "rounding": SINGLE_PRECISION}
-
-
-def _keeps_scales(name: str) -> bool:
-    """Whether a primitive multiplies a value by a constant, or leaves its entries as they are."""
-    record = primitive(name)
-    is_linear = record.is_of_entries and record.linear
-    return record.keeps or record.powers is not None or is_linear
 
 
 def run(trace: Trace, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Value]) -> list[Value]:
@@ -42,36 +33,15 @@ def run(trace: Trace, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Val
         outside, trace.programs = trace.programs, []
         results = rule(trace, eqn, *operands)
         programs, trace.programs = trace.programs, outside
-        if name in RULES and not _keeps_scales(name):
-            for value in operands:
-                trace.scaled(value)
-            results = [v if v.scale == 1 else v.but(**_UNSCALED) for v in results]
         if trace.notes_reads and name in RULES and not runs:
             results = note(trace, eqn, operands, results)
         read.append(Sized(operands, results, programs, len(trace.steps)))
         if rule is not _call:  # _call records the equations inside the call instead
             trace.record(eqn.primitive.name, operands, results, eqn.params)
-        if name in RULES and not runs:
-            _note_made(trace, eqn, operands, results)
         trace.dims += (dim for value in results for dim in value.dims)
         return results
 
-    def constant(array: Any, aval: Any) -> Value:
-        value = _constant(array, aval)
-        if value.origin == "constant":
-            trace.made[id(value)] = Made(value, array, getattr(aval, "dtype", None))
-        return value
-
-    return interpret(jaxpr, consts, arguments, constant=constant, equation=equation)
-
-
-def _note_made(trace: Trace, eqn: Any, operands: Sequence[Value], results: Sequence[Value]) -> None:
-    """Notes how an equation computes constants, so that their entries can be computed."""
-    if any(value.origin != "constant" for value in operands):
-        return
-    for place, value in enumerate(results):
-        if not any(value is operand for operand in operands):  # some rules return the operand
-            trace.made[id(value)] = Made(value, eqn=eqn, operands=operands, place=place)
+    return interpret(jaxpr, consts, arguments, constant=_constant, equation=equation)
 
 
 def _constant(array: Any, aval: Any) -> Value:
@@ -84,11 +54,11 @@ def _constant(array: Any, aval: Any) -> Value:
     if array is None:
         return Value(dims, "data")
     if not dims and array.dtype.kind != "c":  # most constants; the NumPy calls below are slow
-        number, rounding = float(array), _rounding(dtype)
-        return Value((), "constant", bounds=at(number), number=number, rounding=rounding)
+        number = float(array)
+        return Value((), "constant", bounds=at(number), number=number)
     if not np.iscomplexobj(array):  # bfloat16 and the like are no numbers to NumPy
         array = array.astype(np.result_type(array, float) if array.dtype.kind in "biuf" else float)
-    known = Value(dims, "constant", rounding=_rounding(dtype))
+    known = Value(dims, "constant")
     if array.size and not np.iscomplexobj(array):
         low, high = float(array.min()), float(array.max())
         known.bounds = between(low, high)
@@ -98,18 +68,9 @@ def _constant(array: Any, aval: Any) -> Value:
     for axis, dim in enumerate(dims):
         if dim.size > 1 and (array != np.take(array, [0], axis)).any():
             dim.endanger(of_constant(array.shape))
-    known.table = Table(array, dims)
     # Entries of new units may be other numbers: only the signs of the old ones are kept.
     known.bounds = of_sign(known.bounds)
     return known
-
-
-def _rounding(dtype: Any) -> float:
-    """Returns the relative rounding error that a constant of a dtype may have."""
-    if not jnp.issubdtype(dtype, jnp.inexact):
-        return SINGLE_PRECISION
-    eps = float(jnp.finfo(dtype).eps)  # type: ignore[no-untyped-call]
-    return max(SINGLE_PRECISION, eps)
 
 
 def _call(trace: Trace, eqn: Any, *operands: Value) -> list[Value]:

@@ -9,7 +9,6 @@ which weights are outgoing (``roles``), and the dimensions of the parameters bec
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
 from typing import Any
 
 import jax
@@ -38,11 +37,8 @@ from dogwood_jax._widths.naming import label_of, laid_out, module_of, names_of
 from dogwood_jax._widths.quantized import is_quantized, note_quantized
 from dogwood_jax._widths.reader import run
 from dogwood_jax._widths.reasons import Reason
-from dogwood_jax._widths.recipes.reading import LARGEST_EPSILON
-from dogwood_jax._widths.recipes.search import find_recipes
 from dogwood_jax._widths.roles import Roles
 from dogwood_jax._widths.rules import axes, control, elementwise, lookup, sums  # noqa: F401
-from dogwood_jax._widths.scales import check_lone_scales, check_scales
 from dogwood_jax._widths.values import Entry, Silencer, Silencers, Trace, Value
 from dogwood_jax._widths.widths import Deep, Facts, Network, Widths, make_widths, no_such
 
@@ -153,16 +149,15 @@ def read_network(
     network = Network(apply, program.variables, tuple(program.inputs))
     layers = None if fixed or tied else find_like_layers(program)
     if layers is not None:
-        some: dict[tuple[int, ...], Widths] = {}
+        some: dict[tuple[int, ...], Traced] = {}
 
         def read_some(kept: tuple[int, ...]) -> Widths:
-            traced, widths = read_program(layers.keeping(program, kept))
-            some[kept] = replace(widths, network=replace(network, read=traced))
+            some[kept], widths = read_program(layers.keeping(program, kept))
             return widths
 
         widths = all_layers(read_some, layers)
         if widths is not None:
-            deep = Deep(program, layers, some, lambda: read_program(program)[0])
+            deep = Deep(program, layers, some[layers.few], lambda: read_program(program)[0])
             return replace(widths, network=replace(network, deep=deep))
     traced, widths = read_program(program, fixed, tied)
     return replace(widths, network=replace(network, read=traced))
@@ -186,13 +181,10 @@ def _widths_of(leaves: dict[str, Value], trace: Trace) -> Widths:
         trace: what its equations say of them.
     """
     roles = Roles(trace, [value.dims for value in leaves.values()])
-    without_recipe = check_lone_scales(trace.steps, check_scales(trace.scales))
     hand_down([*trace.dims, *(dim for value in leaves.values() for dim in value.dims)])
     names, former = names_of(leaves, roles, trace)
     note_quantized(roles, trace)
     arrays = laid_out(leaves, names, roles, trace)
-    scaled = {dim: name for dim, name in names.items() if dim not in without_recipe}
-    recipes = find_recipes(trace, leaves, arrays, scaled)
     facts = {
         name: Facts(
             dim.size,
@@ -201,7 +193,6 @@ def _widths_of(leaves: dict[str, Value], trace: Trace) -> Widths:
             tuple(dim.hazards),
             tuple(dim.copy_hazards),
             tuple(dim.notes),
-            recipes.get(dim, ()),
             label=label_of(dim),
             former=former.get(dim, ""),
         )
@@ -256,18 +247,6 @@ class Traced:
                 for dim in output.dims:
                     dim.root.interface = True
             self.trace.use(output, "add")
-            self.trace.scaled(output)
-
-    @cached_property
-    def epsilons(self) -> tuple[float, ...]:
-        """The small constants that are added to something."""
-        return tuple(
-            value.number
-            for step in self.trace.steps
-            if step.name in ("add", "add_any", "max")
-            for value in step.operands
-            if value.number is not None and 0 < value.number <= LARGEST_EPSILON
-        )
 
 
 def _shape(value: Value) -> tuple[int, ...]:

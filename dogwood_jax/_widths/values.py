@@ -12,11 +12,8 @@ import itertools
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from math import isfinite
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
-
-import numpy as np
 
 from dogwood_jax._program.primitives.axes import Axes
 from dogwood_jax._program.primitives.intervals import UNKNOWN, Bounds
@@ -25,9 +22,6 @@ from dogwood_jax._widths.dims import Dim, SplitOff
 from dogwood_jax._widths.widths import Kind
 
 Origin = Literal["constant", "parameter", "data"]
-
-# Numbers computed in single precision count as equal if their relative difference is at most this.
-SINGLE_PRECISION = 3e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,13 +101,6 @@ KIND_OF_USE: dict[str, Kind] = {
 }
 
 
-class Table(NamedTuple):
-    """The numbers of a captured constant, and the dimension along each of their axes."""
-
-    array: np.ndarray
-    dims: tuple[Dim, ...]
-
-
 @dataclass(eq=False, slots=True)
 class Value:
     """An array of the program.
@@ -130,9 +117,6 @@ class Value:
             Empty if there are no such weights.
         bounds: the bounds of its entries.
         number: the number that all its entries are, if known.
-        table: its numbers, if the function captured it as a constant, before their axes were moved.
-        scale: the product of the constants that it has just been multiplied by.
-        rounding: the relative rounding error that ``scale`` or ``number`` may have.
         positional: axes along which it counts positions.
         noise: ``"noise"`` if it is made of random numbers, ``"mask"`` of random booleans.
         index: whether its integers come straight from an input, perhaps cast to integers, or count
@@ -153,9 +137,6 @@ class Value:
     reach: tuple[int, ...] = ()
     bounds: Bounds = UNKNOWN
     number: float | None = None
-    table: Table | None = None
-    scale: float = 1.0
-    rounding: float = SINGLE_PRECISION
     positional: frozenset[int] = frozenset()
     noise: Literal["noise", "mask"] | None = None
     index: bool | Dim = False
@@ -336,42 +317,6 @@ class Piece(NamedTuple):
     stop: int
 
 
-class Degree(NamedTuple):
-    """What a recipe knows of a number that a value is multiplied or divided by.
-
-    Attributes:
-        number: the number.
-        degree: the factor follows the width's size to this power: -0.5 for 1/sqrt(head_dim).
-        is_noted: whether the recipe says what it must be in the larger model.
-        is_mean: whether it makes a sum a mean, so that it follows from the size in any model.
-    """
-
-    number: float
-    degree: float
-    is_noted: bool
-    is_mean: bool = False
-
-
-class Made(NamedTuple):
-    """How a constant comes about.
-
-    Attributes:
-        value: the constant.
-        array: its entries, if the program holds them.
-        dtype: their dtype.
-        eqn: the equation that computes it, if any.
-        operands: the values that the equation takes.
-        place: which of its results it is.
-    """
-
-    value: Value
-    array: Any = None
-    dtype: Any = None
-    eqn: Any = None
-    operands: Sequence[Value] = ()
-    place: int = 0
-
-
 class Trace:
     """What a program does with its parameters, collected while its equations are read.
 
@@ -387,7 +332,6 @@ class Trace:
         self.arguments: list[Value] = []  # the inputs
         self.steps: list[Step] = []  # every equation, in the order of the program
         self.programs: list[Sequence[Sized]] = []  # the programs read so far, from outside
-        self.made: dict[int, Made] = {}  # how constants come about, by their identity
         self.times = 1  # how often the equation that is read runs
         self.demands: list[Demand] = []
         self.reads: list[Read] = []
@@ -403,12 +347,7 @@ class Trace:
         self.aside: set[Entry] = set()
         self.quantized: set[int] = set()  # leaves of small integers
         self.penalized: set[int] = set()  # leaves of which the network sums up all entries
-        self.scales: list[Value] = []
         self.split_off: list[SplitOff] = []
-        # By width, strategy and whether it is for multiples only: the numbers that a recipe knows.
-        self.degrees: dict[tuple[str, str, bool], dict[int, Degree]] = {}
-        # The same of the epsilons of norms, by the index of the step that adds them.
-        self.epsilons: dict[tuple[str, str, bool], dict[int, float]] = {}
         self._clock = itertools.count()
 
     def apart(self) -> "Trace":
@@ -508,8 +447,3 @@ class Trace:
             operands = [of_weights(along) for along in operands]
         found = Demand(dim, tuple(operands), hazard, beside, only_readers, decides_last)
         self.demands.append(found)
-
-    def scaled(self, value: Value) -> None:
-        """Notes that constants have scaled a value, where it is used for something else."""
-        if value.scale not in (0, 1) and isfinite(value.scale):
-            self.scales.append(value)

@@ -10,7 +10,6 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from dogwood_jax import strategies
 from dogwood_jax._base.arguments import is_integer
 from dogwood_jax._base.described import described
 from dogwood_jax._base.tables import (
@@ -81,11 +80,8 @@ class Recipe:
         powers: paths of arrays and the powers of the ratio that multiply their old entries. The
             ratio is new / old, for ``"tile"`` the share of units that are copies, (new // old) *
             old / new.
-        constants: for each constant inside the network its name, its value and a power. In the
-            larger model it must be value * ratio**power (a power of 0: the same).
         blank: paths of arrays whose new entries are as in a new network instead of zero
             (``"zero_incoming"``) or the mean of the others (``"tile"``).
-        multiple: whether the new size must be a multiple of the old one (``"tile"`` only).
         copies: paths of arrays and the powers of the number of copies of a unit, new // old, that
             multiply their old entries, too (``"tile"`` only).
         offsets: paths of arrays that are read as a number plus the array, as 1 + scale, and the
@@ -96,28 +92,20 @@ class Recipe:
         zeros: paths of arrays and roles, ``"incoming"`` or ``"outgoing"``: in these roles, their
             entries for units that are no copies are zero (``"zero_incoming"``: outgoing ones
             that read what is not zero; ``"tile"``).
-        obstacle: if the new size must be a multiple, what keeps other sizes from being exact, as
-            far as it is known.
         weighed: paths of arrays that write units, and the paths of the arrays that scale these
             units one by one, as LayerScale does. For units that are no copies, the former have
             means that are weighed by the latter, and the latter the mean of their absolute values
             (``"tile"`` only).
-        rounding: the relative rounding error that constants may have, where they are rounded to
-            less than single precision.
     """
 
     strategy: Literal["zero_outgoing", "zero_incoming", "replicate", "tile", "zeros"]
     powers: tuple[tuple[str, float], ...] = ()
-    constants: tuple[tuple[str, float, float], ...] = ()
     blank: tuple[str, ...] = ()
-    multiple: bool = False
     copies: tuple[tuple[str, float], ...] = ()
     offsets: tuple[tuple[str, float], ...] = ()
     parts: tuple[tuple[str, float], ...] = ()
     zeros: tuple[tuple[str, str], ...] = ()
-    obstacle: str = ""
     weighed: tuple[tuple[str, str], ...] = ()
-    rounding: float = 0.0
 
     @property
     def learns(self) -> bool:
@@ -140,7 +128,6 @@ class Width:
             over it. Evaluation of a function in the new sizes decides whether it does.
         copy_hazards: what would change the outputs if its units were copied.
         notes: what a caller should know before growing it.
-        recipes: ways to grow it exactly in spite of its hazards.
         inside: the width each of whose units becomes as many as this one has; None for a width that
             the network's arrays show by themselves. It has one unit before the growth.
         label: what its units are, where its name says so: ``"heads"``, ``"kv_heads"``,
@@ -156,7 +143,6 @@ class Width:
     hazards: tuple[str, ...] = ()
     copy_hazards: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    recipes: tuple[Recipe, ...] = ()
     inside: str | None = None
     label: str = ""
     former: str = ""
@@ -167,10 +153,6 @@ class Width:
         if self.fixed:
             return f"fixed: {self.fixed}"
         kinds = ["interface"] if self.interface else []
-        if self.hazards:
-            by = dict.fromkeys(strategies.by_name(r.strategy).called for r in self.recipes)
-            how = f"growable by {' or '.join(by)}" if by else "changes outputs"
-            kinds.append(f"{how}: {'; '.join(self.hazards)}")
         return "; ".join(kinds) or "growable"
 
     def __str__(self) -> str:
@@ -211,7 +193,6 @@ class Facts:
     hazards: tuple[str, ...] = ()
     copy_hazards: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    recipes: tuple[Recipe, ...] = ()
     inside: str | None = None
     label: str = ""
     former: str = ""
@@ -228,21 +209,14 @@ class Deep:
     Attributes:
         program: the whole program.
         layers: which layers are alike.
-        some: the widths of the program with few layers and with more, by these layers.
+        few: what was learned of the program with the layers that stand for all.
         read: reads the whole program.
     """
 
     program: Program
     layers: LikeLayers
-    some: Mapping[tuple[int, ...], "Widths"]
+    few: Any
     read: Callable[[], Any]
-
-    @property
-    def few(self) -> Any:
-        """What was learned of the program with the layers that stand for all."""
-        network = self.some[self.layers.few].network
-        assert network is not None
-        return network.read
 
 
 @dataclass(frozen=True, eq=False)

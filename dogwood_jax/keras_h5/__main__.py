@@ -134,11 +134,7 @@ def _inspect(options: argparse.Namespace) -> str:
 
 def _growable(widths: dw.Widths) -> list[dw.Width]:
     """Returns the widths that can grow without changing a prediction."""
-    return [
-        width
-        for width in widths.values()
-        if not width.fixed and (not width.hazards or any(r.learns for r in width.recipes))
-    ]
+    return [width for width in widths.values() if not width.fixed]
 
 
 def _widen(options: argparse.Namespace) -> str:

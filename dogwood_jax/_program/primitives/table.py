@@ -41,14 +41,6 @@ def is_linear(name: str, params: Mapping[str, Any]) -> bool:
     return primitive(name).linear and bool(is_float)
 
 
-def keeps_numbers(dtype: Any) -> bool:
-    """Whether a cast to a dtype keeps numbers, but for a rounding that networks compute with.
-
-    Integers do not, nor do floats of 8 bits, which overflow where factors change.
-    """
-    return bool(jnp.issubdtype(dtype, jnp.inexact)) and jnp.dtype(dtype).itemsize > 1
-
-
 def folded(name: str, *numbers: Any) -> Any:
     """Returns what a function makes of numbers, as JAX does; None where that is not known."""
     fold = primitive(name).fold

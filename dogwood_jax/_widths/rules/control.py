@@ -94,16 +94,6 @@ def _reached(
     return known
 
 
-def _run(
-    trace: Trace, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Value]
-) -> list[Value]:
-    """Reads a program of its own; what it has scaled is used for something else behind it."""
-    results = run(trace, jaxpr, consts, arguments)
-    for value in results:
-        trace.scaled(value)
-    return results
-
-
 def _alone(value: Value) -> Value:
     """Returns a value for a reading aside, which leaves the program's dimensions as they are."""
     dims = tuple(Dim(dim.size) for dim in value.dims)
@@ -156,7 +146,7 @@ def _scan(trace: Trace, eqn: Any, *operands: Value) -> list[Value]:
     reached = _reached(trace, (jaxpr, closed_over), consts, carry, slices)
     state = _enter(trace, carry, operands, kept, reached)
     once, trace.times = trace.times, trace.times * length.size
-    results = _run(trace, jaxpr, closed_over, [*consts, *state, *slices])
+    results = run(trace, jaxpr, closed_over, [*consts, *state, *slices])
     trace.times = once
     state = _close(trace, state, results[:n_carry])
     outputs = []
@@ -181,13 +171,13 @@ def _while(trace: Trace, eqn: Any, *operands: Value) -> list[Value]:
     state = _enter(trace, carry, operands, kept, reached)
     goes_on = run(trace, cond.jaxpr, cond.consts, [*operands[:n_cond], *state])
     trace.record("output", goes_on, ())
-    results = _run(trace, body.jaxpr, body.consts, [*consts, *state])
+    results = run(trace, body.jaxpr, body.consts, [*consts, *state])
     return _close(trace, state, results)
 
 
 @rule("cond")
 def _cond(trace: Trace, eqn: Any, which: Value, *arguments: Value) -> list[Value]:
-    branches = [_run(trace, b.jaxpr, b.consts, arguments) for b in eqn.params["branches"]]
+    branches = [run(trace, b.jaxpr, b.consts, arguments) for b in eqn.params["branches"]]
     trace.record("output", (which,), ())
     return [_chosen(trace, which, cases) for cases in zip(*branches, strict=True)]
 

@@ -167,7 +167,6 @@ def _mul(trace: Trace, eqn: Any, x: Value, y: Value) -> list[Value]:
         if x.origin == y.origin == "data":
             weighted |= {a for a, (s, t) in enumerate(zip(*factors, strict=True)) if _apart(s, t)}
     number = _fold("mul", x.number, y.number)
-    out = _scaled(trace, out, x, y)
     return [out.but(silencers=silencers, number=number, weighted=frozenset(weighted))]
 
 
@@ -182,18 +181,7 @@ def _div(trace: Trace, eqn: Any, x: Value, y: Value) -> list[Value]:
     out = _nary(trace, eqn, (x, _reciprocal(trace, y)), "multiply")
     silencers = _kept(x, out) if x.silencers else ()
     number = _fold("div", x.number, y.number)
-    return [_scaled(trace, out, x, y, -1).but(silencers=silencers, number=number)]
-
-
-def _scaled(trace: Trace, out: Value, x: Value, y: Value, power: int = 1) -> Value:
-    """Notes the constants that a product or quotient has been multiplied by."""
-    for value, other, p in ((x, y, power), (y, x, 1)):
-        if value.number is None and other.number:
-            rounding = max(value.rounding, other.rounding)
-            return out.but(scale=value.scale * abs(other.number) ** p, rounding=rounding)
-    trace.scaled(x)
-    trace.scaled(y)
-    return out
+    return [out.but(silencers=silencers, number=number)]
 
 
 def _kept(value: Value, out: Value) -> tuple[Silencers, ...]:

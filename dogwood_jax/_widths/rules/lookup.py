@@ -5,6 +5,7 @@ from typing import Any
 
 from dogwood_jax._widths.dims import DROPPED, Dim, unify
 from dogwood_jax._widths.rules.registry import (
+    DRAWN,
     blend,
     mixed,
     noise_used,
@@ -248,7 +249,7 @@ def _iota(trace: Trace, eqn: Any, *_: Value) -> list[Value]:
 @rule("random_gamma")
 def _random_gamma(trace: Trace, eqn: Any, key: Value, shape: Value) -> list[Value]:
     for dim in shape.dims:
-        dim.endanger("random numbers are drawn along it, and a new shape draws others")
+        dim.endanger(DRAWN)
     return [mixed((key, shape), shape.dims)]
 
 

@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 from dogwood_jax._widths.dims import REPEATED, Dim, atoms, cut, factors, product
 from dogwood_jax._widths.positions import POSITIONS
+from dogwood_jax._widths.reasons import Reason
 from dogwood_jax._widths.values import (
-    SINGLE_PRECISION,
     Entry,
     Silencer,
     Silencers,
@@ -58,10 +58,8 @@ def mixed(values: Sequence[Value], dims: Sequence[Dim], **known: Any) -> Value:
     A constant made of constants is taken to vary along every axis unless more is known of it.
     """
     origin = origin_of(values)
-    if origin == "constant":
-        known["rounding"] = max((v.rounding for v in values), default=SINGLE_PRECISION)
-        if known.get("number") is None:
-            known.setdefault("positional", frozenset(range(len(dims))))
+    if origin == "constant" and known.get("number") is None:
+        known.setdefault("positional", frozenset(range(len(dims))))
     leaves: frozenset[int] = frozenset()
     if origin == "parameter":
         leaves = frozenset().union(*(v.leaves for v in values))
@@ -99,6 +97,10 @@ def positions_used(value: Value) -> None:
         value.dims[axis].endanger(POSITIONS)
 
 
+# Outputs move, although an evaluation takes these numbers to be the same for old entries.
+DRAWN = Reason("random numbers are drawn along it, and a new shape draws others", "drawn")
+
+
 def positions_cut(value: Value, axis: int, start: int) -> None:
     if axis in value.positional and start:
         value.dims[axis].endanger("a table of positions is cut along it")
@@ -114,7 +116,7 @@ def noise_used(value: Value) -> None:
                 "draws others; trace the network in evaluation, or pass the key as an input"
             )
         elif value.noise == "noise":
-            dim.endanger("random numbers are drawn along it, and a new shape draws others")
+            dim.endanger(DRAWN)
         else:
             dim.note("a random mask is drawn along it: growing it draws another mask")
 

@@ -1,0 +1,126 @@
+"""The larger programs that growths of the same sizes are compared with: ``Programs``.
+
+The larger program is the larger model's own, if there is one. Else it is that of the network's own
+function in the new sizes, if it takes them. Else, as for a module whose config states sizes, it is
+the network's program written again in the new sizes.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from dogwood_jax._base.trees import PyTree
+from dogwood_jax._growth.growth import Growth
+from dogwood_jax._plan.fewer_layers import FewerLayers, fewer_layers
+from dogwood_jax._plan.own_function import Rejected, own_program
+from dogwood_jax._program.program import Program
+from dogwood_jax._widths.trace import Traced
+from dogwood_jax._widths.widths import Widths
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A larger program, and the widths of the network that it is compared with.
+
+    Attributes:
+        widths: those of the layers that stand for all, or of the whole network.
+        own: the program of the network's own function, or what it raised; None for the larger
+            model's program.
+    """
+
+    widths: Widths
+    own: Program | Rejected | None
+    larger: Widths | None = None
+
+    @cached_property
+    def its(self) -> Traced | None:
+        """The larger program as it was read; None for the network's own in larger sizes."""
+        if self.larger is not None:
+            assert self.larger.network is not None
+            return self.larger.network.traced  # type: ignore[no-any-return]
+        return Traced(self.own, notes_reads=False) if isinstance(self.own, Program) else None
+
+    def of(self, growth: Growth) -> Growth:
+        """Returns a growth of the network as one of the layers that are compared."""
+        structure = None if self.larger is not None else growth.structure
+        return replace(growth, widths=self.widths, structure=structure)
+
+
+class Programs:
+    """The larger programs that growths of the same sizes are compared with, each read once.
+
+    Args:
+        growth: one of the growths.
+        network: the network's widths, with its program; those of copied experts have none.
+        larger: the larger model's widths, with its program, or None.
+        target: the larger model's variables, or None.
+    """
+
+    def __init__(
+        self, growth: Growth, network: Widths, larger: Widths | None = None, target: PyTree = None
+    ) -> None:
+        self.widths = replace(growth.widths, network=network.network)
+        self.sizes, self.target, self.larger = growth.sizes, target, larger
+        self._known: list[Compared] = []
+        self._left = self._read()
+
+    @cached_property
+    def fewer(self) -> FewerLayers | None:
+        """The layers that stand for all."""
+        return fewer_layers(self.widths, self.sizes)
+
+    def __iter__(self) -> Iterator[Compared]:
+        """Yields programs in the order in which they are tried.
+
+        If the network's own function does not take these sizes, the last one is why.
+        """
+        place = 0
+        while True:
+            if place == len(self._known):
+                if (found := next(self._left, None)) is None:
+                    return
+                self._known.append(found)
+            yield self._known[place]
+            place += 1
+
+    @property
+    def written_again(self) -> Compared:
+        """The network's program, to be written again in the new sizes."""
+        widths = self.widths if self.fewer is None else self.fewer.read
+        return Compared(widths, None)
+
+    def _read(self) -> Iterator[Compared]:
+        if self.larger is not None:
+            yield self._with_larger(self.larger)
+            return
+        widths, sizes, target, fewer = self.widths, self.sizes, self.target, self.fewer
+        if fewer is not None:
+            own = own_program(widths, sizes, target, fewer.cut)
+            is_like = isinstance(own, Program) and fewer.is_like_all(own, sizes)
+            like = fewer.read_like(own, is_cut=True) if is_like else None  # type: ignore[arg-type]
+            if isinstance(own, Program) and like is not None:
+                paths = [path for path, _ in _traced(like).program.arguments]
+                yield Compared(like, own.called(paths))
+        own = own_program(widths, sizes, target)
+        few = None if fewer is None or isinstance(own, Rejected) else fewer.of(own)
+        if fewer is not None and few is not None:
+            if (like := fewer.read_like(few, is_cut=False)) is not None:
+                yield Compared(like, few)
+                return
+        yield Compared(widths, own)
+
+    def _with_larger(self, larger: Widths) -> Compared:
+        """Returns some layers of both networks; or all layers."""
+        assert larger.network is not None
+        fewer, deep = self.fewer, larger.network.deep
+        if fewer is not None and deep is None and len(larger.leaves) == len(fewer.read.leaves):
+            return Compared(fewer.read, None, larger)
+        if fewer is None or deep is None or deep.layers.prefixes != fewer.deep.layers.prefixes:
+            return Compared(self.widths, None, larger)
+        return Compared(fewer.read, None, FewerLayers(larger, deep, fewer.kept).read)
+
+
+def _traced(widths: Widths) -> Any:
+    assert widths.network is not None
+    return widths.network.traced

@@ -1,0 +1,172 @@
+"""Growths in which arrays make up for sizes and numbers: ``searched_of``."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from math import isclose, isfinite
+
+from dogwood_jax import strategies
+from dogwood_jax._growth.growth import Change, Growth
+from dogwood_jax._judge.claim import Case
+from dogwood_jax._judge.resize import CannotResize
+from dogwood_jax._judge.twin import CannotShrink, LargerProgram, claim
+from dogwood_jax._plan.family import Family
+from dogwood_jax._plan.notes import notes_of
+from dogwood_jax._plan.obstacles import has_tables
+from dogwood_jax._plan.own_function import Rejected
+from dogwood_jax._plan.programs import Compared, Programs
+from dogwood_jax._program.like_layers import LikeLayers
+from dogwood_jax._search.problem import other_numbers
+from dogwood_jax._search.search import searched
+from dogwood_jax._widths.by_analogy import Analogy
+from dogwood_jax._widths.reasons import kind_of
+from dogwood_jax._widths.widths import Recipe, Widths
+from dogwood_jax.strategies import Strategy
+
+
+def searched_of(
+    growth: Growth,
+    chosen: Mapping[str, Strategy],
+    programs: Programs,
+    families: Sequence[Family] = (),
+    whole: Widths | None = None,
+) -> Iterator[Growth]:
+    """Yields growths in which arrays make up for what changes with sizes.
+
+    Args:
+        growth: the growth, without recipes.
+        chosen: the caller's strategies by width.
+        programs: the larger programs.
+        families: see ``Family``.
+        whole: the widths of a network of which these are some layers; None for the same ones.
+    """
+    network, is_seen = programs.widths, programs.larger is not None
+    hazards = (hazard for c in growth.changes for hazard in growth.widths[c.width].hazards)
+    if any(kind_of(hazard) == "drawn" for hazard in hazards):
+        return
+    deep = None if network.network is None else network.network.deep
+    of_all = deep if whole is None or whole.network is None else whole.network.deep
+    alike = [*_alike(None if of_all is None else of_all.layers)]
+    for one in programs:
+        compared = one
+        if isinstance(one.own, Rejected):
+            compared = programs.written_again
+            if any(has_tables(growth.widths[c.width]) for c in growth.changes):
+                return  # no network's own program tells whether its numbers follow from a size
+        few = compared.of(growth)
+        own = (c for c in few.changes if few.widths[c.width].occurrences)
+        few = replace(few, changes=tuple(own))
+        cases = [*_cases(few, compared, families)]
+        for case in cases:
+            for found in searched(few, case, chosen, alike):
+                changes = found.changes
+                if deep is not None and compared.widths is not programs.widths:
+                    changes = _spread(growth, found, deep.layers)
+                notes = dict.fromkeys(growth.notes)
+                for before, change in zip(growth.changes, changes, strict=True):
+                    of_both = [[*notes_of(network, c, is_seen=is_seen)] for c in (before, change)]
+                    notes = dict.fromkeys(n for n in notes if n not in of_both[0])
+                    notes |= dict.fromkeys(of_both[1])
+                notes |= dict.fromkeys(_made_up_for(found, case))
+                yield replace(growth, changes=changes, notes=tuple(notes))
+        if cases:
+            return
+
+
+def for_removal(widths: Widths, name: str) -> Recipe | None:
+    """Returns what is to be rescaled where silent units of a width go; None if nothing is known.
+
+    Powers of a ratio of sizes hold for smaller sizes as for larger ones.
+
+    Args:
+        widths: the network's widths.
+        name: the width.
+    """
+    if widths.network is None or widths[name].fixed or widths[name].size < 2:
+        return None
+    old = widths[name].size
+    for strategy in (strategies.zero_outgoing(), strategies.zero_incoming()):
+        growth = Growth(widths, (Change(name, old, 2 * old, strategy),))
+        programs = Programs(growth, widths)
+        found = next(searched_of(growth, {name: strategy}, programs), None)
+        if found is not None:
+            return found.change[name].recipe
+    return None
+
+
+def _spread(growth: Growth, found: Growth, layers: LikeLayers) -> tuple[Change, ...]:
+    """Returns the changes of all layers, where others have what the second layer has.
+
+    Args:
+        growth: the growth of all layers, without recipes.
+        found: that of the layers that stand for all.
+        layers: the like layers.
+
+    Raises:
+        NotAlike: if it is open what becomes of other layers.
+    """
+    analogy, every = Analogy(layers), range(len(layers))
+
+    def recipe(change: Change) -> Recipe | None:
+        if change.recipe is None or analogy.is_of_one_layer(change.width, change.recipe):
+            return change.recipe
+        return analogy.recipe(change.recipe, every)
+
+    own = {change.width: replace(change, recipe=recipe(change)) for change in found.changes}
+    parts = tuple((c.width, c.recipe, place) for place, c in enumerate(own.values()))
+    spread = analogy.sequence(parts, every, lambda part: part[0])
+    known = [*own.values()]
+    like = {width: replace(known[n], width=width, recipe=its) for width, its, n in spread}
+    return tuple((like | own)[change.width] for change in growth.changes)
+
+
+def _alike(layers: LikeLayers | None) -> Iterator[Callable[[str], str]]:
+    """Yields functions that say what arrays have in common that may have the same numbers.
+
+    They are those of like layers. The layer before these is often like them, but for what it reads.
+    """
+    if layers is None:
+        yield lambda path: re.sub(r"\d+", "#", path)
+        yield lambda path: path
+        return
+    prefixes = (re.sub(r"\d+", r"\\d+", re.escape(prefix)) for prefix in layers.prefixes[0])
+    pattern = re.compile(rf"^(?:{'|'.join(prefixes)})(?![\w.-])")
+    yield lambda path: pattern.sub(lambda match: re.sub(r"\d+", "#", match[0]), path)
+
+
+def _cases(growth: Growth, one: Compared, families: Sequence[Family]) -> Iterator[Case]:
+    """Yields what a growth claims, with recipes to be found."""
+    as_it_is = one.larger is not None
+    assert growth.widths.network is not None
+    changes = (
+        replace(c, recipe=c.recipe or Recipe(c.strategy.recipes_for)) if c.new > c.old else c  # type: ignore[arg-type]
+        for c in growth.changes
+    )
+    begun = replace(growth, changes=tuple(changes))  # with recipes, the ratios of sizes stay
+    ways = [way for f in families for way in f.choices(begun, one.its, as_it_is=as_it_is)]
+    for choices in ways or [()]:
+        with suppress(CannotShrink, CannotResize):
+            yield claim(begun, growth.widths.network.traced, LargerProgram(one.its, {}, choices))
+
+
+def _made_up_for(growth: Growth, case: Case) -> Iterator[str]:
+    """Yields notes on the numbers of the larger program that rescaled arrays make up for.
+
+    Sizes, and numbers that take a mean, follow from the size of an array in any model.
+    """
+    names = ", ".join(c.width for c in growth.changes if c.recipe and [*c.factors()])
+    ratios = [1.0, *(r for c in growth.changes for r in (c.new / c.old, c.old / c.new))]
+    for new, old in other_numbers(case).items() if names and not case.is_resized else ():
+        is_mean = _is_whole(1 / (new or 1.0)) and _is_whole(1 / (old or 1.0))
+        is_mean &= any(isclose(new, old * ratio, rel_tol=1e-5) for ratio in ratios)
+        are_sizes = _is_whole(new) and _is_whole(old) and min(new, old) > 1
+        if isfinite(old * new) and not (is_mean or are_sizes):
+            yield (
+                f"{names}: the larger model has {new:.6g} instead of {old:.6g}; rescaled arrays "
+                "make up for it"
+            )
+
+
+def _is_whole(number: float) -> bool:
+    return isclose(number, round(number), rel_tol=1e-5) if isfinite(number) else False
