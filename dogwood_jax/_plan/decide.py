@@ -171,8 +171,7 @@ def _in_turn(request: Request, found: Proposal) -> Iterator[tuple[Growth, Progra
     def by_search() -> Iterator[tuple[Growth, Programs | None, bool]]:
         assert programs is not None
         silent = replace(growth, insertions=tuple(map(silenced, growth.insertions)))
-        chosen, whole = asked.strategies, request.widths
-        for its in searched_of(silent, chosen, programs, request.families, whole):
+        for its in searched_of(silent, asked.strategies, programs, request.families):
             yield replace(its, insertions=growth.insertions), programs, True
 
     is_first = any(growth.widths[c.width].hazards for c in grows)

@@ -19,7 +19,7 @@ from dogwood_jax._plan.programs import Compared, Programs
 from dogwood_jax._program.like_layers import LikeLayers
 from dogwood_jax._search.problem import other_numbers
 from dogwood_jax._search.search import searched
-from dogwood_jax._widths.by_analogy import Analogy
+from dogwood_jax._widths.by_analogy import Analogy, NotAlike
 from dogwood_jax._widths.reasons import kind_of
 from dogwood_jax._widths.widths import Recipe, Widths
 from dogwood_jax.strategies import Strategy
@@ -30,7 +30,6 @@ def searched_of(
     chosen: Mapping[str, Strategy],
     programs: Programs,
     families: Sequence[Family] = (),
-    whole: Widths | None = None,
 ) -> Iterator[Growth]:
     """Yields growths in which arrays make up for what changes with sizes.
 
@@ -39,15 +38,13 @@ def searched_of(
         chosen: the caller's strategies by width.
         programs: the larger programs.
         families: see ``Family``.
-        whole: the widths of a network of which these are some layers; None for the same ones.
     """
     network, is_seen = programs.widths, programs.larger is not None
     hazards = (hazard for c in growth.changes for hazard in growth.widths[c.width].hazards)
     if any(kind_of(hazard) == "drawn" for hazard in hazards):
         return
     deep = None if network.network is None else network.network.deep
-    of_all = deep if whole is None or whole.network is None else whole.network.deep
-    alike = [*_alike(None if of_all is None else of_all.layers)]
+    alike = [*_alike(None if deep is None else deep.layers)]
     for one in programs:
         compared = one
         if isinstance(one.own, Rejected):
@@ -62,7 +59,10 @@ def searched_of(
             for found in searched(few, case, chosen, alike):
                 changes = found.changes
                 if deep is not None and compared.widths is not programs.widths:
-                    changes = _spread(growth, found, deep.layers)
+                    try:
+                        changes = _spread(growth, found, deep.layers)
+                    except NotAlike:
+                        continue
                 notes = dict.fromkeys(growth.notes)
                 for before, change in zip(growth.changes, changes, strict=True):
                     of_both = [[*notes_of(network, c, is_seen=is_seen)] for c in (before, change)]
