@@ -158,10 +158,14 @@ def _made_up_for(growth: Growth, case: Case) -> Iterator[str]:
     names = ", ".join(c.width for c in growth.changes if c.recipe and [*c.factors()])
     ratios = [1.0, *(r for c in growth.changes for r in (c.new / c.old, c.old / c.new))]
     for new, old in other_numbers(case).items() if names and not case.is_resized else ():
+        by = new / (old or 1.0)
         is_mean = _is_whole(1 / (new or 1.0)) and _is_whole(1 / (old or 1.0))
-        is_mean &= any(isclose(new, old * ratio, rel_tol=1e-5) for ratio in ratios)
-        are_sizes = _is_whole(new) and _is_whole(old) and min(new, old) > 1
-        if isfinite(old * new) and not (is_mean or are_sizes):
+        is_mean &= any(isclose(by, ratio, rel_tol=1e-5) for ratio in ratios)
+        is_size = _is_whole(new) and _is_whole(old)  # nothing is divided by one, nor by its root
+        is_size &= min(new, old) > 1 or any(
+            isclose(by * by, ratio**p) for ratio in ratios for p in (1, 2)
+        )
+        if isfinite(old * new) and not (is_mean or is_size):
             yield (
                 f"{names}: the larger model has {new:.6g} instead of {old:.6g}; rescaled arrays "
                 "make up for it"

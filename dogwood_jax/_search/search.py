@@ -69,8 +69,8 @@ def searched(
         if not all(its.keeps_integers for its in whole if its.changes):
             continue
         mixing = [name for name, start in chosen.items() if start.mixes]
-        ways = itertools.product((False, True), alike)
-        tried = [unknowns(begins, floats, mixing, like, every=n) for n, like in ways]
+        ways = itertools.product(alike, (False, True))
+        tried = [unknowns(begins, floats, mixing, like, every=n) for like, n in ways]
         for groups in (its for n, its in enumerate(tried) if its not in tried[:n]):
             its = [*itertools.chain.from_iterable(groups)]
             problem = Problem(replace(case, growth=begins), its, together, exact, draw)

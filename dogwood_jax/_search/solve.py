@@ -20,11 +20,12 @@ _STEP = 1e-6  # of finite differences
 _DEPENDENT = 1e-4  # what is left of a column that depends on others, relative to the column
 _ROUNDS, _STALLS = 12, 3
 _GUESSED = 3  # how many groups have a power each that is guessed
+_MOST_EACH, _MOST_GUESSES = 20, 4  # how many numbers are looked for near a guess, and how often
 _DAMPINGS = (1e-16, 1e-5, 1e-3, 1e-1)
 _LONGEST = 0.7  # how far a logarithm moves in a step
 _FARTHEST = 6.0  # old units that are so large hide new ones
 # What slopes may leave of a residual where arrays may make up for it, if powers are guessed, too.
-_LEFT, _LEFT_OF_GUESS = 0.3, 0.5
+_LEFT, _LEFT_OF_GUESS = 0.3, 0.6
 _NEAR = 0.2  # how far a logarithm may be from that of a power, relative to the smallest ratio
 _POWERS = tuple(sorted((n / 4 for n in range(-8, 9)), key=lambda p: (p * 4 % 2, abs(p))))
 _FEW_POWERS = (0.0, 0.5, -0.5, 1.0, -1.0)
@@ -195,25 +196,44 @@ class Solver:
         return None
 
     def _guessed(self, numbers: np.ndarray, groups: Sequence[Sequence[int]]) -> np.ndarray | None:
-        """Returns the numbers for which the residual is zero, if each group has one power.
+        """Returns the numbers for which the residual is zero, near those of the best guess.
 
-        That is so where all norms are alike, as they often are. Nothing needs to be smooth then, as
-        the choice of experts is not.
+        In a guess each group has one power, as where all norms are alike; then one number after the
+        other gets another one as long as the residual becomes smaller. Nothing needs to be smooth
+        on the way, as the choice of experts is not.
         """
-        few = [group for group in groups if not self._is_mix(group[0])][:_GUESSED]
+        few = [self._alone(group) for group in groups if not self._is_mix(group[0])][:_GUESSED]
+        each = [n for group in few for n in group]
         # The simplest powers first, and of these, those of earlier groups.
         powers = sorted(
             itertools.product(_FEW_POWERS, repeat=len(few)),
             key=lambda way: (sum(map(abs, way)), [*map(abs, way[::-1])]),
         )
-        guesses = list[np.ndarray]()
-        for logarithm, way in itertools.product(self._powers.logarithms[:1], powers):
-            guesses.append(numbers.copy())
-            for group, power in zip(few, way):
-                guesses[-1][[*group]] = power * logarithm
-        shown = self._problem.residuals([*map(self.x, guesses)], of_first=True)
-        likely = (its for its, row in zip(guesses, shown) if self._holds(row))
-        return next((its for its in likely if self._holds(self._residual(its))), None)
+        ways = [{n: by for group, by in zip(few, way) for n in group} for way in powers]
+        best = numbers
+        for _ in range(_MOST_GUESSES if self._powers.logarithms else 0):
+            guesses = [numbers.copy() for _ in ways]
+            for guess, way in zip(guesses, ways):
+                guess[[*way]] = [power * self._powers.logarithms[0] for power in way.values()]
+            shown = self._problem.residuals([*map(self.x, guesses)], of_first=True)
+            for guess, row in zip(guesses, shown):
+                if self._holds(row) and self._holds(self._residual(guess)):
+                    return guess
+            place = int(np.argmin([row @ row for row in shown]))
+            if len(each) > _MOST_EACH or np.array_equal(best, guesses[place]):
+                break
+            best, way = guesses[place], ways[place]
+            ways = [way, *(way | {n: power} for n in each for power in _FEW_POWERS)]
+        if len(each) > _MOST_EACH:
+            return None
+        residual = self._residual(best)
+        return self._newton(each, best, residual, self._slopes(best, residual, each), _STALLS)
+
+    def _alone(self, group: Sequence[int]) -> list[int]:
+        """Returns the numbers of a group, of a scale's two that of one plus the scale alone."""
+        kinds = {n: self._unknown(n) for n in group}
+        offsets = {u.path for u in kinds.values() if u.kind == "offset"}
+        return [n for n, u in kinds.items() if u.kind == "offset" or u.path not in offsets]
 
     def _mixed(self) -> np.ndarray | None:
         """Returns the numbers with which outputs do not depend on new entries that are drawn.
@@ -312,7 +332,11 @@ class Solver:
         return found
 
     def _is_mix(self, n: int) -> bool:
-        return self._problem.unknowns[int(np.argmax(self._columns[n]))].kind == "mix"
+        return self._unknown(n).kind == "mix"
+
+    def _unknown(self, n: int) -> Unknown:
+        """Returns the first of what has a number."""
+        return self._problem.unknowns[int(np.argmax(self._columns[n]))]
 
     def _clean(self, numbers: np.ndarray, basis: Sequence[int]) -> np.ndarray:
         """Returns a solution in which later numbers are zero where earlier ones can make up.
