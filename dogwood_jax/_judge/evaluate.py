@@ -195,10 +195,7 @@ _LOOPS: dict[str, _Loop] = {
 
 
 def _has_keys(arrays: Sequence[Any]) -> bool:
-    for array in arrays:  # a loop, because this runs for each equation
-        if not isinstance(array, _ARRAYS):
-            return True
-    return False
+    return any(not isinstance(array, _ARRAYS) for array in arrays)
 
 
 def _by_jax(eqn: Any, operands: Sequence[Any]) -> list[Any]:

@@ -8,7 +8,6 @@ the network's program written again in the new sizes.
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 from dogwood_jax._base.trees import PyTree
 from dogwood_jax._growth.growth import Growth
@@ -100,7 +99,8 @@ class Programs:
             is_like = isinstance(own, Program) and fewer.is_like_all(own, sizes)
             like = fewer.read_like(own, is_cut=True) if is_like else None  # type: ignore[arg-type]
             if isinstance(own, Program) and like is not None:
-                paths = [path for path, _ in _traced(like).program.arguments]
+                assert like.network is not None
+                paths = [path for path, _ in like.network.traced.program.arguments]
                 yield Compared(like, own.called(paths))
         own = own_program(widths, sizes, target)
         few = None if fewer is None or isinstance(own, Rejected) else fewer.of(own)
@@ -119,8 +119,3 @@ class Programs:
         if fewer is None or deep is None or deep.layers.prefixes != fewer.deep.layers.prefixes:
             return Compared(self.widths, None, larger)
         return Compared(fewer.read, None, FewerLayers(larger, deep, fewer.kept).read)
-
-
-def _traced(widths: Widths) -> Any:
-    assert widths.network is not None
-    return widths.network.traced

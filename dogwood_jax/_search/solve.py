@@ -219,13 +219,13 @@ class Solver:
             for guess, row in zip(guesses, shown):
                 if self._holds(row) and self._holds(self._residual(guess)):
                     return guess
+            if len(each) > _MOST_EACH:
+                return None
             place = int(np.argmin([row @ row for row in shown]))
-            if len(each) > _MOST_EACH or np.array_equal(best, guesses[place]):
+            if np.array_equal(best, guesses[place]):
                 break
             best, way = guesses[place], ways[place]
             ways = [way, *(way | {n: power} for n in each for power in _FEW_POWERS)]
-        if len(each) > _MOST_EACH:
-            return None
         residual = self._residual(best)
         return self._newton(each, best, residual, self._slopes(best, residual, each), _STALLS)
 
