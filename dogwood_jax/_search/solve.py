@@ -20,7 +20,7 @@ _STEP = 1e-6  # of finite differences
 _DEPENDENT = 1e-4  # what is left of a column that depends on others, relative to the column
 _ROUNDS, _STALLS = 12, 3
 _GUESSED = 3  # how many groups have a power each that is guessed
-_MOST_EACH, _MOST_GUESSES = 20, 4  # how many numbers are looked for near a guess, and how often
+_MOST_EACH = 20  # how many numbers are looked for near a guess
 _DAMPINGS = (1e-16, 1e-5, 1e-3, 1e-1)
 _LONGEST = 0.7  # how far a logarithm moves in a step
 _FARTHEST = 6.0  # old units that are so large hide new ones
@@ -198,36 +198,32 @@ class Solver:
     def _guessed(self, numbers: np.ndarray, groups: Sequence[Sequence[int]]) -> np.ndarray | None:
         """Returns the numbers for which the residual is zero, near those of the best guess.
 
-        In a guess each group has one power, as where all norms are alike; then one number after the
-        other gets another one as long as the residual becomes smaller. Nothing needs to be smooth
-        on the way, as the choice of experts is not.
+        In a guess each group has one power, as where all norms are alike. Nothing needs to be
+        smooth on the way to it, as the choice of experts is not.
         """
         few = [self._alone(group) for group in groups if not self._is_mix(group[0])][:_GUESSED]
-        each = [n for group in few for n in group]
         # The simplest powers first, and of these, those of earlier groups.
         powers = sorted(
             itertools.product(_FEW_POWERS, repeat=len(few)),
             key=lambda way: (sum(map(abs, way)), [*map(abs, way[::-1])]),
         )
-        ways = [{n: by for group, by in zip(few, way) for n in group} for way in powers]
-        best = numbers
-        for _ in range(_MOST_GUESSES if self._powers.logarithms else 0):
-            guesses = [numbers.copy() for _ in ways]
-            for guess, way in zip(guesses, ways):
-                guess[[*way]] = [power * self._powers.logarithms[0] for power in way.values()]
-            shown = self._problem.residuals([*map(self.x, guesses)], of_first=True)
-            for guess, row in zip(guesses, shown):
-                if self._holds(row) and self._holds(self._residual(guess)):
-                    return guess
-            if len(each) > _MOST_EACH:
-                return None
-            place = int(np.argmin([row @ row for row in shown]))
-            if np.array_equal(best, guesses[place]):
-                break
-            best, way = guesses[place], ways[place]
-            ways = [way, *(way | {n: power} for n in each for power in _FEW_POWERS)]
+        guesses = list[np.ndarray]()
+        for logarithm, way in itertools.product(self._powers.logarithms[:1], powers):
+            guesses.append(numbers.copy())
+            for group, power in zip(few, way):
+                guesses[-1][group] = power * logarithm
+        shown = self._problem.residuals([*map(self.x, guesses)], of_first=True)
+        for guess, row in zip(guesses, shown):
+            if self._holds(row) and self._holds(self._residual(guess)):
+                return guess
+        each = [n for group in few for n in group]
+        if not guesses or len(each) > _MOST_EACH:
+            return None
+        best = guesses[int(np.argmin([row @ row for row in shown]))]
         residual = self._residual(best)
-        return self._newton(each, best, residual, self._slopes(best, residual, each), _STALLS)
+        slopes = self._slopes(best, residual, each)
+        kept = _independent(slopes)
+        return self._newton([each[n] for n in kept], best, residual, slopes[:, kept], _STALLS)
 
     def _alone(self, group: Sequence[int]) -> list[int]:
         """Returns the numbers of a group, of a scale's two that of one plus the scale alone."""
@@ -347,11 +343,7 @@ class Solver:
         if np.count_nonzero(numbers[used]) < 2:
             return numbers
         slopes = self._slopes(numbers, self._residual(numbers), used)
-        kept, directions = list[int](), list[np.ndarray]()
-        for place in range(len(used)):
-            if _is_independent(slopes[:, place], directions):
-                kept.append(place)
-                directions.append(slopes[:, place])
+        kept = _independent(slopes)
         free = [place for place in range(len(used)) if place not in kept and numbers[used[place]]]
         if not free or not kept:
             return numbers
@@ -361,6 +353,15 @@ class Solver:
         clean[[used[n] for n in free]] = 0
         read = self._read(clean)
         return read if read is not None and self._holds(self._residual(read)) else numbers
+
+
+def _independent(slopes: np.ndarray) -> list[int]:
+    """Returns the columns that do not depend on those before."""
+    kept = list[int]()
+    for place in range(slopes.shape[1]):
+        if _is_independent(slopes[:, place], [*slopes[:, kept].T]):
+            kept.append(place)
+    return kept
 
 
 def _is_independent(slope: np.ndarray, others: Sequence[np.ndarray]) -> bool:
