@@ -1,8 +1,8 @@
 """Decides about the growth that programs propose: ``decide``.
 
-An evaluation accepts the proposal, or refuses it. Then other proposals come: rescaled arrays make
-up for numbers of the network's own function, a width takes its next recipe, other layers of the
-larger model are the new ones. If all are refused, the caller reads why the one was that is right
+An evaluation accepts the proposal, or refuses it. Then other proposals come: a search finds arrays
+that make up for sizes and numbers, units are copied in another way, other layers of the larger
+model are the new ones. If all are refused, the caller reads why the one was that is right
 for most samples, or the last one of those.
 """
 

@@ -66,11 +66,11 @@ class _Number(NamedTuple):
         number: the number.
         name: the primitive that takes it.
         step: the index of its step.
-        widths: the widths of the units, or of those that a product was last summed over.
+        widths: the widths of the units, or of the units that a product was last summed over.
         is_summed: whether they are the latter alone.
         is_scored: whether two activations are contracted over them.
         is_library: whether a function of a library takes it.
-        equations: its equation, behind those that run it.
+        equations: the equations that run its equation, and this one.
     """
 
     number: float

@@ -26,6 +26,7 @@ class Compared:
         widths: those of the layers that stand for all, or of the whole network.
         own: the program of the network's own function, or what it raised; None for the larger
             model's program.
+        larger: the widths of the larger model, or None.
     """
 
     widths: Widths

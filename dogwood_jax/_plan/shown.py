@@ -1,8 +1,6 @@
 """Accepts a growth if an evaluation has shown that outputs stay: ``shown``.
 
-Rules have proposed the growth. The larger program is the larger model's own, if there is one. Else
-it is that of the network's own function in the new sizes, if it takes them. Else, as for a module
-whose config states sizes, it is the network's program written again in the new sizes.
+``Programs`` says which larger programs a growth is compared with.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

@@ -59,7 +59,7 @@ class LargeEpsilons(Watch):
             what it is before it is rounded.
 
     Attributes:
-        ordered: floats of which no float is computed, as those that are compared.
+        ordered: floats of which no float is computed, such as floats that are compared.
     """
 
     def __init__(self, others: Mapping[float, Other] = MappingProxyType({})) -> None:
@@ -92,7 +92,7 @@ class NetworkSample(NamedTuple):
 
     Attributes:
         family: the kind of sample.
-        samples: those that it is one of.
+        samples: the samples that it is one of.
         variables: the network's arrays.
         inputs: the larger network's inputs.
         before: the network's outputs.
@@ -146,7 +146,7 @@ class _Sample(NamedTuple):
 
 
 class Problem:
-    """A claim of which some numbers are open. Its residual is zero where outputs are the old ones.
+    """A claim of which some numbers are open. The residual is zero where old outputs stay.
 
     Args:
         case: the claim.

@@ -72,8 +72,8 @@ def ratios(growth: Growth, numbers: Iterable[float], rounding: float) -> Iterato
         for units in units_of(layout)
         if units.width in own
     }
-    # Of sizes, where copies have a ratio of their own; as of a head of which only some units are
-    # rotated; then those of numbers such as alpha / rank.
+    # Ratios of sizes come first, because copies have another ratio. Then come those of whole axes,
+    # such as a head of which only some units are rotated, and of numbers such as alpha / rank.
     others = [(name, growth.change[name].new / growth.change[name].old) for name in own]
     others += sorted(wholes) + [(width, ratio) for width in [*own][:1] for ratio in numbers]
     known = [*own.values()]
