@@ -40,7 +40,7 @@ class Expected:
         fixed: words of the reason why it cannot grow.
         hazard: words of what growing it would change, separated by ``"; "``.
         interface: whether it is a dimension of an input or output.
-        copies: words of what copying its units would change.
+        copies: why outputs would change if its units were copied.
     """
 
     size: int

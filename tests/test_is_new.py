@@ -100,7 +100,7 @@ def test_old_values_are_where_nothing_is_new(name, way):
     model = network.build(**network.sizes)
     widths = dw.trace(model.apply, model.shapes, *model.inputs)
     free = {n: w for n, w in widths.items() if not (w.fixed or w.interface or w.hazards)}
-    sizes = {n: 2 * w.size for n, w in free.items() if way != "replicate" or not w.copy_hazards}
+    sizes = {n: 2 * w.size for n, w in free.items()}
     growth = dw.plan(widths, sizes, strategy=getattr(strategies, way)(), check=False)
     old = jax.tree.map(
         lambda leaf: jnp.full(leaf.shape, LARGE, leaf.dtype) if hasattr(leaf, "shape") else leaf,

@@ -25,7 +25,6 @@ from primitive_examples_elementwise import BINARY, UNARY, WHOLE, primitive_of
 import dogwood_jax as dw
 from dogwood_jax._program.interpret import evaluated as evaluated_eqn
 from dogwood_jax._program.primitives.entries import ENTRIES
-from dogwood_jax._program.primitives.intervals import Bounds
 from dogwood_jax._program.primitives.table import axes_of, folded, is_linear, primitive
 from dogwood_jax._program.subprograms import equations
 from dogwood_jax._widths.rules import registry as _rules
@@ -392,20 +391,6 @@ def test_folded_numbers_are_what_jax_computes(name: str) -> None:
         if found is not None and not np.isclose(found, expected, 1e-12, 0, equal_nan=True):
             wrong.append((numbers, found, expected))
     assert not wrong
-
-
-BOUNDED = [name for name in UNARY if name in LAWS and LAWS[name].bounds]
-
-
-@pytest.mark.parametrize("name", cases("bounds", ((name,) for name in BOUNDED)))
-def test_values_lie_between_their_bounds(name: str) -> None:
-    bounds, rounding = LAWS[name].bounds, 0.02 if name == "reduce_precision" else 1e-9
-    x = np.sort(domain(name, jnp.float64))
-    y = np.real(evaluated(name, jnp.float64, x))
-    for first, last in itertools.combinations(range(0, len(x), 3), 2):
-        found = bounds(Bounds(float(x[first]), float(x[last])))
-        part = y[first : last + 1]
-        assert found.low <= part.min() + rounding and part.max() - rounding <= found.high
 
 
 def _with_axes() -> dict[str, Any]:

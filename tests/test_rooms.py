@@ -119,7 +119,6 @@ def test_one_loop_runs_over_programs():
 # its own; what several files want to know is a field of the record.
 NAMED_FOR = {
     "_widths/rules": "which dimensions of operands and results are the same",
-    "_widths/weight_reads.py": "results of several kinds, such as values and indices",
     "_widths/attention.py": "scores of attention are contractions of two activations",
     "_search/problem.py": "epsilons are small numbers that are added",
     "_judge/primitives.py": "what primitives compute, with NumPy",

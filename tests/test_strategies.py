@@ -163,13 +163,11 @@ def made(strategy: str, big: Model, inputs: tuple[Any, ...]) -> dw.strategies.St
 
 def is_for(strategy: dw.strategies.Strategy, widths: dw.Widths, name: str) -> bool:
     width = widths[name]
-    if strategy.name == "zeros":  # a function may not be finite there
+    if strategy.name == "zeros" or strategy.makes_alike:  # a function may not be finite there
         try:
             return bool(dw.plan(widths, {name: 2 * width.size}, strategy=strategy))
         except ValueError:
             return False
-    if strategy.makes_alike:
-        return not width.copy_hazards
     if strategy.choice is not None:
         return {occurrence.role for occurrence in width.occurrences} > {"incoming"}
     return True

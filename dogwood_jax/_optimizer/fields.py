@@ -402,7 +402,7 @@ def starts(tx: Any, params: PyTree) -> dict[str, float]:
         return {}
     begun = [Value(tuple(map(Dim, struct.shape))) for _, struct in program.arguments]
     jaxpr, consts = program.jaxpr.jaxpr, program.jaxpr.consts
-    results = run(Trace(notes_reads=False), jaxpr, consts, begun)
+    results = run(Trace(), jaxpr, consts, begun)
     found = zip(program.results, results, strict=True)
     return {place: value.number for place, value in found if value.number}
 

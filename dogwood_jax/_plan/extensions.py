@@ -61,7 +61,7 @@ def extensions(
 def _cleared(width: Width, new: int, keeps_tables: bool) -> Width:
     """Returns a width with what the larger model's program does not show of its hazards.
 
-    If old units keep their numbers in every table, tables are hazards for copies only.
+    Old units may be taken to keep their numbers in every table.
     """
     multiples = f"; {MULTIPLES}, but {new} is no multiple of {width.size}"
     why = TABLE + multiples * bool(new % max(width.size, 1))
@@ -71,4 +71,4 @@ def _cleared(width: Width, new: int, keeps_tables: bool) -> Width:
         for hazard in width.hazards
         if not (keeps_tables and hazard in tables)
     )
-    return replace(width, hazards=hazards, copy_hazards=(*width.copy_hazards, *tables))
+    return replace(width, hazards=hazards)

@@ -37,7 +37,11 @@ def notes_of(widths: Widths, change: Change, *, is_seen: bool) -> Iterator[str]:
             "for outputs alone"
         )
     for note in width.notes:
-        does_matter = {"silent": change.strategy.outgoing == "zero", "must_stay": not is_seen}
+        does_matter = {
+            "silent": change.strategy.outgoing == "zero",
+            "must_stay": not is_seen,
+            "integers": False,
+        }
         if does_matter.get(kind_of(note), True):
             yield f"{width.name}: {note}"
     if change.strategy.method is not None:

@@ -82,7 +82,7 @@ def _misfits(width: Width, new: int, strategy: Strategy) -> Iterator[str]:
             f"has {' and '.join(sorted(roles))} ones only"
         )
     if strategy.makes_alike and strategy.preserving:
-        yield from (hazard for hazard in width.copy_hazards if kind_of(hazard) == "integers")
+        yield from (note for note in width.notes if kind_of(note) == "integers")
     if strategy.makes_alike and width.interface:
         yield (
             "units of an input or output cannot be copied, because new inputs are not copies of "
@@ -99,9 +99,6 @@ def _hazards(width: Width, new: int, strategy: Strategy) -> Iterator[str]:
             f"growing it from {width.size} to {new} would change outputs: "
             f"{'; '.join(width.hazards)}; it occurs in {_places(width)}"
         )
-    if strategy.preserving and strategy.makes_alike and not strategy.needs_recipe:
-        if width.copy_hazards:
-            yield f"copying units would change outputs: {'; '.join(width.copy_hazards)}"
 
 
 def _ways_out(width: Width) -> str:

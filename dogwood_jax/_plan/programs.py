@@ -39,7 +39,7 @@ class Compared:
         if self.larger is not None:
             assert self.larger.network is not None
             return self.larger.network.traced  # type: ignore[no-any-return]
-        return Traced(self.own, notes_reads=False) if isinstance(self.own, Program) else None
+        return Traced(self.own) if isinstance(self.own, Program) else None
 
     def of(self, growth: Growth) -> Growth:
         """Returns a growth of the network as one of the layers that are compared."""

@@ -129,6 +129,4 @@ def _merged(
     problems += fixed(width, len(sources), "change") + unasked(
         width, interface, "merge some of its units"
     )
-    if hazards := (*width.hazards, *width.copy_hazards):
-        problems.append(f"{width.name}: merging units would change outputs: {'; '.join(hazards)}")
     return Change(width.name, width.size, len(sources), strategies.MERGE, sources, into)

@@ -111,7 +111,7 @@ def _unseen(variables: PyTree, width: Width, moves: bool, tolerance: float) -> t
         moves: whether biases take over the effect of constant units.
         tolerance: what counts as zero.
     """
-    if width.fixed or width.interface or width.hazards or width.copy_hazards:
+    if width.fixed or width.interface or width.hazards:
         return ()
     unread, constant = _idle(variables, width, tolerance)
     return tuple(np.flatnonzero(unread | (constant & moves)).tolist())

@@ -22,6 +22,7 @@ from dogwood_jax._base.arguments import (
     expect_values,
 )
 from dogwood_jax._base.trees import PyTree, is_array, leaves_by_path, rebuilt
+from dogwood_jax._front.plan import plan
 from dogwood_jax._growth.by_layer import stack_of
 from dogwood_jax._plan.own_function import Rejected, own_program
 from dogwood_jax._plan.searching import for_removal
@@ -130,7 +131,7 @@ def saliency(
         return layer_scores(variables, widths, loss, batch)
     removable = [width for width in widths.values() if refusal(widths, width) is None]
     idle = {width.name: find_dead(variables, widths, width.name) for width in removable}
-    groups = {width.name: copies(variables, width) for width in removable}
+    groups = {width.name: copies(variables, widths, width) for width in removable}
     if by == "norm":
         scores = {w.name: _norms(leaves, widths, w) for w in removable}
     elif by == "activity":
@@ -169,11 +170,15 @@ def refusal(widths: Widths, width: Width) -> str | None:
     return None
 
 
-def copies(variables: PyTree, width: Width) -> tuple[tuple[int, ...], ...]:
+def copies(variables: PyTree, widths: Widths, width: Width) -> tuple[tuple[int, ...], ...]:
     """Returns groups of units that ``merge_symmetric`` can make one of, all else alike."""
-    if width.hazards or width.copy_hazards:
-        return ()
-    return find_symmetric(variables, width, outgoing=False)
+    groups = () if width.hazards else find_symmetric(variables, width, outgoing=False)
+    if groups:
+        try:
+            plan(widths, merge={width.name: groups})
+        except ValueError:
+            return ()
+    return groups
 
 
 # Ways to score ------------------------------------------------------------------------------------

@@ -301,7 +301,7 @@ def _narrowed(variables: PyTree, widths: Widths, keep: Kept) -> PyTree:
         if np.ndim(units) > 1:  # other units in each layer
             continue
         stay = set(units)
-        for group in copies(variables, widths[name]):
+        for group in copies(variables, widths, widths[name]):
             into, gone = [u for u in group if u in stay], [u for u in group if u not in stay]
             if into and gone:
                 merge.setdefault(name, []).append([into[0], *gone])

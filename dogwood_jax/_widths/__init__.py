@@ -8,7 +8,6 @@ a table, with the layout of every axis of every array. Between them, in this ord
 | ``trace`` | the stage itself: makes the program, has it read, and names what was found |
 | ``reader`` | reads the equations one by one, each by the rule of its primitive |
 | ``rules/`` | one rule for each primitive: which dimensions of operands and results are the same |
-| ``weight_reads`` | notes of every equation how it reads weights: linearly, in a sum, at a pole |
 | ``quantized`` | weights of small integers, which get zeros |
 | ``roles`` | decides which weights are outgoing, so that zeros there silence new units |
 | ``by_analogy`` | the widths of many like layers, of which only some are read |

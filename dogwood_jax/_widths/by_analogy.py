@@ -101,7 +101,6 @@ class Analogy:
             return replace(
                 known,
                 hazards=self.sequence(known.hazards, layers),
-                copy_hazards=self.sequence(known.copy_hazards, layers),
                 notes=self.sequence(known.notes, layers),
             )
 

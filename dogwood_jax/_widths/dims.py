@@ -37,7 +37,6 @@ class Dim:
     __slots__ = (
         "_same_as",
         "bilinear",
-        "copy_hazards",
         "fixed",
         "hazards",
         "interface",
@@ -55,7 +54,6 @@ class Dim:
         # Each once, in the order of the program, so that messages come in that order.
         self.fixed: tuple[str, ...] = (fixed,) if fixed else ()
         self.hazards: tuple[str, ...] = ()
-        self.copy_hazards: tuple[str, ...] = ()
         self.notes: tuple[str, ...] = ()
         self.interface = False
         self.bilinear = False  # whether two activations are contracted over it
@@ -79,10 +77,6 @@ class Dim:
     def endanger(self, hazard: str) -> None:
         """Notes what changes the network's outputs when the dimension grows."""
         self.root.hazards = _joined(self.root.hazards, (hazard,))
-
-    def endanger_copies(self, hazard: str) -> None:
-        """Notes what changes the network's outputs when units are copied."""
-        self.root.copy_hazards = _joined(self.root.copy_hazards, (hazard,))
 
     def note(self, note: str) -> None:
         """Notes what a caller should know before growing the dimension."""
@@ -213,7 +207,6 @@ def _tell(into: Dim, dim: Dim) -> None:
     """Copies all that is known of ``dim`` to ``into``."""
     into.fixed = _joined(into.fixed, dim.fixed)
     into.hazards = _joined(into.hazards, dim.hazards)
-    into.copy_hazards = _joined(into.copy_hazards, dim.copy_hazards)
     into.notes = _joined(into.notes, dim.notes)
     into.interface |= dim.interface
     into.bilinear |= dim.bilinear

@@ -34,11 +34,6 @@ def names_of(
     names, former = _names(paths, roles, trace)
     _note_scores_of_one_unit(names)
     _note_units_that_never_learn(roles, trace)
-    for spot in roles.tied():
-        spot.atom.endanger_copies(
-            f"{paths[spot.leaf]} is both incoming and outgoing (tied), "
-            "and copies cannot share weights that also make their units"
-        )
     return names, former
 
 

@@ -49,4 +49,4 @@ def note_quantized(roles: Roles, trace: Trace) -> None:
             if spot.leaf in trace.quantized:
                 spot.atom.note(_ZEROS)
                 if roles.of(spot) != "incoming":
-                    spot.atom.endanger_copies(_NOT_SHARED)
+                    spot.atom.note(_NOT_SHARED)

@@ -9,14 +9,11 @@ import numpy as np
 
 from dogwood_jax._base.trees import concrete
 from dogwood_jax._program.interpret import called, interpret
-from dogwood_jax._program.primitives.intervals import at, between, of_sign
-from dogwood_jax._program.primitives.table import primitive
 from dogwood_jax._widths.dims import Dim
 from dogwood_jax._widths.positions import of_constant
 from dogwood_jax._widths.quantized import check_read
 from dogwood_jax._widths.rules.registry import RULES, Rule, unknown
 from dogwood_jax._widths.values import Sized, Trace, Value
-from dogwood_jax._widths.weight_reads import note
 
 
 def run(trace: Trace, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Value]) -> list[Value]:
@@ -26,15 +23,12 @@ def run(trace: Trace, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Val
 
     def equation(eqn: Any, operands: list[Value]) -> list[Value]:
         name = eqn.primitive.name
-        runs = primitive(name).runs  # such rules note what programs inside do
         rule: Rule = RULES.get(name, _call)
         if name in RULES:
             check_read(name, operands)
         outside, trace.programs = trace.programs, []
         results = rule(trace, eqn, *operands)
         programs, trace.programs = trace.programs, outside
-        if trace.notes_reads and name in RULES and not runs:
-            results = note(trace, eqn, operands, results)
         read.append(Sized(operands, results, programs, len(trace.steps)))
         if rule is not _call:  # _call records the equations inside the call instead
             trace.record(eqn.primitive.name, operands, results, eqn.params)
@@ -55,21 +49,17 @@ def _constant(array: Any, aval: Any) -> Value:
         return Value(dims, "data")
     if not dims and array.dtype.kind != "c":  # most constants; the NumPy calls below are slow
         number = float(array)
-        return Value((), "constant", bounds=at(number), number=number)
+        return Value((), "constant", number=number)
     if not np.iscomplexobj(array):  # bfloat16 and the like are no numbers to NumPy
         array = array.astype(np.result_type(array, float) if array.dtype.kind in "biuf" else float)
     known = Value(dims, "constant")
     if array.size and not np.iscomplexobj(array):
-        low, high = float(array.min()), float(array.max())
-        known.bounds = between(low, high)
-        if low == high or np.isnan(array).all():
+        if array.min() == array.max() or np.isnan(array).all():
             known.number = float(array.flat[0])
             return known
     for axis, dim in enumerate(dims):
         if dim.size > 1 and (array != np.take(array, [0], axis)).any():
             dim.endanger(of_constant(array.shape))
-    # Entries of new units may be other numbers: only the signs of the old ones are kept.
-    known.bounds = of_sign(known.bounds)
     return known
 
 

@@ -9,7 +9,6 @@ from dogwood_jax._widths.values import (
     KIND_OF_USE,
     Demand,
     Entry,
-    Read,
     Silencer,
     Silencers,
     Trace,
@@ -48,7 +47,6 @@ _BEHIND = (
     "its units are silenced by what feeds them, behind a function of activations: behind relu, "
     "which has no slope at zero, new units never learn"
 )
-_NOT_ONCE = "its outgoing weights do not act on it exactly once, linearly"
 
 
 def _all(demand: Demand) -> Silencers:
@@ -86,15 +84,8 @@ class Roles:
         self._aside = self._of_entries(trace.aside)
         self._outgoing: set[Spot] = set()
         self._yielding: set[Spot] = set()
-        self._bits: dict[Spot, int] = {}
-        self._reads: dict[str, list[tuple[Dim, Read]]] = {}
-        for read in trace.reads:
-            for atom in atoms(read.dim):
-                self._reads.setdefault(read.how, []).append((atom, read))
-        self._bent = self._reach_of("nonlinear")
         self._solve()
         self._part_corners()
-        self._note_copies()
 
     def of(self, spot: Spot) -> Role:
         if spot in self._outgoing:
@@ -124,24 +115,21 @@ class Roles:
         """Returns the option that lets new units learn most."""
         if len(demand.operands) > 1:
             return options[0]
-        # In sum(units * factor), the factor reads the units. If the factor is zero, the weights
-        # that feed the units need not be. Copies can share a factor if only sums and products
-        # read it.
-        ranked = sorted(options, key=lambda o: (any(map(self._feeds, o)), self._is_bent(o)))
-        return ranked[0]
+        # In sum(units * factor), the factor reads the units, and it is read last. If it is zero,
+        # the weights that feed the units need not be.
+        return min(options, key=lambda o: (any(map(self._feeds, o)), -self._order(o)))
 
-    def _is_bent(self, option: _Option) -> bool:
-        """Whether a function that is not linear reads the weights along their dimension."""
-        return any(self._bit(spot) & self._bent.get(spot.atom, 0) for spot in option)
+    def _order(self, option: _Option) -> int:
+        """Returns when the last of these weights is first read."""
+        return max(
+            (self._trace.uses[s.leaf].order for s in option if s.leaf in self._trace.uses),
+            default=0,
+        )
 
     def _feeds(self, spot: Spot) -> bool:
         """Whether the rest of the leaf feeds these units by random weights, not by a factor."""
         use = self._trace.uses.get(spot.leaf)
         return spot in self._produced and use is not None and KIND_OF_USE[use.how] == "random"
-
-    def tied(self) -> list[Spot]:
-        """Returns where weights are both incoming and outgoing."""
-        return sorted(self._outgoing & self._produced, key=lambda s: (s.leaf, s.axis, s.start))
 
     def _of_entry(self, entry: Entry) -> Mapping[Dim, frozenset[Spot]]:
         """Returns the spots of each part of an entry's dimension."""
@@ -183,21 +171,6 @@ class Roles:
             options = [option for option in options if not option & self._produced]
         return options, is_behind
 
-    def _bit(self, spot: Spot) -> int:
-        if spot not in self._bits:
-            self._bits[spot] = self._trace.bits_at(spot.leaf, spot.axis, spot.start)
-        return self._bits[spot]
-
-    def _leaves(self, reach: int) -> set[int]:
-        return {piece.leaf for _, piece in self._trace.pieces_of(reach)}
-
-    def _reach_of(self, how: str) -> dict[Dim, int]:
-        """Returns, by dimension, the bits of all weights that are read so."""
-        found: dict[Dim, int] = {}
-        for atom, read in self._reads.get(how, ()):
-            found[atom] = found.get(atom, 0) | read.reach[0]
-        return found
-
     def _solve(self) -> None:
         """Decides which weights are outgoing."""
         sums: list[tuple[Dim, list[_Option]]] = []
@@ -228,12 +201,6 @@ class Roles:
                 self._outgoing |= options[0]
             elif not any(option <= self._outgoing for option in options):
                 atom.endanger(hazard)
-            sums.append((atom, options))
-        for atom, options in sums:
-            # A list, because weights on both sides of a product act twice.
-            met = [o for o in options if o and o <= self._outgoing]
-            if len(met) != 1:
-                atom.endanger_copies(_NOT_ONCE)
 
     # Units that are new along two dimensions
 
@@ -276,25 +243,3 @@ class Roles:
                     if self.decides(beside):
                         return False
         return True
-
-    # What the reads of weights mean, now that it is known which are outgoing
-
-    def _outgoing_bits(self) -> dict[Dim, int]:
-        """Returns the bits of the outgoing weights of each dimension."""
-        bits: dict[Dim, int] = {}
-        for spot in self._outgoing:
-            bits[spot.atom] = bits.get(spot.atom, 0) | self._bit(spot)
-        return bits
-
-    def _note_copies(self) -> None:
-        """Notes where weights that copies share do not act exactly once, linearly."""
-        outgoing = self._outgoing_bits()
-        for how, mistaken in (
-            ("nonlinear", any),
-            ("product", all),
-            ("sum", lambda shared: len({*shared}) > 1),
-        ):
-            for atom, read in self._reads.get(how, ()):
-                bits = outgoing.get(atom, 0)
-                if bits and mistaken(bool(reach & bits) for reach in read.reach):
-                    atom.endanger_copies(_NOT_ONCE)

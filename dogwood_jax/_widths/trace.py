@@ -191,7 +191,6 @@ def _widths_of(leaves: dict[str, Value], trace: Trace) -> Widths:
             dim.interface,
             next(iter(dim.fixed), None),
             tuple(dim.hazards),
-            tuple(dim.copy_hazards),
             tuple(dim.notes),
             label=label_of(dim),
             former=former.get(dim, ""),
@@ -206,7 +205,6 @@ class Traced:
 
     Args:
         program: the network's program.
-        notes_reads: see ``Trace``.
 
     Attributes:
         program: the program.
@@ -215,9 +213,9 @@ class Traced:
         outputs: its outputs, by path, without those that mirror variables.
     """
 
-    def __init__(self, program: Program, *, notes_reads: bool = True) -> None:
+    def __init__(self, program: Program) -> None:
         self.program = program
-        self.trace = Trace(notes_reads=notes_reads)
+        self.trace = Trace()
         self.leaves: dict[str, Value] = {}
         self.outputs: dict[str, Value] = {}
         values = []
@@ -267,12 +265,10 @@ def _parameter(trace: Trace, index: int, struct: jax.ShapeDtypeStruct) -> Value:
     else:
         for dim in dims:
             dim.fix(f"one of its arrays is of dtype {struct.dtype}, which cannot be filled in")
-    reach = tuple(trace.bit(index, axis, 0, dim.size) for axis, dim in enumerate(dims))
     return Value(
         dims,
         "parameter",
         silencers,
-        reach,
         leaves=frozenset({index}),
         quantized=quantized,
     )

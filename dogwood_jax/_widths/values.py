@@ -10,13 +10,12 @@ dimension is a *hazard*.
 import functools
 import itertools
 import operator
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from dogwood_jax._program.primitives.axes import Axes
-from dogwood_jax._program.primitives.intervals import UNKNOWN, Bounds
 from dogwood_jax._program.primitives.table import axes_of
 from dogwood_jax._widths.dims import Dim, SplitOff
 from dogwood_jax._widths.widths import Kind
@@ -113,9 +112,6 @@ class Value:
         origin: ``"constant"``, ``"parameter"`` (nothing but parameters and constants) or
             ``"data"`` (depends on the inputs).
         silencers: for each axis, the weights that can make new entries along it zero.
-        reach: for each axis, the bits of the weights whose units lie along it, see ``Trace.bit``.
-            Empty if there are no such weights.
-        bounds: the bounds of its entries.
         number: the number that all its entries are, if known.
         positional: axes along which it counts positions.
         noise: ``"noise"`` if it is made of random numbers, ``"mask"`` of random booleans.
@@ -134,8 +130,6 @@ class Value:
     dims: tuple[Dim, ...]
     origin: Origin = "data"
     silencers: tuple[Silencers, ...] = ()
-    reach: tuple[int, ...] = ()
-    bounds: Bounds = UNKNOWN
     number: float | None = None
     positional: frozenset[int] = frozenset()
     noise: Literal["noise", "mask"] | None = None
@@ -160,9 +154,6 @@ class Value:
 
     def silencers_of(self, axis: int) -> Silencers:
         return self.silencers[axis] if self.silencers else ()
-
-    def reach_along(self, axis: int) -> int:
-        return self.reach[axis] if self.reach else 0
 
     def entries(self, axis: int) -> frozenset[Entry]:
         """The entries of leaves that lie along an axis, as far as they are known."""
@@ -224,22 +215,6 @@ class Demand:
     beside: tuple[tuple[Dim, Silencers], ...] = ()
     only_readers: bool = False
     decides_last: bool = False
-
-
-@dataclass(eq=False, slots=True)
-class Read:
-    """A place where a program reads values along a dimension.
-
-    Attributes:
-        how: ``"nonlinear"`` for anything but a sum or a factor of a product, ``"sum"`` or
-            ``"product"`` of several values.
-        dim: the dimension.
-        reach: for each of the values, the bits of the weights that lie along the dimension.
-    """
-
-    how: Literal["nonlinear", "sum", "product"]
-    dim: Dim
-    reach: tuple[int, ...]
 
 
 @dataclass
@@ -308,25 +283,10 @@ class Sized(NamedTuple):
     step: int
 
 
-class Piece(NamedTuple):
-    """A piece of an axis of a leaf, from ``start`` to ``stop``."""
-
-    leaf: int
-    axis: int
-    start: int
-    stop: int
-
-
 class Trace:
-    """What a program does with its parameters, collected while its equations are read.
+    """What a program does with its parameters, collected while its equations are read."""
 
-    Args:
-        notes_reads: whether to note how weights are read. Roles follow from these notes. A program
-            that is only compared with another one needs no roles.
-    """
-
-    def __init__(self, *, notes_reads: bool = True) -> None:
-        self.notes_reads = notes_reads
+    def __init__(self) -> None:
         self.dims: list[Dim] = []  # of every value
         self.inputs: list[Dim] = []  # of the network's inputs
         self.arguments: list[Value] = []  # the inputs
@@ -334,9 +294,6 @@ class Trace:
         self.programs: list[Sequence[Sized]] = []  # the programs read so far, from outside
         self.times = 1  # how often the equation that is read runs
         self.demands: list[Demand] = []
-        self.reads: list[Read] = []
-        self._pieces: list[Piece] = []  # what the bits of ``Value.reach`` stand for
-        self._bits: dict[tuple[int, int], dict[Piece, int]] = {}  # by leaf and axis
         self.uses: dict[int, Use] = {}
         # Entries whose units are produced there: the rest of the leaf feeds them.
         self.produced: set[Entry] = set()
@@ -349,33 +306,6 @@ class Trace:
         self.penalized: set[int] = set()  # leaves of which the network sums up all entries
         self.split_off: list[SplitOff] = []
         self._clock = itertools.count()
-
-    def apart(self) -> "Trace":
-        """Returns another trace with the same bits, for a reading that must not change this one."""
-        other = Trace(notes_reads=self.notes_reads)
-        other._pieces, other._bits = self._pieces, self._bits
-        return other
-
-    def bit(self, leaf: int, axis: int, start: int, stop: int) -> int:
-        """Returns the bit that stands for a piece of a leaf's axis in ``Value.reach``."""
-        piece = Piece(leaf, axis, start, stop)
-        known = self._bits.setdefault((leaf, axis), {})
-        if piece not in known:
-            known[piece] = 1 << len(self._pieces)
-            self._pieces.append(piece)
-        return known[piece]
-
-    def pieces_of(self, reach: int) -> Iterator[tuple[int, Piece]]:
-        """Yields bits one by one, each with the piece that it stands for."""
-        while reach:
-            bit = reach & -reach
-            yield bit, self._pieces[bit.bit_length() - 1]
-            reach &= ~bit
-
-    def bits_at(self, leaf: int, axis: int, place: int) -> int:
-        """Returns the bits of all pieces of a leaf's axis that hold a place."""
-        known = self._bits.get((leaf, axis), {})
-        return sum(bit for piece, bit in known.items() if piece.start <= place < piece.stop)
 
     def record(
         self,

@@ -126,7 +126,6 @@ class Width:
         fixed: why the width cannot grow, or None.
         hazards: what may change the network's outputs if the width grew, such as a normalization
             over it. Evaluation of a function in the new sizes decides whether it does.
-        copy_hazards: what would change the outputs if its units were copied.
         notes: what a caller should know before growing it.
         inside: the width each of whose units becomes as many as this one has; None for a width that
             the network's arrays show by themselves. It has one unit before the growth.
@@ -141,7 +140,6 @@ class Width:
     interface: bool = False
     fixed: str | None = None
     hazards: tuple[str, ...] = ()
-    copy_hazards: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     inside: str | None = None
     label: str = ""
@@ -191,7 +189,6 @@ class Facts:
     interface: bool = False
     fixed: str | None = None
     hazards: tuple[str, ...] = ()
-    copy_hazards: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     inside: str | None = None
     label: str = ""

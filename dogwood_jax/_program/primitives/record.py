@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from dogwood_jax._program.primitives.axes import Axes
-from dogwood_jax._program.primitives.intervals import Bounds
 
 Shape = Sequence[int]
 
@@ -27,7 +26,6 @@ class Primitive:
         pole: whether it is not finite at zero.
         compares: whether it tells which operand is larger, or whether they are equal.
         fold: computes it with numbers.
-        bounds: computes the bounds of its values.
         terms: the operands that it adds, joins, or chooses from.
         powers: the powers of the operands that the result is a product of, entry by entry.
         contracts: whether it is a sum of products of its first two operands.
@@ -55,7 +53,6 @@ class Primitive:
     pole: bool = False
     compares: bool = False
     fold: Callable[..., Any] | None = None
-    bounds: Callable[[Bounds], Bounds] | None = None
     terms: slice | None = None
     powers: tuple[int, int] | None = None
     contracts: bool = False

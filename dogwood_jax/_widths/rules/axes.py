@@ -76,7 +76,6 @@ def _reshape(trace: Trace, eqn: Any, x: Value, *_: Value) -> list[Value]:
         x.but(
             dims=dims,
             silencers=tuple(silencers) if x.silencers else (),
-            reach=(),  # noted anew, where reads are noted
             positional=frozenset(positional),
             weighted=frozenset(),
         )

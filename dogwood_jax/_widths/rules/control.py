@@ -1,11 +1,8 @@
 """Rules for loops and branches."""
 
-import functools
-import operator
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from dogwood_jax._program.primitives.intervals import union
 from dogwood_jax._program.subprograms import scan_counts, sub_programs
 from dogwood_jax._widths.dims import LAYERS, Dim, unify
 from dogwood_jax._widths.reader import run
@@ -18,10 +15,7 @@ from dogwood_jax._widths.rules.registry import (
     shapes_out,
     unknown,
 )
-from dogwood_jax._widths.values import Read, Trace, Value
-
-# What reaches a value along each axis.
-_Reach = tuple[int, ...]
+from dogwood_jax._widths.values import Trace, Value
 
 
 def _enter(
@@ -29,7 +23,6 @@ def _enter(
     state: Sequence[Value],
     operands: Sequence[Value],
     kept: Collection[int],
-    reached: Sequence[_Reach],
 ) -> list[Value]:
     """Returns what is known of a loop's state in every iteration: its dimensions.
 
@@ -38,14 +31,12 @@ def _enter(
         state: the state before the first iteration.
         operands: all that the loop takes.
         kept: places of values that no iteration changes, such as weights.
-        reached: what reaches all values.
     """
     entered = []
-    for place, (value, reach) in enumerate(zip(state, reached, strict=True)):
+    for place, value in enumerate(state):
         if place not in kept:
             trace.join(value, "add")
             value = _any_iteration(value, operands)
-            value.reach = reach
         entered.append(value)
     changed = [place for place in range(len(state)) if place not in kept]
     trace.record("enter", [state[i] for i in changed], [entered[i] for i in changed])
@@ -59,51 +50,10 @@ def _kept(jaxpr: Any, before: int, count: int) -> set[int]:
     return {place for place, (old, new) in enumerate(pairs) if old is new}
 
 
-def _reached(
-    trace: Trace,
-    program: tuple[Any, Sequence[Any]],
-    before: Sequence[Value],
-    state: Sequence[Value],
-    after: Sequence[Value],
-) -> list[_Reach]:
-    """Returns what reaches a loop's state in any iteration.
-
-    An iteration is read several times, apart from the program, until nothing new is found.
-
-    Args:
-        trace: what is noted of the program.
-        program: the program of an iteration, with its constants.
-        before: the operands of an iteration before the state.
-        state: the state before the first iteration.
-        after: the operands of an iteration after the state.
-    """
-    known = [value.reach for value in state]
-    while trace.notes_reads and state:
-        begun = [
-            Value(_alone(value).dims, "data", reach=reach)
-            for value, reach in zip(state, known, strict=True)
-        ]
-        results = run(trace.apart(), *program, [*map(_alone, before), *begun, *map(_alone, after)])
-        found = [
-            tuple(one.reach_along(a) | result.reach_along(a) for a in range(one.ndim))
-            for one, result in zip(begun, results, strict=False)
-        ]
-        if found == known:
-            break
-        known = found
-    return known
-
-
-def _alone(value: Value) -> Value:
-    """Returns a value for a reading aside, which leaves the program's dimensions as they are."""
-    dims = tuple(Dim(dim.size) for dim in value.dims)
-    return value.but(dims=dims, silencers=(), contracted=(), summed=())
-
-
 def _any_iteration(value: Value, operands: Sequence[Value]) -> Value:
     if origin_of(operands) == "constant":
         return Value(value.dims, "constant", positional=frozenset(range(value.ndim)))
-    return Value(value.dims, "data", reach=value.reach)
+    return Value(value.dims, "data")
 
 
 def _close(trace: Trace, before: Sequence[Value], after: Sequence[Value]) -> list[Value]:
@@ -143,18 +93,16 @@ def _scan(trace: Trace, eqn: Any, *operands: Value) -> list[Value]:
         slices.append(pick(value, range(1, value.ndim)))
         trace.record("take", (value,), slices[-1:], {"loop": length})
     kept = _kept(jaxpr, n_consts, n_carry)
-    reached = _reached(trace, (jaxpr, closed_over), consts, carry, slices)
-    state = _enter(trace, carry, operands, kept, reached)
+    state = _enter(trace, carry, operands, kept)
     once, trace.times = trace.times, trace.times * length.size
     results = run(trace, jaxpr, closed_over, [*consts, *state, *slices])
     trace.times = once
     state = _close(trace, state, results[:n_carry])
     outputs = []
     for value in results[n_carry:]:
-        reach = (0, *value.reach) if value.reach else ()
-        stack = _any_iteration(Value((length, *value.dims), reach=reach), operands)
+        stack = _any_iteration(Value((length, *value.dims)), operands)
         positional = stack.positional | {a + 1 for a in value.positional}
-        outputs.append(stack.but(positional=positional, noise=value.noise, bounds=value.bounds))
+        outputs.append(stack.but(positional=positional, noise=value.noise))
         trace.record("collect", (value,), outputs[-1:])
     return [*state, *outputs]
 
@@ -167,8 +115,7 @@ def _while(trace: Trace, eqn: Any, *operands: Value) -> list[Value]:
     carry = operands[n_cond + n_body :]
     consts = operands[n_cond : n_cond + n_body]
     kept = _kept(body.jaxpr, n_body, len(carry))
-    reached = _reached(trace, (body.jaxpr, body.consts), consts, carry, ())
-    state = _enter(trace, carry, operands, kept, reached)
+    state = _enter(trace, carry, operands, kept)
     goes_on = run(trace, cond.jaxpr, cond.consts, [*operands[:n_cond], *state])
     trace.record("output", goes_on, ())
     results = run(trace, body.jaxpr, body.consts, [*consts, *state])
@@ -193,22 +140,13 @@ def _chosen(trace: Trace, which: Value, cases: Sequence[Value]) -> Value:
                 positions_used(case)
         if not are_weights:
             trace.join(case, "add")
-    for axis, dim in enumerate(first.dims):
-        if len({case.reach_along(axis) for case in cases}) > 1:
-            terms = tuple(case.reach_along(axis) for case in cases)
-            trace.reads.append(Read("sum", dim, terms))
     known = Value(
         first.dims,
         "parameter" if are_weights else origin,  # type: ignore[arg-type]
         tuple(of_sum((c, c.silencers_of(a)) for c in cases) for a in range(first.ndim)),
-        tuple(
-            functools.reduce(operator.or_, (c.reach_along(a) for c in cases))
-            for a in range(first.ndim)
-        ),
         leaves=frozenset().union(*(c.leaves for c in cases)) if are_weights else frozenset(),
         positional=frozenset(range(first.ndim)) if origin == "constant" else frozenset(),
     )
-    known.bounds = union([case.bounds for case in cases])
     trace.record("enter", (first,), (known,))
     for case in cases[1:]:
         trace.record("close", (known, case), ())

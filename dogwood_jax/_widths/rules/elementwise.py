@@ -1,6 +1,6 @@
 """Rules for elementwise operations."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from math import isfinite
 from typing import Any
 
@@ -233,12 +233,12 @@ def _compare(trace: Trace, eqn: Any, x: Value, y: Value) -> list[Value]:
         # No old value of the other operand equals a new position: the row is zero there.
         table, other = (x, y) if x.positional else (y, x)
         free = {a for a in table.positional if not other.ndim or other.dims[a].size == 1}
-        if free == table.positional and (other.index or _is_below(other, dims, free)):
+        if free == table.positional and other.index:
             silencers = tuple(
                 (Silencer(frozenset()),) if a in free else () for a in range(len(dims))
             )
             positional = frozenset()
-            for axis in free if other.index else ():
+            for axis in free if other.index is True else ():
                 dims[axis].root.interface = True
     noise = "mask" if x.noise or y.noise else None
     out = mixed((x, y), dims, positional=positional, noise=noise)
@@ -246,20 +246,11 @@ def _compare(trace: Trace, eqn: Any, x: Value, y: Value) -> list[Value]:
     return [out.but(silencers=silencers, number=number)]
 
 
-def _is_below(value: Value, dims: Sequence[Dim], axes: Iterable[int]) -> bool:
-    """Whether integers never equal a new position: they are less than the old sizes of axes."""
-    bounds = value.bounds
-    return bounds.low >= 0 and all(bounds.high < dims[axis].size for axis in axes)
-
-
 @rule("select_n")
 def _select_n(trace: Trace, eqn: Any, which: Value, *cases: Value) -> list[Value]:
     out = _nary(trace, eqn, (which, *cases), "add")
     # jnp adds the length of an axis to negative indices. These indices are never negative.
-    compared = which.bounds.compared
-    wraps = compared is not None and (compared.how, compared.number) == ("lt", 0)
-    wraps = wraps and any(compared.of is case for case in cases if case.index)  # type: ignore[union-attr]
-    known = [c.index or (c.wrapped if wraps else False) or c.number == 0 for c in cases]
+    known = [c.index or c.wrapped or c.number == 0 for c in cases]
     names = {index.root if isinstance(index, Dim) else None for index in known}
     index = (
         next((c.index for c in cases if c.index), False)

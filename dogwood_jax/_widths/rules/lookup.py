@@ -91,10 +91,6 @@ def _gather(trace: Trace, eqn: Any, x: Value, indices: Value) -> list[Value]:
     places = [a for a in range(len(shape)) if a not in n.offset_dims]
     for axis, place in enumerate(places):
         dims[place] = indices.dims[axis]
-        if axis in indices.positional:
-            dims[place].endanger_copies(
-                "it counts positions, and a new one is no copy of an old one"
-            )
     if indices.noise and x.origin != "constant":
         noise_used(indices)
     for axis, index_axis in zip(batching, index_batching, strict=True):

@@ -127,7 +127,6 @@ def pick(x: Value, axes: Sequence[int]) -> Value:
     return x.but(
         dims=tuple(x.dims[a] for a in axes),
         silencers=tuple(x.silencers[a] for a in axes) if x.silencers else (),
-        reach=tuple(x.reach[a] for a in axes) if x.reach else (),
         positional=frozenset(i for i, a in enumerate(axes) if a in x.positional),
         weighted=frozenset(i for i, a in enumerate(axes) if a in x.weighted),
     )
@@ -137,7 +136,6 @@ def spread(x: Value, shape: Sequence[int], places: Sequence[int]) -> Value:
     """Returns a value with its axes at these places among new ones."""
     dims = [Dim(n) for n in shape]
     silencers: list[Silencers] = [()] * len(shape)
-    reach = [0] * len(shape)
     place_of: dict[int, int] = {}
     for axis, place in enumerate(places):
         if x.dims[axis].size != shape[place]:
@@ -145,12 +143,10 @@ def spread(x: Value, shape: Sequence[int], places: Sequence[int]) -> Value:
             continue
         dims[place] = x.dims[axis]
         silencers[place] = x.silencers_of(axis)
-        reach[place] = x.reach_along(axis)
         place_of[axis] = int(place)
     return x.but(
         dims=tuple(dims),
         silencers=tuple(silencers) if x.silencers else (),
-        reach=tuple(reach) if x.reach else (),
         positional=frozenset(place_of[a] for a in x.positional if a in place_of),
         weighted=frozenset(place_of[a] for a in x.weighted if a in place_of),
     )

@@ -258,22 +258,13 @@ def _reduce(trace: Trace, eqn: Any, x: Value, *_: Value) -> list[Value]:
     axes = {int(a) for a in eqn.params["axes"]}
     for axis in axes if x.origin != "constant" else ():
         hazard = f"{_REDUCTIONS[eqn.primitive.name]} runs over it"
-        # If values are never negative, additional zeros do not change their maximum.
-        silent = x.silencers_of(axis) if _is_least_at_zero(eqn.primitive.name, x) else ()
-        trace.demand(x.dims[axis], (silent,), hazard, (x, axis), only_readers=True)
+        x.dims[axis].endanger(hazard)
     kept = pick(x, [a for a in range(x.ndim) if a not in axes])
     number = x.number if eqn.primitive.name in ("reduce_max", "reduce_min") else None
     silencers = kept.silencers if x.origin == "parameter" else ()
     names_units = eqn.primitive.name in ("argmax", "argmin") and x.origin == "data"
     index = x.dims[eqn.params["axes"][0]] if names_units else False
     return [kept.but(number=number, index=index, silencers=silencers)]
-
-
-def _is_least_at_zero(name: str, x: Value) -> bool:
-    """Whether zeros do not change a maximum, or a minimum."""
-    if name in ("reduce_max", "reduce_or"):
-        return x.bounds.low >= 0
-    return name == "reduce_min" and x.bounds.high <= 0
 
 
 @rule("reduce")
@@ -337,7 +328,7 @@ def _top_k(trace: Trace, eqn: Any, x: Value) -> list[Value]:
     (shape, _) = shapes_out(eqn)
     dims = [*x.dims]
     dims[axis] = Dim(shape[axis], PICKS)
-    return [mixed((x,), dims), mixed((x,), dims)]
+    return [mixed((x,), dims), mixed((x,), dims, index=x.dims[axis])]
 
 
 @rule(_WINDOW_SUM, "reduce_window_max", "reduce_window_min", "reduce_window")
