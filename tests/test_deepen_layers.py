@@ -391,7 +391,7 @@ OWN_INPUTS = {
     [
         ("blocks of one axis", 3),
         ("blocks of one axis", 5),
-        ("a product under a norm", 5),
+        long("a product under a norm", 5),
         ("a table", 5),
         long("axes that move", 5),
         long("a product under a norm", 3),

@@ -49,7 +49,7 @@ def assert_same(small, large, old=24):
 @pytest.mark.parametrize(
     ("name", "more"),
     [
-        ("llama", {"num_hidden_layers": 6}),
+        long("llama", {"num_hidden_layers": 6}),
         long("gemma2", {"hidden_size": 32, "num_hidden_layers": 6}),
     ],
 )

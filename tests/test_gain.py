@@ -147,6 +147,7 @@ def test_a_unit_is_worth_the_squared_norm_of_its_gradient():
         assert 0.4 < gains[name].unit / expected < 2.5
 
 
+@pytest.mark.long
 def test_the_table_says_what_a_unit_costs():
     (params, x, y, gains), widths = case(0), traced()
     h1 = gains["h1"]

@@ -88,7 +88,7 @@ def test_files_of_weights_are_converted_and_inspected(weights, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*does not say which optimizer")
-@pytest.mark.parametrize("name", [long("tf_keras_2.21.0.h5"), "keras_3.15.1.keras"])
+@pytest.mark.parametrize("name", [long("tf_keras_2.21.0.h5"), long("keras_3.15.1.keras")])
 def test_whole_models_are_widened(name, tmp_path):
     out = tmp_path / name
     command = ["widen", str(LAYOUTS / name), "--layer", "dense_1=9", "--out", str(out)]

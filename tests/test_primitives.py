@@ -233,14 +233,18 @@ def growing() -> Iterator[Any]:
     between = [name for name in of_few(ENTRIES_ALONE) if name.endswith("_between")]
     normed = [name for name in EXAMPLES if "_a_norm" in name]
     short = {
-        "default": [*dict.fromkeys([*first, *core, *between])],
+        "default": [*dict.fromkeys([*first[::2], *core[::2], *between[::2]])],
         "replicate": [name for name in first if EXAMPLES[name].reaches[0] in CORE],
-        "zeros": of_few(first),
-        "zero_incoming": of_few(normed),
-        "tile": of_few(normed)[::2],
+        "zeros": of_few(first)[::4],
+        "zero_incoming": of_few(normed)[::4],
+        "tile": of_few(normed)[::6],
     }
+    others = [name for name in PLAIN if name not in first]
     long = {
-        "default": [name for name in PLAIN if name not in short["default"]][::2],
+        "zeros": [name for name in of_few(first) if name not in short["zeros"]],
+        "zero_incoming": [n for n in of_few(normed) if n not in short["zero_incoming"]],
+        "tile": [name for name in of_few(normed)[::2] if name not in short["tile"]],
+        "default": [n for n in dict.fromkeys([*first, *others[::2]]) if n not in short["default"]],
         "replicate": [name for name in first if name in STRUCTURAL][::2],
     }
     for tier, growths in ("short", short), ("long", long):

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 # What is said of a recipe beside its code.
@@ -27,6 +29,7 @@ for recipe in recipes:
 """
 
 
+@pytest.mark.long
 def test_each_recipe_of_the_readme_runs_after_its_first_block(tmp_path):
     # In a process of its own: the tests' strict mode is not what a reader of the README has.
     code, *recipes = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)

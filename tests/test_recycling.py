@@ -247,6 +247,7 @@ def test_a_grown_network_goes_on():
         jax.eval_shape(anew.update, wide, old, wide)
 
 
+@pytest.mark.long
 def test_wrong_arguments_are_named():
     tx, params = optax.adam(1e-2), perceptron()
     with pytest.raises(TypeError, match="the arguments are in the wrong order"):
@@ -326,6 +327,7 @@ def test_masks_may_have_former_names_or_be_none_at_all():
     same(one, other)
 
 
+@pytest.mark.long
 def test_what_is_not_of_these_parameters_is_named():
     tx, params = dw.recycling(optax.adam(1e-2), widths(), key=KEY, every=1), perceptron()
     state, grads = tx.init(params), gradients(params)

@@ -324,6 +324,7 @@ def test_positions_of_tokens_that_are_no_grid_in_the_network():
         assert apply(made, jnp.zeros((2, 13, 5))).shape == (2, 2)
 
 
+@pytest.mark.long
 def test_the_stream_may_grow_along():
     model = ViT((8, 8), features=16)
     growth = dw.plan(traced(SMALL, 16), target=shapes_of(model, 48), strategy=POSITIONS | PATCHES)

@@ -33,7 +33,7 @@ from networks_scaling import (
     towers,
     weighted,
 )
-from tiers import in_tiers, long
+from tiers import in_tiers, long, some
 
 import dogwood_jax as dw
 from dogwood_jax._base.trees import leaves_by_path
@@ -91,7 +91,7 @@ RECORDED = {
 }
 
 
-@pytest.mark.parametrize("name", in_tiers([n for n in CASES if n not in RECORDED], long=LONG))
+@pytest.mark.parametrize("name", some([n for n in CASES if n not in RECORDED], 2, long=LONG))
 def test_the_larger_network_computes_the_same(name: str) -> None:
     model, _, variables = before(name)
     outputs = jax.jit(model.apply)(variables, *model.inputs)
@@ -428,7 +428,7 @@ NOT_WEIGHED: dict[str, Callable[[Any, Any, Any], Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", NOT_WEIGHED)
+@pytest.mark.parametrize("name", some(NOT_WEIGHED, 3))
 def test_what_writes_scaled_units_must_do_nothing_else(name: str) -> None:
     def apply(params: Any, x: Any) -> Any:
         x = affine(params["write"], x)
@@ -447,7 +447,7 @@ def test_what_writes_scaled_units_must_do_nothing_else(name: str) -> None:
             dw.plan(widths, {grows: 9})
 
 
-@pytest.mark.parametrize("name", ["post-norm", "relu, norm", "rms by tiles", "softmax"])
+@pytest.mark.parametrize("name", some(["softmax", "post-norm", "relu, norm", "rms by tiles"], 4))
 def test_some_only_grow_to_multiples(name: str) -> None:
     widths = before(name)[1]
     width = widths.of(*CASES[name].place)

@@ -57,9 +57,7 @@ SEARCHED = {
 IN_TABLE = ("scores", "vit", "llama", "gemma", "rms by tiles", "layer scale")
 
 
-@pytest.mark.parametrize(
-    "name", in_tiers((*SEARCHED, *IN_TABLE), short=("epsilon 1e-6", "another epsilon", "llama"))
-)
+@pytest.mark.parametrize("name", in_tiers((*SEARCHED, *IN_TABLE), short=("epsilon 1e-6", "llama")))
 def test_a_growth_is_the_same_for_any_samples(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = SEARCHED.get(name) or by_size(name)
     written = dw.to_json(plan())

@@ -158,7 +158,7 @@ def test_a_constant_unit_without_a_bias_to_take_over_is_not_free():
     ("share", "measure"),
     [
         (0.95, "flops"),
-        (0.67, "parameters"),
+        long(0.67, "parameters"),
         long(0.3, "flops"),
         long(0.1, "parameters"),
     ],

@@ -189,10 +189,10 @@ def test_sizes_are_multiples():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"layers": 2, "parameters": 0.5}, "one budget, parameters=.* or layers="),
-        ({"layers": 0}, "between 1 and 4 layers can stay, got 0"),
+        long({"layers": 2, "parameters": 0.5}, "one budget, parameters=.* or layers="),
+        long({"layers": 0}, "between 1 and 4 layers can stay, got 0"),
         ({"layers": 5}, "between 1 and 4 layers can stay, got 5"),
-        ({"layers": {"blocks": 2}}, "no layers 'blocks'; the closest are \\['block'\\]"),
+        long({"layers": {"blocks": 2}}, "no layers 'blocks'; the closest are \\['block'\\]"),
         ({"layers": 2, "scores": {"block": np.ones(3)}}, "a finite score for each of 4 layers"),
         ({"layers": 2, "scores": {}}, "there are layers called nothing"),
         ({"layers": 2, "scores": {"block_0/up": np.ones(7)}}, "block_0/up is a width of units"),

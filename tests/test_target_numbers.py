@@ -11,7 +11,7 @@ import optax
 import pytest
 from networks import data, f64, fill
 from safetensors.flax import load_file, save_file
-from tiers import in_tiers
+from tiers import some
 
 import dogwood_jax as dw
 
@@ -337,7 +337,7 @@ LONG = (
 )
 
 
-@pytest.mark.parametrize("name", in_tiers(EXACT, long=LONG))
+@pytest.mark.parametrize("name", some(EXACT, 2, long=LONG))
 def test_arrays_make_up_for_the_larger_models_numbers(name: str) -> None:
     if "interleaved" in name and jax.__version_info__ < (0, 7):
         pytest.skip("JAX 0.6 takes interleaved pairs apart in other steps, which are refused")
@@ -467,7 +467,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", some(REFUSED, 2))
 def test_what_no_array_makes_up_for_is_refused(name: str) -> None:
     case, reason = REFUSED[name]
     shapes, target = map(case.shapes, case.sizes)

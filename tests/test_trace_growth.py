@@ -26,7 +26,7 @@ from networks import (
     load,
     new_size,
 )
-from tiers import in_tiers, long
+from tiers import in_tiers, long, some
 
 import dogwood_jax as dw
 from dogwood_jax._base.trees import leaves_by_path
@@ -389,7 +389,7 @@ HEAVY = (
 )
 
 
-@pytest.mark.parametrize("name", in_tiers(GROWING, long=HEAVY))
+@pytest.mark.parametrize("name", some(GROWING, 4, long=HEAVY))
 def test_growth_is_data(name: str) -> None:
     widths, growth = old(name).widths, dataclasses.replace(grown_at_once(name)[1], structure=None)
     assert dw.from_json(dw.to_json(widths)) == widths
@@ -419,7 +419,11 @@ def assert_equal(found: Any, expected: Any) -> None:
             assert (new == reference).all()
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+# Whose refusals take seconds.
+COSTLY = ("vit", "cnn_training", "groupnorm", "vae", "fused_qkv", "library_attention", "pinn")
+
+
+@pytest.mark.parametrize("name", some(NETWORKS, 5, long=COSTLY))
 def test_what_cannot_grow_is_refused_with_the_reason(name: str) -> None:
     network, widths = NETWORKS[name], old(name).widths
     for width, expected in network.widths.items():

@@ -16,7 +16,7 @@ from evaluate import evaluate
 from evaluate import program as evaluated
 from jax import lax
 from networks import f64, fill
-from tiers import in_tiers
+from tiers import some
 from traps import INPUTS, MLP, POSITIONS, TRAPS, X, layer, trap
 
 import dogwood_jax as dw
@@ -424,7 +424,7 @@ LONG = (
 )
 
 
-@pytest.mark.parametrize("name", in_tiers(TRAPS, long=LONG))
+@pytest.mark.parametrize("name", some(TRAPS, 2, long=LONG))
 def test_trap(name: str) -> None:
     apply, shapes, fates = dataclasses.astuple(TRAPS[name])
     widths = dw.trace(apply, shapes, X)

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from tiers import long
+from tiers import in_tiers, long
 
 import dogwood_jax as dw
 from dogwood_jax._judge import tables
@@ -67,7 +67,7 @@ def with_table(table: Any) -> Any:
     return apply
 
 
-@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("name", in_tiers(TABLES, short=("sign of integers",)))
 def test_tables_are_compared_in_the_real_sizes(name: str) -> None:
     """The network is so large that small sizes stand for it, in which tables look alike."""
     variables = arrays(i=(32, 128), o=(128, 8))
@@ -95,7 +95,7 @@ def test_where_a_table_differs_and_the_network_is_too_large_the_table_is_named()
         dw.plan(widths, {"i": 4096})
 
 
-@pytest.mark.parametrize("is_same", [True, False])
+@pytest.mark.parametrize("is_same", [True, long(False)])
 def test_large_tables_are_compared_in_pieces(
     is_same: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,8 +171,9 @@ def attention(hide: Any) -> Any:
     return apply
 
 
-@pytest.mark.parametrize("low", [-1e4, long(float(np.finfo(np.float32).min))])
-@pytest.mark.parametrize("dtype", [float, long(jnp.int32)])
+@pytest.mark.long
+@pytest.mark.parametrize("low", [-1e4, float(np.finfo(np.float32).min)])
+@pytest.mark.parametrize("dtype", [float, jnp.int32])
 def test_scores_are_seen_behind_a_mask(low: float, dtype: Any) -> None:
     """Normal numbers in the place of a mask would hide the scores, which larger heads change."""
     apply = attention(lambda mask: (1.0 - mask[:, None, None].astype(float)) * low)
@@ -345,7 +346,7 @@ class Attention(nn.Module):
         return nn.DenseGeneral(3, axis=(-2, -1))(jax.nn.dot_product_attention(q, k, v))
 
 
-@pytest.mark.parametrize("units", [8, 12])  # one over the root of 4 is a half
+@pytest.mark.parametrize("units", [8, long(12)])  # one over the root of 4 is a half
 @pytest.mark.parametrize("is_flax", [False, True])
 def test_a_library_scales_scores_by_the_root_of_a_size(units: int, is_flax: bool) -> None:
     x, module = normal(7, 4, 5, 5), Attention(units, is_flax)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import test_trace_traps  # noqa: F401, for the traps in it
 from networks import load
+from tiers import some
 from traps import TRAPS, X
 
 import dogwood_jax as dw
@@ -56,7 +57,7 @@ def refusal(widths: dw.Widths, sizes: Any, strategy: Any, interface: bool) -> st
     return None
 
 
-@pytest.mark.parametrize("name", [*NETWORKS, *TRAPS])
+@pytest.mark.parametrize("name", some([*NETWORKS, *TRAPS], 3))
 def test_the_way_out_is_open(name: str) -> None:
     widths = traced(name)
     for width, strategy in ((w, s) for w in widths.values() if not w.fixed for s in STRATEGIES):

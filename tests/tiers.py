@@ -11,6 +11,18 @@ def long(*values: Any) -> Any:
     return pytest.param(*values, marks=pytest.mark.long)
 
 
+def some(cases: Iterable[Any], step: int, *, long: Container[Any] = ()) -> list[Any]:
+    """Returns cases of one value each, of which one in ``step`` is of the short tier.
+
+    Args:
+        cases: the values.
+        step: how many there are for each of the short tier.
+        long: values of the long tier, which do not count.
+    """
+    every = [*cases]
+    return in_tiers(every, short=[case for case in every if case not in long][::step])
+
+
 def in_tiers(
     cases: Iterable[Any], *, short: Container[Any] | None = None, long: Container[Any] = ()
 ) -> list[Any]:
