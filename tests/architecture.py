@@ -236,8 +236,7 @@ def _of_a_window(width: dw.Width) -> bool:
 def reason(error: ValueError, name: str) -> str:
     """Returns the first reason that an error tells, without the width, ways out and places."""
     problems = getattr(error, "problems", None) or [str(error).partition("\n- ")[2] or str(error)]
-    first = next((p for p in problems if "would change outputs: " in p), problems[0])
-    first = first.partition("would change outputs: ")[2] or first
+    first = next((p for p in problems if "something else" in p), problems[0])
     return re.split(r"; |\n", first)[0].removeprefix(f"{name}: ").removeprefix(_UNSHOWN)
 
 

@@ -38,7 +38,7 @@ class Expected:
         places: where it occurs, see ``places_of``.
         by: the argument of the builder that makes it larger, if there is one.
         fixed: words of the reason why it cannot grow.
-        hazard: words of what growing it would change, separated by ``"; "``.
+        changes: whether outputs change if it grows and nothing makes up for that.
         interface: whether it is a dimension of an input or output.
         copies: why outputs would change if its units were copied.
     """
@@ -47,7 +47,7 @@ class Expected:
     places: str
     by: str = ""
     fixed: str = ""
-    hazard: str = ""
+    changes: bool = False
     interface: bool = False
     copies: str = ""
 
@@ -78,18 +78,14 @@ def grows(by: str, size: int, places: str, *, copies: str = "") -> Expected:
     return Expected(size, places, by=by, copies=copies)
 
 
-def interface(by: str, size: int, places: str, *, hazard: str = "") -> Expected:
+def interface(by: str, size: int, places: str, *, changes: bool = False) -> Expected:
     """A width that is a dimension of an input or output."""
-    return Expected(size, places, by=by, hazard=hazard, interface=True)
+    return Expected(size, places, by=by, changes=changes, interface=True)
 
 
-# A number of the program follows from the size, which no hazard says.
-FOLLOWS = "follow"
-
-
-def changes(by: str, hazard: str, size: int, places: str) -> Expected:
-    """A width whose growth would change outputs."""
-    return Expected(size, places, by=by, hazard=hazard)
+def changes(by: str, size: int, places: str) -> Expected:
+    """A width whose growth would change outputs, if nothing makes up for that."""
+    return Expected(size, places, by=by, changes=True)
 
 
 def fixed(reason: str, size: int, places: str) -> Expected:

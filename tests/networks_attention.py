@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from networks import (
-    FOLLOWS,
     Model,
     affine,
     changes,
@@ -48,7 +47,6 @@ def causal(scores: Any) -> Any:
     {
         "patches": changes(
             "model",
-            "summed over",
             10,
             "-> {patches,down}/{kernel[1],bias[0]} {token,positions}[2] "
             "{norm_1,norm_2,norm}/{scale,bias}[0] attention/out/{kernel[2],bias[0]} <- "
@@ -57,12 +55,8 @@ def causal(scores: Any) -> Any:
         "patches[0.0]": interface("", 2, "<- patches/kernel[0]"),
         "patches[0.1]": interface("", 2, "<- patches/kernel[0]"),
         "patches[0.2]": interface("channels", 3, "<- patches/kernel[0]"),
-        "positions[1.1]": interface(
-            "", 2, "-> positions[1]", hazard="a maximum runs over; summed over; two activations"
-        ),
-        "positions[1.2]": interface(
-            "", 2, "-> positions[1]", hazard="a maximum runs over; summed over; two activations"
-        ),
+        "positions[1.1]": interface("", 2, "-> positions[1]", changes=True),
+        "positions[1.2]": interface("", 2, "-> positions[1]", changes=True),
         "attention/query[heads]": grows(
             "heads",
             2,
@@ -70,9 +64,8 @@ def causal(scores: Any) -> Any:
         ),
         "attention/query[head_dim]": changes(
             "",
-            FOLLOWS,
             3,
-            "-> attention/query/{kernel[2],bias[1]} <> attention/key/{kernel[2],bias[1]}",
+            "-> attention/query/{kernel[2],bias[1]} -> attention/key/{kernel[2],bias[1]}",
         ),
         "attention/value[value_dim]": grows(
             "", 3, "-> attention/value/{kernel[2],bias[1]} <- attention/out/kernel[1]"
@@ -118,13 +111,12 @@ def vit(
     {
         "embed": changes(
             "model",
-            "summed over",
             6,
             "-> {norm_1,norm_2,norm}/scale[0] {o,down}[1] <- {q,k,v,gate,up}[0] <> embed[1]",
         ),
         "embed[vocab]": interface("vocab", 11, "-> embed[0]"),
         "q[kv_heads]": grows("kv", 3, "-> {q,k,v}[1] <- o[0]"),
-        "q[head_dim]": changes("dim", "a table of positions", 4, "-> k[1] <> q[1]"),
+        "q[head_dim]": changes("dim", 4, "-> k[1] -> q[1]"),
         "q[groups]": grows("groups", 2, "-> q[1] <- o[0]"),
         "v[value_dim]": grows("value", 7, "-> v[1] <- o[0]"),
         "gate": grows("hidden", 5, "-> {gate,up}[1] <- down[0]"),
@@ -175,7 +167,7 @@ def llama(
 @network(
     {
         "q[heads]": grows("heads", 3, "-> q[1] <- o[0]"),
-        "q[head_dim]": changes("dim", FOLLOWS, 4, "-> q[2] <> k[1]"),
+        "q[head_dim]": changes("dim", 4, "-> q[2] -> k[1]"),
         "q[0]": interface("n_in", 5, "<- {q,k,v}[0]"),
         "v": grows("value", 7, "-> v[1] <- o[1]"),
         "o": interface("out", 6, "-> o[2]"),
@@ -201,22 +193,18 @@ def multi_query(n_in: int = 5, heads: int = 3, dim: int = 4, value: int = 7, out
         "a[heads]": grows("a", 3, "-> a/{kernel[1],bias[0]} <- a_out/kernel[0]"),
         "a[head_dim]": changes(
             "dim",
-            FOLLOWS,
             4,
-            "-> a/{kernel[1],bias[0]} <> a/{kernel[1],bias[0]} <- a_out/kernel[0]",
+            "-> a/{kernel[1],bias[0]} -> a/{kernel[1],bias[0]} <- a_out/kernel[0]",
         ),
         "a_out": interface("n_in", 5, "-> {a_out,b_out}/{kernel[1],bias[0]} <- {a,b,c}/kernel[0]"),
         "b[heads]": grows("b", 2, "-> b/{kernel[1],bias[0]} <- b_out/kernel[0]"),
         "b[head_dim]": changes(
             "dim",
-            FOLLOWS,
             4,
-            "-> b/{kernel[1],bias[0]} <> b/{kernel[1],bias[0]} <- b_out/kernel[0]",
+            "-> b/{kernel[1],bias[0]} -> b/{kernel[1],bias[0]} <- b_out/kernel[0]",
         ),
         "c[heads]": grows("c", 6, "-> c/{kernel[1],bias[0]} <- c_out/kernel[0]"),
-        "c[head_dim]": changes(
-            "dim", FOLLOWS, 4, "-> c/{kernel[1],bias[0]} <> c/{kernel[1],bias[0]}"
-        ),
+        "c[head_dim]": changes("dim", 4, "-> c/{kernel[1],bias[0]} -> c/{kernel[1],bias[0]}"),
         "c[value_dim]": grows("value", 9, "-> c/{kernel[1],bias[0]} <- c_out/kernel[0]"),
         "c_out": interface("out", 7, "-> c_out/{kernel[1],bias[0]}"),
     }
@@ -256,7 +244,7 @@ def fused_qkv(
     {
         "q[kv_heads]": grows("kv", 2, "-> {q,k,v}[1] <- o[0]"),
         "q[groups]": grows("groups", 2, "-> q[1] <- o[0]"),
-        "q[head_dim]": changes("dim", "summed over", 6, "-> {q[2],q_scale[0],k_scale[0]} <> k[2]"),
+        "q[head_dim]": changes("dim", 6, "-> {q[2],q_scale[0],k_scale[0]} -> k[2]"),
         "q[0]": interface("n_in", 5, "<- {q,k,v}[0]"),
         "v[value_dim]": grows("dim", 6, "-> v[2] <- o[1]"),
         "o": interface("out", 3, "-> o[2]"),
@@ -302,7 +290,7 @@ def embedded_one_by_one(n: int = 4, vocab: int = 7, longest: int = 6, out: int =
 @network(
     {
         "qkv[heads]": grows("heads", 2, "-> {qkv[2],bias[1]} <- o[0]"),
-        "qkv[head_dim]": grows("dim", 3, "-> o[1] <> qkv[3]", copies="tied"),
+        "qkv[head_dim]": grows("dim", 3, "<- o[1] -> qkv[3]", copies="tied"),
         "qkv[1]": interface("n_in", 5, "<- qkv[1]"),
         "o": interface("out", 4, "-> o[2]"),
         "qkv[0.0]": fixed("size is 1", 1, "-> qkv[0]"),
@@ -331,7 +319,6 @@ def relative_positions(n_in: int = 5, heads: int = 2, dim: int = 3, out: int = 4
     {
         "encode": changes(
             "encode",
-            "a table of positions",
             7,
             "-> encode/{kernel[1],bias[0]} <- cross/{key,value}/kernel[0]",
         ),
@@ -348,9 +335,8 @@ def relative_positions(n_in: int = 5, heads: int = 2, dim: int = 3, out: int = 4
         ),
         "cross/query[head_dim]": changes(
             "",
-            FOLLOWS,
             3,
-            "-> cross/query/{kernel[2],bias[1]} <> cross/key/{kernel[2],bias[1]}",
+            "-> cross/query/{kernel[2],bias[1]} -> cross/key/{kernel[2],bias[1]}",
         ),
         "cross/value[value_dim]": grows(
             "", 3, "-> cross/value/{kernel[2],bias[1]} <- cross/out/kernel[1]"
@@ -388,7 +374,7 @@ def encoder_decoder(
     {
         "t_up": grows("mix", 6, "-> t_up/{kernel[1],bias[0]} <- t_down/kernel[0]"),
         "t_down": interface(
-            "tokens_in", 4, "-> t_down/{kernel[1],bias[0]} <- t_up/kernel[0]", hazard="summed over"
+            "tokens_in", 4, "-> t_down/{kernel[1],bias[0]} <- t_up/kernel[0]", changes=True
         ),
         "c_up": grows("hidden", 7, "-> c_up/{kernel[1],bias[0]} <- c_down/kernel[0]"),
         "c_down": interface(
@@ -424,9 +410,7 @@ def mixer(
             "model", 6, "-> inner/{kernel[1],bias[0]} down[2] <- {router[0],up[1]} head/kernel[0]"
         ),
         "inner[0]": interface("n_in", 5, "<- inner/kernel[0]"),
-        "router": changes(
-            "experts", "a maximum runs over; largest are picked; summed over", 4, "-> router[1]"
-        ),
+        "router": changes("experts", 4, "-> router[1]"),
         "up[0]": grows("slots", 9, "-> {up,up_bias,down}[0]", copies="exactly once"),
         "up[2]": grows("hidden", 7, "-> {up[2],up_bias[1]} <- down[1]"),
         "head": interface("out", 3, "-> head/{kernel[1],bias[0]}"),
@@ -464,9 +448,7 @@ def experts_by_one_hot(
             "model", 6, "-> inner/{kernel[1],bias[0]} down[2] <- {router[0],up[1]} head/kernel[0]"
         ),
         "inner[0]": interface("n_in", 5, "<- inner/kernel[0]"),
-        "router": changes(
-            "experts", "a maximum runs over; argmax runs over; summed over", 3, "-> router[1]"
-        ),
+        "router": changes("experts", 3, "-> router[1]"),
         "up": grows("hidden", 7, "-> up[2] <- down[1]"),
         "head": interface("out", 4, "-> head/{kernel[1],bias[0]}"),
         "up[0]": fixed("indexed by positions", 3, "-> {up,down}[0]"),
@@ -504,7 +486,7 @@ def experts_by_ragged_dot(
         "qkv[head_dim]": grows(
             "dim",
             3,
-            "-> qkv/{kernel[1],bias[0]} <> qkv/{kernel[1],bias[0]} <- o/kernel[0]",
+            "-> qkv/{kernel[1],bias[0]} -> qkv/{kernel[1],bias[0]} <- o/kernel[0]",
             copies="tied",
         ),
         "qkv[0]": interface("n_in", 4, "<- qkv/kernel[0]"),
@@ -533,7 +515,7 @@ def windows(n_in: int = 4, heads: int = 2, dim: int = 3, out: int = 5) -> Model:
 @network(
     {
         "qk[heads]": grows("heads", 2, "-> {qk,v}[1] <- o[0]"),
-        "qk[head_dim]": grows("dim", 3, "-> qk[1] <> qk[1]"),
+        "qk[head_dim]": grows("dim", 3, "-> qk[1] -> qk[1]"),
         "v[value_dim]": grows("value", 5, "-> v[1] <- o[0]"),
         "qk[0]": interface("n_in", 4, "<- {qk,v}[0]"),
         "o": interface("out", 5, "-> o[1]"),
@@ -561,7 +543,7 @@ def unscaled_attention(
     {
         "q[heads]": grows("heads", 2, "-> {q,k,v}[1] <- o[0]"),
         "v[value_dim]": grows("value", 5, "-> v[2] <- o[1]"),
-        "q[head_dim]": grows("dim", 3, "-> q[2] <> k[2]"),
+        "q[head_dim]": grows("dim", 3, "-> q[2] -> k[2]"),
         "q[0]": interface("n_in", 4, "<- {q,k,v}[0]"),
         "o": interface("out", 5, "-> o[2]"),
     }

@@ -61,7 +61,7 @@ def graph(n_in: int = 4, hidden: int = 5, message: int = 6, out: int = 3) -> Mod
         "embed[vocab]": interface("vocab", 9, "-> embed[0]"),
         "positions[0]": interface("longest", 6, "-> positions[0]"),
         "qkv[heads]": grows("heads", 2, "-> qkv[2] <- o[0]"),
-        "qkv[head_dim]": grows("dim", 3, "<- o[1] <> qkv[3]", copies="tied"),
+        "qkv[head_dim]": grows("dim", 3, "<- o[1] -> qkv[3]", copies="tied"),
         "head": interface("vocab", 9, "-> head[1]"),
         "qkv[1.0]": fixed("size is 1", 1, "-> qkv[1]"),
         "qkv[1.1]": fixed("size is 1", 1, "-> qkv[1]"),
@@ -104,10 +104,8 @@ def decoding(
 @network(
     {
         "inner": grows("hidden", 5, "-> inner/{kernel[1],bias[0]} <- {b,a}/kernel[0]"),
-        "inner[0.0]": interface(
-            "", 2, "<- inner/kernel[0]", hazard="argmax runs over; summed over"
-        ),
-        "inner[0.1]": interface("", 2, "<- inner/kernel[0]", hazard="summed over"),
+        "inner[0.0]": interface("", 2, "<- inner/kernel[0]", changes=True),
+        "inner[0.1]": interface("", 2, "<- inner/kernel[0]", changes=True),
         "b": grows("wide", 6, "-> {b,a,repeat}/{kernel[1],bias[0]} <- {repeat,head}/kernel[0]"),
         "head": interface("out", 3, "-> head/{kernel[1],bias[0]}"),
     }
@@ -146,12 +144,10 @@ def branches(n_in: int = 4, hidden: int = 5, wide: int = 6, out: int = 3) -> Mod
 
 @network(
     {
-        "encode": changes(
-            "dim", "summed over", 3, "-> encode/{kernel[1],bias[0]} codes[1] <- decode/kernel[0]"
-        ),
+        "encode": changes("dim", 3, "-> encode/{kernel[1],bias[0]} codes[1] <- decode/kernel[0]"),
         "encode[0]": interface("n_in", 4, "<- encode/kernel[0]"),
         "decode": interface("out", 2, "-> decode/{kernel[1],bias[0]}"),
-        "codes[0]": changes("codes", "argmin runs over", 5, "-> codes[0]"),
+        "codes[0]": changes("codes", 5, "-> codes[0]"),
     }
 )
 def vector_quantized(n_in: int = 4, codes: int = 5, dim: int = 3, out: int = 2) -> Model:

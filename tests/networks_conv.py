@@ -68,16 +68,11 @@ def cnn(channels: int = 3, stem: int = 4, wide: int = 6, hidden: int = 7, out: i
         "wide": grows(
             "wide",
             4,
-            "-> wide/{kernel[3],bias[0]} batch_stats/norm_2/{mean,var}[0] "
-            "norm_2/{scale,bias}[0] <> head/kernel[0]",
+            "-> wide/bias[0] batch_stats/norm_2/{mean,var}[0] "
+            "norm_2/{scale,bias}[0] <> head/kernel[0] wide/kernel[3]",
             copies="tied",
         ),
-        "head": interface(
-            "classes",
-            5,
-            "-> head/bias[0] <> head/kernel[1]",
-            hazard="a maximum runs over; summed over",
-        ),
+        "head": interface("classes", 5, "-> head/bias[0] <> head/kernel[1]", changes=True),
         **spatial("stem/kernel", 3, 3),
         **spatial("wide/kernel", 3, 3),
     }
@@ -417,7 +412,6 @@ def pixel_shuffle(channels: int = 3, wide: int = 5, up: int = 7, out: int = 2) -
         ),
         "stem[group_size]": changes(
             "per_group",
-            "summed over",
             3,
             "-> stem/{kernel[3],bias[0]} norm/{scale,bias}[0] <- conv/kernel[2]",
         ),
@@ -425,7 +419,6 @@ def pixel_shuffle(channels: int = 3, wide: int = 5, up: int = 7, out: int = 2) -
         "conv": grows("conv", 4, "-> conv/{kernel[3],bias[0]} <- inner/kernel[0]"),
         "inner": changes(
             "inner",
-            "summed over",
             5,
             "-> inner/{kernel[1],bias[0]} layer_norm/{scale,bias}[0] <- head/kernel[0]",
         ),
@@ -459,12 +452,10 @@ def groupnorm(
 @network(
     {
         "conv": grows("wide", 4, "-> {conv[3],gain_scale[0]} <- dense/kernel[0]"),
-        "conv[2]": interface(
-            "channels", 3, "<- conv[2]", hazard="summed over; no weights can be zeroed"
-        ),
+        "conv[2]": interface("channels", 3, "<- conv[2]", changes=True),
         "dense": interface("out", 2, "-> dense/{kernel[1],bias[0]}"),
-        "conv[0]": fixed("spatial dimension", 3, "<- conv[0]"),
-        "conv[1]": fixed("spatial dimension", 3, "<- conv[1]"),
+        "conv[0]": fixed("spatial dimension", 3, "-> conv[0]"),
+        "conv[1]": fixed("spatial dimension", 3, "-> conv[1]"),
         "dense[0.1]": fixed("spatial dimension", 3, "<- dense/kernel[0]"),
         "dense[0.2]": fixed("spatial dimension", 3, "<- dense/kernel[0]"),
     }

@@ -188,9 +188,9 @@ def implicit_broadcasting(n_in: int = 5, hidden: int = 6, out: int = 2) -> Model
 
 @network(
     {
-        "a[0]": interface("n_in", 2, "<> a/kernel[0]", hazard="a table of positions; summed over"),
-        "a": grows("hidden", 6, "-> a/{kernel[1],bias[0]} <> b/kernel[0]"),
-        "b": grows("wide", 5, "-> b/{kernel[1],bias[0]} <> c/kernel[0]"),
+        "a[0]": interface("n_in", 2, "<> a/kernel[0]", changes=True),
+        "a": grows("hidden", 6, "-> a/bias[0] <> a/kernel[1] b/kernel[0]"),
+        "b": grows("wide", 5, "-> b/bias[0] <> b/kernel[1] c/kernel[0]"),
         "c": fixed("size is 1", 1, "-> c/bias[0] <> c/kernel[1]"),
     }
 )
@@ -216,12 +216,9 @@ def pinn(n_in: int = 2, hidden: int = 6, wide: int = 5) -> Model:
 @network(
     {
         "enc": grows("enc", 6, "-> enc/{kernel[1],bias[0]} <- {mean,log_var}/kernel[0]"),
-        "out": interface(
-            "n_in", 5, "-> out/{kernel[1],bias[0]} <- enc/kernel[0]", hazard="summed over"
-        ),
+        "out": interface("n_in", 5, "-> out/{kernel[1],bias[0]} <- enc/kernel[0]", changes=True),
         "mean": changes(
             "latent",
-            "random numbers are drawn; summed over",
             3,
             "-> {mean,log_var}/{kernel[1],bias[0]} <- dec/kernel[0]",
         ),
@@ -315,8 +312,8 @@ def handwritten(n_in: int = 5, a: int = 6, b: int = 7, out: int = 3) -> Model:
 @network(
     {
         "a": grows("a", 5, "-> a/{kernel[1],bias[0]} <- {b,c}/kernel[0]"),
-        "a[0.0]": interface("", 2, "<- a/kernel[0]", hazard="argmax runs over; largest are picked"),
-        "a[0.1]": interface("", 4, "<- a/kernel[0]", hazard="largest are picked"),
+        "a[0.0]": interface("", 2, "<- a/kernel[0]", changes=True),
+        "a[0.1]": interface("", 4, "<- a/kernel[0]", changes=True),
         "b": grows("b", 3, "-> {b,c}/{kernel[1],bias[0]} <- out/kernel[0]"),
         "out": interface("out", 4, "-> out/{kernel[1],bias[0]}"),
     }

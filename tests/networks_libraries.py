@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from networks import (
-    FOLLOWS,
     Model,
     changes,
     data,
@@ -96,9 +95,8 @@ def equinox_mlp(n_in: int = 4, hidden: int = 5, out: int = 3) -> Model:
         ),
         "attention/query_proj[head_dim]": changes(
             "dim",
-            FOLLOWS,
             4,
-            "-> attention/query_proj/weight[0] <> attention/key_proj/weight[0]",
+            "-> attention/query_proj/weight[0] -> attention/key_proj/weight[0]",
         ),
         "attention/value_proj[value_dim]": grows(
             "value", 8, "-> attention/value_proj/weight[0] <- attention/output_proj/weight[1]"
@@ -230,9 +228,8 @@ def haiku_cnn(channels: int = 2, wide: int = 5, hidden: int = 6, out: int = 3) -
         ),
         "attention/query[head_dim]": changes(
             "dim",
-            FOLLOWS,
             3,
-            "-> attention/query/{w[1],b[0]} <> attention/key/{w[1],b[0]}",
+            "-> attention/query/{w[1],b[0]} -> attention/key/{w[1],b[0]}",
         ),
         "attention/value[value_dim]": grows(
             "value", 4, "-> attention/value/{w[1],b[0]} <- attention/linear/w[0]"

@@ -174,7 +174,7 @@ def stacked_layers(
 
 @network(
     {
-        "up[0]": changes("members", "summed over", 3, "-> {up,down}/{kernel,bias}[0]"),
+        "up[0]": changes("members", 3, "-> {up,down}/{kernel,bias}[0]"),
         "up[2]": grows("hidden", 5, "-> up/{kernel[2],bias[1]} <- down/kernel[1]"),
         "up[1]": interface("n_in", 4, "<- up/kernel[1]"),
         "down": interface("out", 2, "-> down/{kernel[2],bias[1]}"),
@@ -259,7 +259,7 @@ def neural_ode(n_in: int = 3, hidden: int = 5, steps: int = 4) -> Model:
 
 @network(
     {
-        "project[1.1]": grows("state", 3, "-> {project,log_a}[1] <> project[1]", copies="tied"),
+        "project[1.1]": grows("state", 3, "-> {project,log_a}[1] -> project[1]", copies="tied"),
         "project[1.0]": grows("step", 2, "-> project[1] <- step/kernel[0]"),
         "step": interface("n_in", 5, "-> step/{kernel[1],bias[0]} log_a[0] <- {project,out}[0]"),
         "out": interface("out", 4, "-> out[1]"),
@@ -294,7 +294,7 @@ def selective_state_space(n_in: int = 5, step: int = 2, state: int = 3, out: int
     {
         "project[1.0]": grows("heads", 2, "-> project[1] {conv,log_a}[0] <- out[0]"),
         "project[1.1]": grows("dim", 3, "-> project[1] conv[0] <- out[0]"),
-        "project[1.4]": grows("state", 4, "-> project[1] conv[0] <> conv[0]", copies="tied"),
+        "project[1.4]": grows("state", 4, "-> project[1] conv[0] -> conv[0]", copies="tied"),
         "project[0]": interface("n_in", 5, "<- project[0]"),
         "out": interface("out", 4, "-> out[1]"),
         "conv": fixed("one channel a group", 1, "-> conv[1]"),
@@ -342,7 +342,7 @@ def state_space_duality(
 
 @network(
     {
-        "k": grows("key", 3, "-> k[1] <> q[1]", copies="tied"),
+        "k": grows("key", 3, "-> k[1] -> q[1]", copies="tied"),
         "k[0]": interface("n_in", 4, "<- {k,v,q}[0]"),
         "v": grows("value", 5, "-> v[1] <- o[0]"),
         "o": interface("out", 2, "-> o[1]"),

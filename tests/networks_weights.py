@@ -6,7 +6,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from networks import (
-    FOLLOWS,
     Model,
     affine,
     changes,
@@ -73,13 +72,10 @@ def weight_norm(n_in: int = 5, hidden: int = 6, wide: int = 7, out: int = 3) -> 
     {
         "a": changes(
             "hidden",
-            "summed over; no weights can be zeroed",
             6,
             "-> a/{kernel[1],bias[0]} <- b/kernel[0]",
         ),
-        "a[0]": interface(
-            "n_in", 5, "<- a/kernel[0]", hazard="summed over; no weights can be zeroed"
-        ),
+        "a[0]": interface("n_in", 5, "<- a/kernel[0]", changes=True),
         "b": grows("wide", 7, "-> b/{kernel[1],bias[0]} <- c/kernel[0]"),
         "c": interface("out", 3, "-> c/{kernel[1],bias[0]}"),
     }
@@ -126,11 +122,9 @@ def masked_weights(n_in: int = 5, hidden: int = 6, out: int = 3) -> Model:
 
 @network(
     {
-        "up": changes(
-            "hidden", "a table of positions", 7, "-> up/{kernel[1],bias[0]} <- down/kernel[0]"
-        ),
-        "up[0]": interface("n_in", 4, "<- up/kernel[0]", hazard="a table of positions"),
-        "down": interface("n_in", 4, "-> down/{kernel[1],bias[0]}", hazard="a table of positions"),
+        "up": changes("hidden", 7, "-> up/{kernel[1],bias[0]} <- down/kernel[0]"),
+        "up[0]": interface("n_in", 4, "<- up/kernel[0]", changes=True),
+        "down": interface("n_in", 4, "-> down/{kernel[1],bias[0]}", changes=True),
     }
 )
 def made(n_in: int = 4, hidden: int = 7, out: int = 3) -> Model:
@@ -209,9 +203,9 @@ def tied_embedding(vocab: int = 11, model: int = 6, hidden: int = 7) -> Model:
 
 @network(
     {
-        "a": changes("a", FOLLOWS, 6, "-> a/{kernel[1],bias[0]} <- b/kernel[0]"),
-        "a[0]": interface("n_in", 5, "<- a/kernel[0]"),
-        "b": changes("b", FOLLOWS, 7, "-> b/{kernel[1],bias[0]} <- c/kernel[0]"),
+        "a": changes("a", 6, "-> a/{kernel[1],bias[0]} <- b/kernel[0]"),
+        "a[0]": interface("n_in", 5, "<- a/kernel[0]", changes=True),
+        "b": changes("b", 7, "-> b/{kernel[1],bias[0]} <- c/kernel[0]"),
         "c": interface("out", 3, "-> c/{kernel[1],bias[0]}"),
     }
 )

@@ -403,9 +403,7 @@ def test_layers_take_their_own_part_of_what_is_computed_for_all(name, hidden):
     variables, target = fill(layers_with_own_inputs(2), 0), layers_with_own_inputs(4, hidden)
     widths = dw.trace(apply, variables, VECTOR)
     if hidden > 3 and name in ("a product under a norm", "blocks of one axis"):
-        with pytest.raises(
-            ValueError, match="summed over without weights|which no growth explains"
-        ):
+        with pytest.raises(ValueError, match="something else|never learn|which no growth explains"):
             dw.plan(widths, target=target, target_apply=apply)
         return
     growth = dw.plan(widths, target=target, target_apply=apply)

@@ -195,7 +195,7 @@ def test_widths_that_cannot_be_tried_are_named():
     def normed(params, x):
         h = jnp.tanh(x @ params["h0"]["kernel"])
         h = (h - h.mean(-1, keepdims=True)) / jnp.sqrt(h.var(-1, keepdims=True) + 1e-5)
-        return (h @ params["mix"]).sort(-1) @ params["out"]
+        return jax.nn.softmax(h @ params["mix"]) @ params["out"]
 
     tree = {"h0": params["h0"], "mix": jnp.ones((params["h0"]["kernel"].shape[1], 5))}
     tree["out"] = jnp.ones((5, 3))

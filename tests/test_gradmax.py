@@ -457,9 +457,7 @@ def test_errors_say_what_to_do():
 
     layers = {"a": jnp.ones((5, 4)), "b": jnp.ones((4, 6))}
     strategy = dw.strategies.gradmax(loss, *batch, epsilon=1e-4)
-    with pytest.raises(
-        ValueError, match="a: (.|\n)*otherwise growing it from 4 to 6 would change outputs"
-    ):
+    with pytest.raises(ValueError, match="a: (.|\n)*computes something else"):
         dw.plan(dw.trace(normed, layers, batch[0]), {"a": 6}, strategy=strategy)
 
     with pytest.raises(ValueError, match="variant must be 'outgoing' or 'incoming', got 'both'"):

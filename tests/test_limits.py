@@ -162,10 +162,10 @@ def test_random_numbers_by_the_callers_key_are_the_same_for_old_entries() -> Non
 
     widths = dw.trace(apply, arrays(i=(5, 8), o=(8, 3)), X, jax.random.key(0))
     growth = dw.plan(widths, {"i": 12})
-    assert any("draws another mask" in note for note in growth.notes)
+    assert any("another size draws others" in note for note in growth.notes)
 
     fixed = traced(lambda h: h * jax.random.normal(jax.random.key(0), h.shape))
-    assert "a new shape draws others" in refusal(fixed, {"i": 12})
+    assert "another size draws others" in refusal(fixed, {"i": 12})
 
 
 def test_a_cast_that_only_one_program_has_is_noted() -> None:

@@ -333,17 +333,8 @@ def entries(*primitives: str) -> list[str]:
 
 
 LAWS = {name: law for name, law in ENTRIES.items() if law.takes == 1 or law.same}
-KEEP_ZEROS = entries(*(name for name, law in LAWS.items() if law.zero and name != "integer_pow"))
 LINEAR = entries(*(name for name, law in LAWS.items() if law.linear))
-DEGREES = {name: law.degree for name, law in LAWS.items() if law.degree is not None}
 FOLDED = [name for name, law in ENTRIES.items() if law.fold is not None]
-
-
-@pytest.mark.parametrize(
-    ("dtype", "name"), cases("zero", itertools.product(DTYPES, [*KEEP_ZEROS, "integer_pow"]))
-)
-def test_zeros_stay_zeros(dtype: str, name: str) -> None:
-    assert not evaluated(name, DTYPES[dtype], np.zeros(3)).any()
 
 
 @pytest.mark.parametrize(("dtype", "name"), cases("linear", itertools.product(DTYPES, LINEAR)))
@@ -361,25 +352,6 @@ def test_what_is_linear_is_known(dtype: str, name: str) -> None:
         if eqn.primitive.name not in ("mul", "complex")  # which make complex numbers of reals
     )
     assert said == np.allclose(found, expected, rounding, rounding)
-
-
-@pytest.mark.parametrize(
-    ("dtype", "name"), cases("degree", itertools.product(DTYPES, sorted(DEGREES)))
-)
-def test_degrees_are_those_of_the_functions(dtype: str, name: str) -> None:
-    x = domain(name, DTYPES[dtype])
-    f = functools.partial(evaluated, name, DTYPES[dtype])
-    expected = 2.5 ** DEGREES[name] * f(x)
-    rounding = 0.05 if dtype == "bfloat16" else 1e-12
-    np.testing.assert_allclose(f(2.5 * x), expected, rounding, rounding)
-
-
-@pytest.mark.parametrize("degree", [3, 2, 1, -1, -2])
-def test_degrees_of_integer_powers(degree: int) -> None:
-    x = domain("integer_pow", jnp.float64)
-    np.testing.assert_allclose(
-        jax.lax.integer_pow(2.5 * x, degree), 2.5**degree * jax.lax.integer_pow(x, degree)
-    )
 
 
 @pytest.mark.parametrize("name", cases("fold", ((name,) for name in FOLDED)))

@@ -119,13 +119,22 @@ def shifted(p: Any, x: Any) -> Any:
     return jnp.cos(x @ p["up"]) @ (weights * jnp.ones((1, 2)))
 
 
-@pytest.mark.parametrize("apply", [rows_by_integers, bits_of_integers, shifted])
-def test_integers_that_are_no_weights_cannot_grow(apply: Any) -> None:
-    shapes = {"up": f64(5, 4), "frozen": int8(4), "down": f64(4, 2)}
-    widths = dw.trace(apply, shapes, X)
-    width = widths.of("frozen", 0)
+SHAPES = {"up": f64(5, 4), "frozen": int8(4), "down": f64(4, 2)}
+
+
+@pytest.mark.parametrize("apply", [rows_by_integers, bits_of_integers])
+def test_integers_that_are_read_otherwise_get_zeros_all_the_same(apply: Any) -> None:
+    widths, variables = dw.trace(apply, SHAPES, X), filled(SHAPES, 1)
+    variables["frozen"] = np.abs(variables["frozen"]) % 4
+    growth = dw.plan(widths, {widths.of("frozen", 0).name: 6})
+    wide = dw.grow(variables, growth, key=jax.random.key(0))
+    np.testing.assert_allclose(apply(wide, X), apply(variables, X), rtol=1e-11)
+
+
+def test_integers_of_which_zero_is_no_zero_cannot_grow() -> None:
+    widths = dw.trace(shifted, SHAPES, X)
     with pytest.raises(ValueError, match="cannot plan this growth"):
-        dw.plan(widths, {width.name: 6})
+        dw.plan(widths, {widths.of("frozen", 0).name: 6})
 
 
 def test_new_units_of_zeros_must_be_finite() -> None:

@@ -557,9 +557,7 @@ def test_a_mean_by_other_weights_than_one_over_the_size_is_none() -> None:
         return dw.plan(widths_of(linen(Network(mean), data(2, 3))), {"up": 16})
 
     assert planned(lambda h: h.mean(-1)).notes == ()
-    with pytest.raises(
-        ValueError, match="same constant weight for every unit, 0.125\n  as jnp.mean"
-    ):
+    with pytest.raises(ValueError, match="up: 0.125 .* may follow from a size"):
         planned(lambda h: h @ jnp.full(8, 0.125))
 
 

@@ -400,45 +400,48 @@ def two_sines() -> Case:
 REFUSED = {
     "a number in one of two sines": (
         two_sines(),
-        r"random\(\) grows (.|\n)*it occurs in w\[1\], out\[0\]",
+        "computes something else",
     ),
-    "rotary": (attention(rotated(in_halves, of_all_pairs)), "keep rotary_dim or begin with the"),
-    "rotary, interleaved": (attention(rotated(interleaved, of_all_pairs)), "not seen to stay"),
+    "rotary": (attention(rotated(in_halves, of_all_pairs)), "computes something else"),
+    "rotary, interleaved": (
+        attention(rotated(interleaved, of_all_pairs)),
+        "computes something else",
+    ),
     "rotary, tables of the whole axis": (
         attention(rotated(by_tables_of_the_axis, of_all_pairs)),
-        "not seen to stay",
+        "computes something else",
     ),
     "rotary, tables by NumPy": (
         attention(rotated(by_numpy, lambda n: 0.1 ** (np.arange(n) / n))),
-        "a constant of shape .* not seen to stay",
+        "computes something else",
     ),
     "no multiple of all pairs": (
         attention(rotated(in_halves, of_all_pairs)),
-        "stay in a multiple of it, where new units lie between old ones, but 5 is no multiple of 3",
+        "computes something else",
     ),
     "frequencies up to the last": (
         attention(rotated(in_halves, without_the_last))._replace(sizes=(6, 12)),
-        "not seen to stay",
+        "computes something else",
     ),
     "frequencies up to the last, at the first position": (
         attention(rotated(in_halves, without_the_last))._replace(sizes=(6, 12), inputs=(2, 1, 5)),
-        "not seen to stay",
+        "computes something else",
     ),
     "frequencies divided by their sum": (
         attention(
             rotated(in_halves, lambda n: of_all_pairs(n) / jnp.sum(of_all_pairs(n)))
         )._replace(sizes=(6, 12)),
-        "not seen to stay",
+        "computes something else",
     ),
     "all positions are looked at": (
         attention(rotated(scaled, lambda n: jnp.arange(n) / n - jnp.arange(n)[-1]))._replace(
             sizes=(6, 12)
         ),
-        "not seen to stay",
+        "computes something else",
     ),
     "a division by zero for new units": (
         embedded_time(lambda n: jnp.arange(n) / n - 0.5)._replace(sizes=(6, 12)),
-        "not seen to stay",
+        "computes something else",
     ),
     "a sum over sinusoids": (
         embedded_time(
@@ -454,7 +457,7 @@ REFUSED = {
         "cannot plan",
     ),
     "frequencies in reverse": (attention(reversed_tables), "it is reversed"),
-    "positions along the whole axis": (attention(counted_on), "not seen to stay"),
+    "positions along the whole axis": (attention(counted_on), "computes something else"),
     "tanh": (attention(tanh_of), "computes something else"),
     "a factor of another sign": (
         adapter(lambda rank: -5.0 if rank == 4 else 5.0),

@@ -104,7 +104,7 @@ def test_a_table_that_stays_for_old_units_is_seen_in_the_larger_model(name):
     ):
         new = dw.grow(old, growth, key=jax.random.key(0))
         np.testing.assert_allclose(apply(new, x), apply(old, x), rtol=1e-12)
-    with pytest.raises(ValueError, match="would change outputs: a "):
+    with pytest.raises(ValueError, match="computes something else"):
         dw.plan(widths, target=target, target_apply=apply, strategy=dw.strategies.replicate())
 
 
@@ -127,7 +127,7 @@ def test_copies_have_other_places_in_a_table_than_their_units():
 def test_a_table_that_may_change_is_refused(name):
     apply = with_table(TABLES_THAT_CHANGE[name])
     widths = dw.trace(apply, shaped(up=(3, 4), down=(4, 2)), jnp.ones((5, 3)))
-    with pytest.raises(ValueError, match="not seen to stay in the larger model|cut"):
+    with pytest.raises(ValueError, match="computes something else|is not finite|cut"):
         dw.plan(widths, target=shaped(up=(3, 7), down=(7, 2)), target_apply=apply)
 
 
@@ -153,7 +153,7 @@ def test_what_a_table_makes_must_be_finite_for_new_units(name):
         return NOT_FINITE[name](jnp.tanh(x @ p["up"]), p["up"].shape[1]) @ p["down"]
 
     widths = dw.trace(apply, shaped(up=(3, 4), down=(4, 2)), jnp.ones((5, 3)))
-    with pytest.raises(ValueError, match="not seen to stay|not finite|entries of its own"):
+    with pytest.raises(ValueError, match="computes something else|not finite|entries of its own"):
         dw.plan(widths, target=shaped(up=(3, 12), down=(12, 2)), target_apply=apply)
 
 
@@ -169,5 +169,5 @@ def test_what_becomes_of_a_table_is_not_guessed():
     target = shaped(up=(3, 8), down=(8, 2))
     growth = dw.plan(widths, target=target, target_apply=apply)
     assert "old unit i becomes unit 2 i" in str(growth.notes)
-    with pytest.raises(ValueError, match="decides whether outputs change: leave out check=False"):
-        dw.plan(widths, target=target, target_apply=apply, check=False)
+    unchecked = dw.plan(widths, target=target, target_apply=apply, check=False)
+    assert "not checked" in f"{unchecked}"

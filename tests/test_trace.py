@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from networks import FOLLOWS, NETWORKS, Expected, data, f64, fill, load, places_of, tokens
+from networks import NETWORKS, Expected, data, f64, fill, load, places_of, tokens
 
 import dogwood_jax as dw
 
@@ -54,18 +54,10 @@ def test_widths(name: str) -> None:
         assert expected.fixed in (width.fixed or "")
         if not width.fixed:
             assert width.interface == expected.interface, width
-            assert_named(width.hazards, expected.hazard.replace(FOLLOWS, ""))
 
 
 def is_one(width: dw.Width | Expected) -> bool:
     return width.size == 1 and bool(width.fixed)
-
-
-def assert_named(reasons: tuple[str, ...], expected: str) -> None:
-    """Checks that there are reasons if any are expected, and that they have the words in them."""
-    assert bool(reasons) == bool(expected), reasons
-    for words in expected.split("; "):
-        assert words in "; ".join(reasons)
 
 
 @pytest.mark.parametrize("name", ["llama", "lstm", "unet"])
@@ -342,15 +334,12 @@ def test_new_units_behind_a_batch_norm_learn() -> None:
 
 
 @pytest.mark.long
-def test_weight_decay_in_the_network_leaves_new_units_without_weights() -> None:
+def test_weight_decay_in_the_network_sees_new_units() -> None:
+    """Zeros alone leave the sum of all squares as it is. On both sides they never learn."""
     widths = dw.trace(functools.partial(training_step, decay=1e-3), STEP, X)
-    growth = dw.plan(widths, {("up", 1): 8})
-    assert growth.notes[0].startswith("up: the weights that feed its units must be zero")
-    assert "learn alike: they are summed up, as weight decay does" in growth.notes[0]
+    with pytest.raises(ValueError, match="up: outputs depend on units"):
+        dw.plan(widths, {("up", 1): 8})
     assert dw.plan(widths, {("up", 1): 8}, strategy=dw.strategies.random()).notes == ()
-    params = fill(STEP, 1)
-    old, new = (training_step(p, X, decay=1e-3)[0] for p in (params, dw.grow(params, growth)))
-    np.testing.assert_allclose(new, old, rtol=1e-12)
 
 
 def test_units_of_a_tied_table_learn_where_other_weights_feed_them() -> None:
@@ -469,7 +458,7 @@ def test_masks_of_a_key_around_the_network_stay() -> None:
         return jnp.where(jax.random.bernoulli(key, 0.5, h.shape), h, 0) @ p["down"]
 
     widths = dw.trace(apply, {"up": f64(3, 4), "down": f64(4, 2)}, f64(5, 3))
-    with pytest.raises(ValueError, match="random numbers are drawn along it with a key inside"):
+    with pytest.raises(ValueError, match="another size draws others\n  trace the network in eval"):
         dw.plan(widths, {"up": 6})
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import pickle
+import re
 from typing import Any
 
 import jax
@@ -17,14 +18,14 @@ from evaluate import program as evaluated
 from jax import lax
 from networks import f64, fill
 from tiers import some
-from traps import INPUTS, MLP, POSITIONS, TRAPS, X, layer, trap
+from traps import CHANGES, INPUTS, MLP, TRAPS, X, layer, trap
 
 import dogwood_jax as dw
 
 # Constants that follow the width -----------------------------------------------------------------
 
 
-@trap({"i[1]": POSITIONS}, **MLP)
+@trap({"i[1]": CHANGES}, **MLP)
 def ramp(p: Any, x: Any) -> Any:
     h = layer(p, x)
     return (h * jnp.linspace(0.5, 1, h.shape[1])[None]) @ p["o"]
@@ -36,14 +37,14 @@ def alternating_units(p: Any, x: Any) -> Any:
     return jnp.where((jnp.arange(h.shape[1]) % 2 == 0)[None], h, 0) @ p["o"]
 
 
-@trap({"i[1]": POSITIONS}, **MLP)
+@trap({"i[1]": CHANGES}, **MLP)
 def table_of_two_positions(p: Any, x: Any) -> Any:
     h = layer(p, x)
     decay = jnp.exp(-jnp.arange(h.shape[1], dtype=h.dtype) / h.shape[1])
     return (h * jnp.sin(jnp.einsum("i,j->ij", jnp.arange(4.0), decay))) @ p["o"]
 
 
-@trap({"i[1]": "random numbers"}, **MLP)
+@trap({"i[1]": CHANGES}, **MLP)
 def random_features(p: Any, x: Any) -> Any:
     h = layer(p, x)
     random = jax.random.normal(jax.random.key(0), (h.shape[1], 2), h.dtype)
@@ -117,7 +118,7 @@ def experts_looked_up(p: Any, x: Any) -> Any:
     return jnp.einsum("bkf,bkfo->bo", h, p["b"][chosen])
 
 
-@trap({"i[1]": "varies along it"}, **MLP)
+@trap({"i[1]": "has no entries for new units"}, **MLP)
 def captured_table(p: Any, x: Any) -> Any:
     return (layer(p, x) * np.arange(1.0, 7.0)[None]) @ p["o"]
 
@@ -225,7 +226,7 @@ def last_unit_overwritten(p: Any, x: Any) -> Any:
     return layer(p, x).at[:, -1].set(1.0) @ p["o"]
 
 
-@trap({"i[1]": "indexed positions"}, i=(5, 6), o=(12, 2))
+@trap({"i[1]": "follows the shapes"}, i=(5, 6), o=(12, 2))
 def written_to_every_other_position(p: Any, x: Any) -> Any:
     h = layer(p, x)
     return jnp.zeros((4, 2 * h.shape[1])).at[:, jnp.arange(h.shape[1]) * 2].set(h) @ p["o"]
@@ -238,13 +239,13 @@ def means_of_segments(p: Any, x: Any) -> Any:
     return jax.ops.segment_sum(h, to, 3) / jnp.maximum(counts, 1) @ p["o"]
 
 
-@trap({"i[1]": "indexed positions"}, i=(5, 6), o=(3, 2))
+@trap({"i[1]": CHANGES}, i=(5, 6), o=(3, 2))
 def added_up_in_three_bins(p: Any, x: Any) -> Any:
     h = layer(p, x)
     return jnp.zeros((4, 3)).at[:, jnp.arange(h.shape[1]) % 3].add(h) @ p["o"]
 
 
-@trap({"q[1]": "indexed", "k[1]": "indexed"}, q=(5, 4), k=(5, 4), c=(4, 2))
+@trap({"q[1]": CHANGES, "k[1]": CHANGES}, q=(5, 4), k=(5, 4), c=(4, 2))
 def rotated_in_place(p: Any, x: Any) -> Any:
     def rotated(x: Any) -> Any:
         out = jnp.empty_like(x).at[..., 0::2].set(x[..., 0::2] * p["c"])
@@ -300,14 +301,14 @@ def heads_mixed_before_they_are_parted(p: Any, x: Any) -> Any:
     return jnp.tanh(k[:, 0] @ q[:, 0].T)
 
 
-@trap({"w[1]": "grown"}, w=(5, 12), m=(3, 3))
+@trap({"w[1]": "never learn"}, w=(5, 12), m=(3, 3))
 def thirds_mixed_before_they_are_parted(p: Any, x: Any) -> Any:
     y = (x @ p["w"]).reshape(4, 3, -1)
     a, b, _ = jnp.moveaxis(y + jnp.einsum("ij,tjd->tid", p["m"], y), 1, 0)
     return a @ b.T
 
 
-@trap({"w[1]": "grown"}, w=(5, 12), s=(3,))
+@trap({"w[1]": "never learn"}, w=(5, 12), s=(3,))
 def thirds_that_share_their_mean(p: Any, x: Any) -> Any:
     y = (x @ p["w"]).reshape(4, 3, -1)
     a, b, _ = jnp.moveaxis(y + p["s"][None, :, None] * y.mean(axis=1, keepdims=True), 1, 0)
@@ -337,7 +338,7 @@ def queries_keys_and_values_within_heads(p: Any, x: Any) -> Any:
     return jnp.einsum("hts,shd,hdo->to", scores(q, k), v, p["o"])
 
 
-@trap({"qk[1.1]": "grown"}, qk=(5, 16), v=(5, 4), o=(4, 2))
+@trap({"qk[1.1]": "copied"}, qk=(5, 16), v=(5, 4), o=(4, 2))
 def queries_and_keys_turned_together(p: Any, x: Any) -> Any:
     """Both are rotated as one array of heads, whose halves are cut again."""
     both = (x @ p["qk"]).reshape(4, 4, -1)
@@ -360,7 +361,7 @@ def experts_and_hidden_units(p: Any, x: Any) -> Any:
     return jnp.einsum("bej,ejo->bo", h, p["c"])
 
 
-@trap({"i[1]": "two activations"}, **MLP)
+@trap({"i[1]": CHANGES}, **MLP)
 def after_a_step_of_training(p: Any, x: Any) -> Any:
     """New units get a gradient within the program, so they do not stay silent."""
 
@@ -444,7 +445,7 @@ def test_trap(name: str) -> None:
             target = {k: jax.ShapeDtypeStruct(s, jnp.float64) for k, s in shapes_of.items()}
             with pytest.raises(ValueError, match=f"{OTHER}|the shapes do not say"):
                 dw.plan(widths, target=target)
-        elif fate not in ("copied", "grown") and fate in "; ".join(width.hazards):
+        elif fate == CHANGES:
             # Plain growth would change outputs; what is found instead must not.
             with contextlib.suppress(ValueError):
                 growths.append(dw.plan(widths, {width.name: 2 * width.size}, interface=True))
@@ -452,7 +453,7 @@ def test_trap(name: str) -> None:
         if fate not in ("copied", "grown"):
             with pytest.raises(ValueError) as error:
                 dw.plan(widths, new, interface=True)
-            assert fate in str(error.value)
+            assert re.search(fate, str(error.value))
             continue
         grows |= new
         growths.append(dw.plan(widths, new))
@@ -460,7 +461,7 @@ def test_trap(name: str) -> None:
         if fate == "copied":
             growths.append(dw.plan(widths, new, **copies))
         else:
-            with pytest.raises(ValueError, match="would change outputs|computes something else"):
+            with pytest.raises(ValueError, match="computes something else"):
                 dw.plan(widths, new, **copies)
     if len(grows) > 1:
         growths.append(dw.plan(widths, grows))

@@ -25,8 +25,7 @@ INPUTS = {
     "zeros": 0 * X,
     "equal rows": X[:1].repeat(4, 0),
 }
-UNWEIGHTED = "summed over without weights"
-POSITIONS = "a table"
+CHANGES = "something else|would never learn"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +79,7 @@ def gram_matrix_of_weights(p: Any, x: Any) -> Any:
     return x @ (p["w"] @ p["w"].T)
 
 
-@trap({"i[1]": "never learn"}, i=(5, 6), s=(6,))
+@trap({"i[1]": CHANGES}, i=(5, 6), s=(6,))
 def weights_squared_by_einsum(p: Any, x: Any) -> Any:
     return jnp.einsum("bi,i,i->b", layer(p, x), p["s"], p["s"])
 
@@ -122,35 +121,34 @@ def whitened(p: Any, x: Any) -> Any:
 # Ways to make weights ----------------------------------------------------------------------------
 
 DEEP = {"i": (5, 6), "w": (6, 3), "o": (3, 2)}
-BEHIND = "no weights can be zeroed"
 
 
-@trap({"i[1]": "never learn", "w[1]": "copied"}, **DEEP)
+@trap({"i[1]": CHANGES, "w[1]": "copied"}, **DEEP)
 def thresholded_weights(p: Any, x: Any) -> Any:
     return layer(p, x) @ jnp.where(jnp.abs(p["w"]) > 0.1, p["w"], 0.0) @ p["o"]
 
 
-@trap({"i[1]": BEHIND, "w[1]": "copied"}, **DEEP)
+@trap({"i[1]": CHANGES, "w[1]": "copied"}, **DEEP)
 def weights_thresholded_to_one(p: Any, x: Any) -> Any:
     return layer(p, x) @ jnp.where(jnp.abs(p["w"]) > 0.1, p["w"], 1.0) @ p["o"]
 
 
-@trap({"i[1]": "never learn", "w[1]": "copied"}, **DEEP)
+@trap({"i[1]": CHANGES, "w[1]": "copied"}, **DEEP)
 def squared_weights(p: Any, x: Any) -> Any:
     return layer(p, x) @ p["w"] ** 2 @ p["o"]
 
 
-@trap({"i[1]": BEHIND, "w[1]": "copied"}, **DEEP)
+@trap({"i[1]": CHANGES, "w[1]": "copied"}, **DEEP)
 def positive_weights(p: Any, x: Any) -> Any:
     return layer(p, x) @ jax.nn.softplus(p["w"]) @ p["o"]
 
 
-@trap({"i[1]": BEHIND, "w[1]": "copied"}, **DEEP)
+@trap({"i[1]": CHANGES, "w[1]": "copied"}, **DEEP)
 def binary_weights(p: Any, x: Any) -> Any:
     return layer(p, x) @ jnp.where(p["w"] >= 0, 1.0, -1.0) @ p["o"]
 
 
-@trap({"i[1]": BEHIND, "w[1]": "copied"}, **DEEP)
+@trap({"i[1]": CHANGES, "w[1]": "copied"}, **DEEP)
 def shifted_weights(p: Any, x: Any) -> Any:
     return layer(p, x) @ (p["w"] - 0.1) @ p["o"]
 
@@ -160,23 +158,23 @@ def gated_weights(p: Any, x: Any) -> Any:
     return layer(p, x) @ (p["w"] * jax.nn.sigmoid(p["a"])) @ p["o"]
 
 
-@trap({"i[1]": "a maximum"}, **MLP)
+@trap({"i[1]": CHANGES}, **MLP)
 def weights_scaled_by_the_largest(p: Any, x: Any) -> Any:
     return jnp.tanh(x @ (p["i"] / jnp.max(jnp.abs(p["i"])))) @ p["o"]
 
 
-@trap({"i[1]": "is not finite"}, **MLP)
+@trap({"i[1]": CHANGES}, **MLP)
 def weights_scaled_by_each_units_norm(p: Any, x: Any) -> Any:
     norm = jnp.sqrt(jnp.sum(p["o"] ** 2, axis=1, keepdims=True))
     return layer(p, x) @ (p["o"] / norm)
 
 
-@trap({"i[1]": UNWEIGHTED}, s=(6,), **MLP)
+@trap({"i[1]": CHANGES}, s=(6,), **MLP)
 def softmax_of_weights(p: Any, x: Any) -> Any:
     return (layer(p, x) * jax.nn.softmax(p["s"])[None]) @ p["o"]
 
 
-@trap({"i[1]": BEHIND}, u=(2, 6), i=(5, 6))
+@trap({"i[1]": CHANGES}, u=(2, 6), i=(5, 6))
 def logarithms_of_sums_of_weights(p: Any, x: Any) -> Any:
     return layer(p, x) @ lax.cumlogsumexp(p["u"], axis=0).T
 
@@ -213,49 +211,49 @@ def block_diagonal_weights(p: Any, x: Any) -> Any:
 # Statistics over the width -----------------------------------------------------------------------
 
 
-@trap({"i[1]": UNWEIGHTED}, **MLP)
+@trap({"i[1]": CHANGES}, **MLP)
 def deviation(p: Any, x: Any) -> Any:
     h = layer(p, x)
     return h @ p["o"] + jnp.std(h, axis=-1, keepdims=True)
 
 
-@trap({"i[1]": UNWEIGHTED}, **MLP)
+@trap({"i[1]": CHANGES}, **MLP)
 def cosine(p: Any, x: Any) -> Any:
     h = layer(p, x)
     return (h / jnp.linalg.norm(h, axis=-1, keepdims=True)) @ p["o"]
 
 
-@trap({"i[1]": UNWEIGHTED}, **MLP)
+@trap({"i[1]": CHANGES}, **MLP)
 def how_many_are_positive(p: Any, x: Any) -> Any:
     h = layer(p, x)
     return h @ p["o"] + jnp.sum(h > 0, axis=-1, keepdims=True)
 
 
-@trap({"i[1]": "any() runs over it"}, **MLP)
+@trap({"i[1]": CHANGES}, **MLP)
 def whether_any_is_large(p: Any, x: Any) -> Any:
     h = layer(p, x)
     return jnp.where(jnp.any(h > 0.9, axis=-1, keepdims=True), h @ p["o"], 0)
 
 
-@trap({"i[1]": UNWEIGHTED}, **MLP)
+@trap({"i[1]": CHANGES}, **MLP)
 def sum_by_a_matrix_of_ones(p: Any, x: Any) -> Any:
     h = layer(p, x)
     return h @ p["o"] + h @ jnp.ones((h.shape[1], 1))
 
 
-@trap({"i[1]": "two activations"}, i=(5, 6))
+@trap({"i[1]": CHANGES}, i=(5, 6))
 def similarities(p: Any, x: Any) -> Any:
     h = layer(p, x)
     return jax.nn.softmax(h @ h.T)
 
 
-@trap({"i[1]": "argmax"}, **MLP)
+@trap({"i[1]": "grow more widths along"}, **MLP)
 def hard_choice(p: Any, x: Any) -> Any:
     h = layer(p, x)
     return jax.nn.one_hot(jnp.argmax(h, -1), h.shape[1], dtype=h.dtype) @ p["o"]
 
 
-@trap({"i[1]": "sorted"}, **MLP)
+@trap({"i[1]": CHANGES}, **MLP)
 def sorted_units(p: Any, x: Any) -> Any:
     return jnp.sort(layer(p, x), axis=-1) @ p["o"]
 
@@ -265,19 +263,19 @@ def running_sums(p: Any, x: Any) -> Any:
     return jnp.cumsum(layer(p, x), axis=-1) @ p["o"]
 
 
-@trap({"i[1]": UNWEIGHTED}, **MLP)
+@trap({"i[1]": CHANGES}, **MLP)
 def loop_until_small(p: Any, x: Any) -> Any:
     h = lax.while_loop(lambda h: jnp.sum(h**2) > 1, lambda h: 0.7 * h, layer(p, x))
     return h @ p["o"]
 
 
-@trap({"i[1]": UNWEIGHTED}, **MLP)
+@trap({"i[1]": CHANGES}, **MLP)
 def branch_on_a_sum(p: Any, x: Any) -> Any:
     h = layer(p, x)
     return lax.cond(h.sum() > 0, jnp.tanh, jnp.sin, h) @ p["o"]
 
 
-@trap({"i[1]": "a loop"}, **MLP)
+@trap({"i[1]": CHANGES}, **MLP)
 def recurrence_from_unit_to_unit(p: Any, x: Any) -> Any:
     h = layer(p, x)
     last, _ = lax.scan(lambda s, u: (jnp.tanh(s + u), None), jnp.zeros(4), h.T)
@@ -302,7 +300,7 @@ def sum_of_units_by_index(p: Any, x: Any) -> Any:
     return lax.fori_loop(0, h.shape[1], add, jnp.zeros((4, p["o"].shape[1])))
 
 
-@trap({"a[1]": UNWEIGHTED, "b[1]": UNWEIGHTED}, a=(5, 3), b=(5, 2), o=(3, 2))
+@trap({"a[1]": CHANGES, "b[1]": CHANGES}, a=(5, 3), b=(5, 2), o=(3, 2))
 def softmax_over_two_layers(p: Any, x: Any) -> Any:
     """The softmax runs over a concatenation, which is no axis of any parameter."""
     both = jax.nn.softmax(jnp.concatenate([x @ p["a"], x @ p["b"]], -1))
@@ -319,7 +317,7 @@ def softmax_over_heads(p: Any, x: Any) -> Any:
 # Arrays of weights under a norm, or in a penalty --------------------------------------------------
 
 
-@trap({"i[1]": UNWEIGHTED}, s=(6,), **MLP)
+@trap({"i[1]": CHANGES}, s=(6,), **MLP)
 def decay_of_the_scale_of_a_norm(p: Any, x: Any) -> Any:
     """A scale that is read as 1 + s, and must be zero where the penalty sums it up."""
     h = x @ p["i"]
@@ -327,13 +325,13 @@ def decay_of_the_scale_of_a_norm(p: Any, x: Any) -> Any:
     return (h * (1 + p["s"])[None]) @ p["o"], jnp.sum(p["s"] ** 2)
 
 
-@trap({"w[0]": UNWEIGHTED}, w=(6, 5), s=(5,))
+@trap({"w[0]": CHANGES}, w=(6, 5), s=(5,))
 def squares_of_scaled_distributions(p: Any, x: Any) -> Any:
     """What the softmax of new rows is, its scales make no zero."""
     return x + jnp.sum((jax.nn.softmax(p["w"], 1) * (1 + p["s"])[None]) ** 2)
 
 
-@trap({"w[0]": UNWEIGHTED}, w=(6, 5))
+@trap({"w[0]": CHANGES}, w=(6, 5))
 def sum_of_a_single_number(p: Any, x: Any) -> Any:
     return x + jnp.sum(jnp.sqrt(jnp.sum(jnp.var(p["w"], 1) ** 2) + 1e-6))
 

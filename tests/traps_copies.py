@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from traps import MLP, layer, trap
+from traps import CHANGES, MLP, layer, trap
 from traps_partial import HEADS, heads
 
 GATED = {"i": (5, 6), "w": (6, 3), "o": (6, 2)}
@@ -35,12 +35,12 @@ def read_and_one_more(p: Any, x: Any) -> Any:
     return h @ p["w"], (h * (1 + p["w"][:, 0])[None]) @ p["o"]
 
 
-@trap({"i[1]": "never learn"}, **MLP)
+@trap({"i[1]": CHANGES}, **MLP)
 def integer_weights(p: Any, x: Any) -> Any:
     return layer(p, x) @ (9 * p["o"]).astype(int).astype(float)
 
 
-@trap({"i[1]": "never learn"}, **MLP)
+@trap({"i[1]": CHANGES}, **MLP)
 def weights_as_booleans(p: Any, x: Any) -> Any:
     return layer(p, x) @ p["o"].astype(bool).astype(float)
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from traps import MLP, UNWEIGHTED, layer, trap
+from traps import CHANGES, MLP, layer, trap
 
 
 def positive(params: Any, x: Any) -> Any:
@@ -176,7 +176,7 @@ def unit_vectors_of_heads(p: Any, x: Any) -> Any:
     return (y / jnp.linalg.norm(y, axis=-1, keepdims=True) * p["g"][None, :, None]).sum(1)
 
 
-@trap({"i[1]": "is not finite"}, i=(5, 3, 4), u=(3, 4, 6))
+@trap({"i[1]": CHANGES}, i=(5, 3, 4), u=(3, 4, 6))
 def sum_of_unit_vectors_of_heads(p: Any, x: Any) -> Any:
     y = heads(p, x)
     return jnp.einsum("bhd->bd", y / jnp.linalg.norm(y, axis=-1, keepdims=True)) @ jnp.ones((6, 2))
@@ -212,7 +212,7 @@ def standardized_columns_of_ones(p: Any, x: Any) -> Any:
     return (x @ p["i"] + (p["s"] / jnp.std(p["s"], 0, keepdims=True))[:1]) @ p["o"]
 
 
-@trap({"i[1]": UNWEIGHTED}, i=(5, 6), o=(6, 2), s=(3, 6))
+@trap({"i[1]": CHANGES}, i=(5, 6), o=(6, 2), s=(3, 6))
 def standardized_scale_of_a_norm(p: Any, x: Any) -> Any:
     h = x @ p["i"]
     h *= lax.rsqrt(jnp.mean(h**2, 1, keepdims=True) + 1e-6)

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from traps import MLP, layer, trap
+from traps import CHANGES, MLP, layer, trap
 
 OTHER = "computes something else"
 SMALL = {"i": (5, 3), "o": (3, 2)}
@@ -85,7 +85,7 @@ def root_mean_square(p: Any, x: Any, by: int) -> Any:
     return h * lax.rsqrt((h * h).sum(-1, keepdims=True) / by) @ p["o"]
 
 
-@trap({"i[1]": "summed over without weights"}, i=(5, 4), o=(4, 2))
+@trap({"i[1]": CHANGES}, i=(5, 4), o=(4, 2))
 def root_mean_square_of_the_width(p: Any, x: Any) -> Any:
     return jnp.tanh(root_mean_square(p, x, p["i"].shape[1]))
 

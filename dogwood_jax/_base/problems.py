@@ -87,9 +87,9 @@ class Refused(ValueError):
         self.samples = samples
         super().__init__(listed("cannot plan this growth", self.problems))
 
-    def beside(self, doubts: Iterable[str], ways_out: Iterable[str] = ()) -> Self:
-        """Returns this error with what may be done, and reasons to expect it, before it."""
-        return type(self)([*ways_out, *doubts, *self.problems], self.samples)
+    def after(self, ways_out: Iterable[str]) -> Self:
+        """Returns this error with what may be done before it."""
+        return type(self)([*ways_out, *self.problems], self.samples)
 
     def __reduce__(self) -> Any:
         return type(self), (self.problems, self.samples)

@@ -62,7 +62,7 @@ def _copies(asked: Asked) -> Copies | None:
     sizes = {n: size for n, size in asked.sizes.items() if given.get(n, strategies.UPCYCLE)}
     # Where a router chooses, the largest are picked. Without one, its program need not be read.
     if widths.network is None or not any(
-        PICKED in widths[name].hazards for name, new in sizes.items() if new > widths[name].size
+        PICKED in widths[name].notes for name, new in sizes.items() if new > widths[name].size
     ):
         return None
     network, theirs = Mixtures(widths), None if larger is None else Mixtures(larger)

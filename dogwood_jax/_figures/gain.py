@@ -1,6 +1,6 @@
 """What a new unit or a new layer would lower the loss by: ``gain``."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -29,6 +29,7 @@ from dogwood_jax._figures.cost import cost
 from dogwood_jax._front.grow import grow
 from dogwood_jax._front.plan import plan
 from dogwood_jax._growth.growth import Growth
+from dogwood_jax._plan.silence import SEEN, heard, silenced
 from dogwood_jax._widths.layout import units_along, units_of
 from dogwood_jax._widths.widths import Leaf, Widths, no_such
 
@@ -196,8 +197,9 @@ def gain(
         expect_scalar("gain", value)
     key = jax.random.key(0) if key is None else key
     # Whether the network's own function takes other sizes does not matter: the loss has to.
-    plain = replace(widths, network=None)
-    sizes, skipped = _tried(plain)
+    hidden = [name for name, width in widths.items() if not (width.fixed or width.interface)]
+    plain = replace(silenced(widths, hidden, widths), network=None)
+    sizes, skipped = _tried(plain, {*heard(widths, hidden)})
     units: dict[str, float] = {}
     try:
         units = _units(variables, plain, sizes, loss, batch, key) if sizes else {}
@@ -218,12 +220,15 @@ def gain(
     return Gains(tuple(sorted(gains, key=lambda gain: -gain.per_parameter)), skipped)
 
 
-def _tried(widths: Widths) -> tuple[dict[str, int], dict[str, str]]:
+def _tried(widths: Widths, loud: Collection[str]) -> tuple[dict[str, int], dict[str, str]]:
     """Returns the sizes to try, and the widths that are not tried, with the reason."""
     sizes: dict[str, int] = {}
     skipped: dict[str, str] = {}
     for name, width in widths.items():
         if width.fixed or width.interface:
+            continue
+        if name in loud:
+            skipped[name] = SEEN
             continue
         try:
             growth = plan(widths, {name: width.size + 1})

@@ -26,6 +26,7 @@ from dogwood_jax._base.described import described
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import PyTree, in_order_of, is_array, leaves_by_path, rebuilt
 from dogwood_jax._optimizer.renew import expect_renewable, renewed_state
+from dogwood_jax._plan.silence import SEEN, heard, silenced
 from dogwood_jax._widths.layout import units_of
 from dogwood_jax._widths.widths import Width, Widths, no_such
 from dogwood_jax.strategies import Initializer, glorot
@@ -180,6 +181,8 @@ def _problems(widths: Widths, name: str, mask: Any, strict: bool) -> Iterator[st
 def never_renewed(width: Width, strict: bool) -> Iterator[str]:
     """Yields why no units of a width can be renewed, whichever they are."""
     name = width.name
+    if strict and width.whole is not None and not width.fixed:
+        width = silenced(width.whole, [name], width.whole)[name]
     if width.fixed or width.inside:
         yield f"{name}: where its units are is not known: {width.fixed or width.inside}"
     elif both := [o for o in width.occurrences if o.role == "both"]:
@@ -201,4 +204,5 @@ def _reasons(width: Width) -> Iterator[str]:
         yield "they are inputs or outputs of the network"
     elif all(occurrence.role == "incoming" for occurrence in width.occurrences):
         yield "they have no outgoing weights"
-    yield from width.hazards
+    elif width.whole is not None and heard(width.whole, [width.name]):
+        yield SEEN

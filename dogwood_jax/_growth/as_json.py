@@ -117,7 +117,7 @@ _TEXT = ArgumentKind(
 
 # What former versions wrote, and nothing asks for.
 _FORMER: Mapping[type, tuple[str, ...]] = {
-    Facts: ("zero_hazard", "free_hazard", "recipes", "copy_hazards"),
+    Facts: ("zero_hazard", "free_hazard", "recipes", "copy_hazards", "hazards"),
     Recipe: ("constants", "multiple", "obstacle", "rounding"),
     Widths: ("conflicts", "tried"),
 }

@@ -16,6 +16,7 @@ from itertools import islice, pairwise
 from typing import Any, NamedTuple
 
 from dogwood_jax._plan.larger import Larger
+from dogwood_jax._plan.silence import SEEN, heard
 from dogwood_jax._widths.layout import Concat, Layout, Product, Units, units_of
 from dogwood_jax._widths.widths import Facts, Leaf, Widths
 
@@ -154,13 +155,7 @@ def no_copies(widths: Widths, larger: Larger) -> Iterator[str]:
         if after <= before or not any(larger.sizes.get(g, 1) < n for g, n in sharing.items()):
             continue
         if not copyable.keys() >= sharing.keys():
-            reasons = [
-                f"{name}: {'; '.join(hazards)}"
-                for name in (heads, *groups)
-                if (hazards := widths[name].hazards)
-            ]
-            why = f"of {', '.join(reasons)}" if reasons else "query heads are not computed apart"
-            yield f"{heads}: heads of keys and values cannot be copied, because {why}"
+            yield f"{heads}: heads of keys and values cannot be copied, because {SEEN}"
             continue
         fit = [n for n in range(2, min(sharing.values()) + 1) if _all_divide(n, sharing)]
         yield (
@@ -218,7 +213,7 @@ def split_single_heads(widths: Widths, larger: Larger) -> Groups | None:
     single = _Single(widths, larger.widths, dividing, moved)
     lacking = {group: heads for group, heads in dividing.items() if heads in single.lacking}
     lacking |= {heads: heads for heads in _for_each(widths, larger, moved)}
-    found = _unhindered(larger.widths, lacking)
+    found = _unheard(larger.widths, lacking)
     if not found:
         return None
     sizes = larger.widths.sizes
@@ -337,17 +332,16 @@ def divided(widths: Widths) -> dict[str, str]:
 
     They may share copies of the head instead.
     """
-    return {} if widths.network is None else _unhindered(widths, _dividing(widths))
+    return {} if widths.network is None else _unheard(widths, _dividing(widths))
 
 
-def _unhindered(widths: Widths, dividing: Mapping[str, str]) -> dict[str, str]:
-    """Returns the widths of query heads, and those of heads, that no hazard keeps from copies."""
-    hindered = {heads for pair in dividing.items() for heads in pair if widths[heads].hazards}
-    by_heads = _by_heads(dividing).items()
+def _unheard(widths: Widths, dividing: Mapping[str, str]) -> dict[str, str]:
+    """Returns the widths of query heads, and those of heads, where nothing else sees heads."""
+    known = {*heard(widths, {head for pair in dividing.items() for head in pair})}
     return {
         group: heads
-        for heads, groups in by_heads
-        if hindered.isdisjoint((heads, *groups))
+        for heads, groups in _by_heads(dividing).items()
+        if known.isdisjoint((heads, *groups))
         for group in groups
     }
 

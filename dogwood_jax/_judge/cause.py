@@ -86,14 +86,19 @@ def _differ(pair: tuple[Any, Any]) -> bool:
     return np.shape(old) != np.shape(new) or differ(old, new)
 
 
-def _numbers(old: EvaluatedStep, new: EvaluatedStep) -> Iterator[tuple[int, float, float]]:
+def number(one: complex) -> str:
+    """Returns a number in an error."""
+    return f"{one:.6g}" if one.imag else f"{one.real:.6g}"
+
+
+def _numbers(old: EvaluatedStep, new: EvaluatedStep) -> Iterator[tuple[int, complex, complex]]:
     """Yields the numbers among operands that differ, with their places."""
     for place, (a, b) in enumerate(zip(old.operands, new.operands, strict=True)):
         if not np.ndim(a) and not np.ndim(b) and differ(a, b):
-            yield place, float(a), float(b)
+            yield place, complex(a), complex(b)
 
 
 def _said(old: EvaluatedStep, new: EvaluatedStep) -> str:
     for _, a, b in _numbers(old, new):
-        return f"because {Operation(new.eqn, new.callers)} has {b:.6g} instead of {a:.6g}"
+        return f"because {Operation(new.eqn, new.callers)} has {number(b)} instead of {number(a)}"
     return f"because {Operation(new.eqn, new.callers)} is the first to compute something else"

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from dogwood_jax._judge.seen import Operation
+from dogwood_jax._judge.seen import BRANCHES, Operation, numbers_in
 from dogwood_jax._program.interpret import called, interpret
 from dogwood_jax._program.subprograms import Key, key_of, scan_counts, sub_programs
 
@@ -54,7 +54,10 @@ class Choices:
         """Takes notice of an equation before it is evaluated, see ``Watch``."""
         if (sides := _SIDES.get(eqn.primitive.name)) is None:
             return
-        if eqn.primitive.name not in _BRANCHES and not _is_float(eqn.outvars[0].aval):
+        if eqn.primitive.name in BRANCHES:
+            if not (eqn.primitive.name == "cond" or _is_choice(eqn, operands)):
+                return
+        elif eqn.primitive.name != "while" and not _is_float(eqn.outvars[0].aval):
             return
         key = key_of(eqn, callers)
         if (choice := self.found.get(key)) is None:
@@ -193,6 +196,28 @@ class _ZeroProduct(_Sides):
         return operands
 
 
+class _Comparison(_Sides):
+    """Of ``lt`` and the like: false and true.
+
+    Args:
+        holds: compares two operands.
+    """
+
+    def __init__(self, holds: Any) -> None:
+        self._holds = holds
+
+    def taken(self, *operands: Any) -> set[int]:
+        return {int(side) for side in np.unique(self._holds(*operands))}
+
+    def forced(self, operands: list[Any], side: int) -> Sequence[Any]:
+        shape = np.broadcast_shapes(*map(np.shape, operands))
+        zeros, ones = (np.full(shape, number, operands[0].dtype) for number in (0, 1))
+        return [zeros, ones] if bool(self._holds(0, 1)) == bool(side) else [ones, zeros]
+
+    def is_open(self, moving: Sequence[bool], side: int) -> bool:
+        return any(moving)
+
+
 class _Loop(_Sides):
     """Of ``while``: that it runs its body."""
 
@@ -217,9 +242,21 @@ _SIDES: dict[str, _Sides] = {
     "clamp": _Clamp(),
     "mul": _ZeroProduct(),
     "while": _Loop(),
+    "lt": _Comparison(np.less),
+    "le": _Comparison(np.less_equal),
+    "gt": _Comparison(np.greater),
+    "ge": _Comparison(np.greater_equal),
 }
-# These choose whatever the dtypes of their results are.
-_BRANCHES = frozenset(("cond", "while"))
+
+
+def _is_choice(eqn: Any, operands: Sequence[Any]) -> bool:
+    """Whether a comparison is of floats, or of integers with a number.
+
+    With zero a program compares where it indexes an array.
+    """
+    if all(getattr(one, "dtype", None) == np.float64 for one in operands):
+        return True
+    return any(np.ndim(number) == 0 and number != 0 for number in numbers_in(eqn))
 
 
 def _is_float(aval: Any) -> bool:

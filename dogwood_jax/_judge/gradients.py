@@ -264,5 +264,6 @@ def _should_learn(growth: Growth, change: Change) -> bool:
     is_told = change.strategy.incoming == change.strategy.outgoing == "zero"
     is_told |= change.strategy.is_gated  # of equal copies, only the first may be chosen
     is_told |= any(kind_of(note) == "silent" for note in width.notes)
-    is_read = any(place.role != "incoming" for place in width.occurrences)
-    return is_read and not (width.interface or is_told)
+    is_zero = change.strategy.incoming == "zero"
+    is_zero |= any(place.role != "incoming" for place in width.occurrences)
+    return is_zero and not (width.interface or is_told)

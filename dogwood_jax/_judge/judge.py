@@ -106,7 +106,6 @@ class Verdict:
         gradients: what is wrong with gradients, such as one that is not finite.
         unseen: operations of both programs of which no sample has shown all sides.
         rounding: in what the larger program rounds otherwise.
-        is_branch_unseen: whether there is a branch among ``unseen``.
     """
 
     samples: int = 0
@@ -117,7 +116,6 @@ class Verdict:
     gradients: str | None = None
     unseen: tuple[str, ...] = ()
     rounding: tuple[str, ...] = ()
-    is_branch_unseen: bool = False
 
     @property
     def is_shown(self) -> bool:
@@ -157,7 +155,11 @@ def _families(case: Case) -> Sequence[SampleFamily]:
     widths = case.growth.widths
     is_closed = not any(widths[change.width].interface for change in case.growth.changes)
     is_new = bool(case.growth.insertions)
-    is_zero = is_new or any(change.strategy.incoming == "zero" for change in case.growth.changes)
+    is_zero = is_new or any(
+        change.strategy.incoming == "zero"
+        or any(place.role == "both" for place in widths[change.width].occurrences)
+        for change in case.growth.changes
+    )
     more = (*([LARGE] if is_new else []), *(SIGNED if is_zero else []))
     count = sum(1 for _ in equations(case.new.jaxpr.jaxpr))
     usual = FAMILIES if count > _LONG else 2 * FAMILIES
@@ -293,6 +295,11 @@ def _judged(case: Case, *, is_alike: bool = False) -> Verdict:
     if problem is None and (operations := hidden.operations()):
         problem = f"what {operations[0]} hides is another number, and no sample shows what it does"
     problem = problem or _by_force(case, counted[0], choices, its_choices, is_alike)
+    branches = [one for one in unseen if one.eqn.primitive.name in BRANCHES]
+    growth, is_other = case.growth, choices.names() != its_choices.names()
+    are_new = not growth.insertions and all(change.sources is None for change in growth.changes)
+    if branches and is_other and are_new:  # copies go where old units go
+        problem = problem or f"no sample shows all sides of {branches[0]}"
     seen = [(one.family, one.variables, one.wide, one.inputs, one.larger) for one in counted]
     edges = [*seen[:2], *_at_edges(case, samples, larger, is_alike)]
     more = itertools.chain(seen[2:], _more(case, samples, larger, is_alike))
@@ -303,7 +310,6 @@ def _judged(case: Case, *, is_alike: bool = False) -> Verdict:
         problem=problem,
         gradients=None if problem else check_gradients(case, edges, more),
         unseen=tuple(dict.fromkeys(map(str, unseen))),
-        is_branch_unseen=any(one.eqn.primitive.name in BRANCHES for one in unseen),
         rounding=tuple(sorted(rounding_in(case.old.jaxpr) ^ rounding_in(case.new.jaxpr))),
     )
 

@@ -69,9 +69,9 @@ class Seen:
         if name == "cond":
             sides: Iterable[Hashable] = [int(operands[0])]
         elif name in _SIDES and all(map(_is_piece, operands)):
-            numbers, sides = _numbers(eqn), _SIDES[name](*operands)
+            numbers, sides = numbers_in(eqn), _SIDES[name](*operands)
         elif self._integers and name in _OF_INTEGERS and all(map(_is_whole, operands)):
-            numbers, sides = _numbers(eqn), _OF_INTEGERS[name](*operands)
+            numbers, sides = numbers_in(eqn), _OF_INTEGERS[name](*operands)
             if name in ("rem", "div") and not operands[1].ndim:  # ``%`` hides its number
                 numbers = (float(operands[1]),)
             if not any(numbers):
@@ -146,7 +146,8 @@ class _Lost:
         return bool((self._is_lost & self._moves & self._counts).any())
 
 
-def _numbers(eqn: Any) -> tuple[float, ...]:
+def numbers_in(eqn: Any) -> tuple[float, ...]:
+    """Returns the numbers among the operands of an equation."""
     values = (getattr(atom, "val", None) for atom in eqn.invars)
     return tuple(float(n) for n in values if n is not None and np.ndim(n) == 0)
 

@@ -7,7 +7,7 @@ are made alike, of the same numbers in the same shapes, are equal and are not co
 are computed a few rows at a time.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -25,6 +25,7 @@ from dogwood_jax._judge.lines import line_of, with_line
 from dogwood_jax._program.interpret import called, interpret
 from dogwood_jax._program.primitives.entries import ENTRIES
 from dogwood_jax._program.subprograms import sub_programs
+from dogwood_jax._widths.dims import Dim, parts_of
 from dogwood_jax._widths.trace import Traced
 
 # Tables with more entries are compared in pieces of so many.
@@ -121,6 +122,12 @@ class _Read(NamedTuple):
     table: _Table
     value: Any
 
+    @property
+    def called(self) -> str:
+        line = line_of(with_line((*self.callers, self.eqn)))
+        shape = f"{self.table.aval.str_short()} that {self.eqn.primitive.name} takes"
+        return f"a table, {shape}{f' ({line})' if line else ''}"
+
 
 def first_other_table(growth: Growth, traced: Traced, larger: Traced) -> str | None:
     """Returns where two programs take tables that differ in old entries; None if they do not.
@@ -140,10 +147,35 @@ def first_other_table(growth: Growth, traced: Traced, larger: Traced) -> str | N
     places = Places(growth)
     for old, new in zip(before, after, strict=True):
         if old.table.loose != new.table.loose and not _are_equal(old, new, places):
-            line = line_of(with_line((*old.callers, old.eqn)))
-            shape = f"{old.table.aval.str_short()} that {old.eqn.primitive.name} takes"
-            return f"a table, {shape}{f' ({line})' if line else ''}, holds other numbers"
+            return f"{old.called}, holds other numbers"
     return None
+
+
+def tables_along(traced: Traced, names: Mapping[Dim, str]) -> Iterator[tuple[str, str]]:
+    """Yields the tables that vary along some dimensions, each with the name of the dimension.
+
+    A comparison of ids with positions is none, because it is a look-up.
+
+    Args:
+        traced: the network's program.
+        names: the dimensions, each with its name.
+    """
+    (read,) = traced.trace.programs
+    for its in _Reader(read).of(traced.program.jaxpr):
+        is_key = jnp.issubdtype(its.table.aval.dtype, jax.dtypes.extended)
+        if its.value is None or is_key or its.eqn.primitive.name == "eq":
+            continue
+        for axis, dim in enumerate(its.value.dims):
+            own = dict.fromkeys(names[part] for part in parts_of(dim) if part in names)
+            if own and not _are_alike(its.table, axis):
+                yield from ((name, its.called) for name in own)
+
+
+def _are_alike(table: _Table, axis: int) -> bool:
+    try:
+        return _is_alike(table, axis)
+    except _TooLarge:
+        return False
 
 
 def _are_equal(old: _Read, new: _Read, places: Places) -> bool:
@@ -178,9 +210,11 @@ def _are_equal(old: _Read, new: _Read, places: Places) -> bool:
 def _is_alike(table: _Table, axis: int) -> bool:
     """Whether all entries along an axis are the same."""
     first = table.rows(0, 1)
-    if axis == 0:
-        return all(bool((piece == first).all()) for piece in table.pieces)
-    return all(bool((piece == np.take(piece, [0], axis)).all()) for piece in table.pieces)
+    for piece in table.pieces:
+        one = np.take(piece, [0], axis) if axis else first
+        if not ((piece == one) | ((piece != piece) & (one != one))).all():  # NaN is alike, too
+            return False
+    return True
 
 
 def _agree(old: Any, new: Any, where: Sequence[np.ndarray | None]) -> bool:

@@ -14,7 +14,8 @@ comes a growth.
 | ``extensions`` | how widths get more units: by which strategy |
 | ``resampled`` | positions and patches of images of another size |
 | ``removals`` | how widths lose units |
-| ``obstacles`` | what keeps a width from a new size, and the ways out |
+| ``obstacles`` | what keeps a width from a new size before anything is evaluated |
+| ``silence`` | which weights have to be zero for new units to be silent |
 | ``notes`` | what a caller has to mind of a change |
 | ``copies`` | units that are copied with all that belongs to them, such as experts |
 | ``target`` | the sizes of widths, from the shapes of a larger model's arrays |
@@ -27,6 +28,5 @@ comes a growth.
 | ``numbers_of_sizes`` | the numbers of one program that may follow from a size |
 | ``searching`` | growths in which arrays make up for sizes and numbers |
 
-Where to add: a reason to refuse a growth is a hazard that ``trace`` notes at the width.
-``obstacles`` asks the strategy whether the hazard matters to it.
+Where to add: what a network computes is never a reason here, because the judge evaluates it.
 """

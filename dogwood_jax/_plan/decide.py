@@ -7,7 +7,7 @@ for most samples, or the last one of those.
 """
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -19,10 +19,13 @@ from dogwood_jax._depth.insertions import NothingFits, fillings
 from dogwood_jax._depth.repeated import NO_STREAM, scaled_insertions
 from dogwood_jax._growth.evidence import Evidence
 from dogwood_jax._growth.growth import Change, Growth
-from dogwood_jax._growth.insertion import Insertion, silenced
+from dogwood_jax._growth.insertion import Insertion
+from dogwood_jax._growth.insertion import silenced as in_silence
 from dogwood_jax._plan.copies import in_way, without_noise
 from dogwood_jax._plan.larger import ANOTHER, Larger, is_deeper, read_larger
-from dogwood_jax._plan.obstacles import has_tables
+from dogwood_jax._plan.notes import notes_of
+from dogwood_jax._plan.numbers_of_sizes import tables_of
+from dogwood_jax._plan.obstacles import only_under_a_norm
 from dogwood_jax._plan.own_function import ITS_OWN_NUMBERS, Contradicted, contradicted
 from dogwood_jax._plan.programs import Programs
 from dogwood_jax._plan.propose import Proposal, draft
@@ -30,13 +33,25 @@ from dogwood_jax._plan.removals import NO_MERGE
 from dogwood_jax._plan.request import Request
 from dogwood_jax._plan.resampled import by_widths, inputs_of
 from dogwood_jax._plan.searching import searched_of
-from dogwood_jax._plan.shown import Unshown, first_shown, fitting, shown, shown_by
+from dogwood_jax._plan.shown import (
+    NeverLearns,
+    OpenNumbers,
+    Unshown,
+    first_shown,
+    fitting,
+    shown,
+    shown_by,
+)
+from dogwood_jax._plan.silence import SEEN, heard, silenced
 from dogwood_jax._plan.sizes import target_in_sizes, ways_out, whole
+from dogwood_jax._widths.rules.registry import DRAWN
 
 _NO_PROGRAM = (
     "widths from a file hold no program, so nothing shows that outputs stay; trace the network "
     "again, or pass check=False"
 )
+_HEARD = f"{{}}: {SEEN}; strategies.random() grows it, but outputs change"
+_NO_DRAWS = "trace the network in evaluation, or pass the key as an input"
 _NO_WAY = (
     "nothing shows in which way copies keep outputs, as they are to do where nothing else changes; "
     "plan one after the other, first with a target that only has more experts"
@@ -101,9 +116,9 @@ def _with_larger(request: Request, larger: Larger | None) -> Growth:
                 refused = error
     assert refused is not None
     # In a multiple of the size, old units may keep their numbers; a router may choose as few.
-    growth = proposal.growth
-    tables = any(has_tables(growth.widths[change.width]) for change in growth.changes)
-    if _is_claim(request, proposal) and (tables or proposal.copies is not None):
+    grown = [change.width for change in proposal.growth.changes]
+    before, copies = proposal.asked.before, proposal.copies
+    if _is_claim(request, proposal) and (copies is not None or tables_of(before, grown)):
         with suppress(ValueError):
             return _by_own_numbers(request, proposal)
     raise refused
@@ -117,29 +132,34 @@ def _proposed(request: Request, found: Proposal, larger: Larger | None) -> Growt
     """Returns the growth that is proposed, or one in which arrays make up for sizes."""
     if not _is_claim(request, found):
         return _without_claim(request, found, larger)
-    refused: ValueError | None = None
-    for growth, programs, is_searched in _in_turn(request, found):
+    refused, widths, errors = None, found.growth.widths, list[Refused]()
+    for growth, programs in _in_turn(request, found, errors):
         its = replace(found, growth=growth)
         try:
-            return _accepted(request, its, programs, is_searched=is_searched)
+            return _accepted(request, its, programs)
         except Unshown as unshown:
             error: Refused = _contradiction(request, found, unshown)
+        except OpenNumbers as why:
+            raise why.after(found.ways_out) from why.__cause__
         except Refused as why:
-            if not why.problems and refused is not None:
-                continue
-            error = why.beside(found.doubts, found.ways_out)
+            error = why.after(found.ways_out)
             error.__cause__ = why.__cause__
         except NothingFits as nothing:
             if found.asked.larger.is_unlikely:
                 raise
             another = [ANOTHER] if request.target_apply is None else []
-            error = Refused(
-                [*ways_out(request.families, found.asked), *another, nothing.said, *found.doubts]
-            )
+            error = Refused([*ways_out(request.families, found.asked), *another, nothing.said])
             error.__cause__ = nothing
-        if refused is None or _samples(error) >= _samples(refused):
+        errors.append(error)
+        if refused is None or _samples(error) > _samples(refused):
             refused = error
-    raise refused or Refused([*found.ways_out, *found.doubts])
+    if refused is None:
+        need = (c for c in found.growth.changes if c.strategy.needs_recipe)
+        refused = Refused([*found.ways_out, *(only_under_a_norm(widths[c.width], c) for c in need)])
+    grown = [c.width for c in found.growth.changes if c.new > c.old and c.strategy.begins_exact]
+    reasons = [_HEARD.format(name) for name in heard(found.asked.before, grown)]
+    reasons += (f"{n}: {DRAWN}; {_NO_DRAWS}" for n in grown if DRAWN in widths[n].notes)
+    raise refused.after(reasons) from refused.__cause__
 
 
 def _by_own_numbers(request: Request, found: Proposal) -> Growth:
@@ -155,32 +175,59 @@ def _by_own_numbers(request: Request, found: Proposal) -> Growth:
     return decide(replace(request, widths=widths, sizes=found.asked.named, target_apply=apply))
 
 
-def _in_turn(request: Request, found: Proposal) -> Iterator[tuple[Growth, Programs | None, bool]]:
-    """Yields growths to evaluate, with the programs to compare, and whether they were searched.
+def _in_turn(
+    request: Request, found: Proposal, errors: Sequence[Refused]
+) -> Iterator[tuple[Growth, Programs | None]]:
+    """Yields growths to evaluate, with the programs to compare.
 
     If the network computes with a size that changes, arrays that make up for it come first.
+
+    Args:
+        request: the arguments of ``plan``.
+        found: the growth that programs propose.
+        errors: why those were refused that were yielded so far.
     """
-    growth, asked = found.growth, found.asked
+    growth, asked, before = found.growth, found.asked, found.asked.before
+    changing = [c.width for c in growth.changes if c.new != c.old and request.check]
+    loud = {*heard(before, changing)}
+    silent, quiet = (
+        replace(growth, widths=silenced(growth.widths, names, before))
+        for names in (changing, [name for name in changing if name not in loud])
+    )
+    told = (note for c in silent.changes for note in notes_of(silent.widths, c, is_seen=True))
+    silent = replace(silent, notes=tuple(dict.fromkeys((*growth.notes, *told))))
     grows = [c for c in growth.changes if c.new > c.old and c.recipe is None]
     programs = None
-    if asked.before.network is not None:
-        programs = Programs(growth, asked.before, asked.larger.widths, request.target)
+    if before.network is not None:
+        programs = Programs(growth, before, asked.larger.widths, request.target)
     can_search = programs is not None and bool(grows) and found.copies is None
     can_search &= request.check and request.merge is None and not asked.larger.is_unlikely
 
-    def by_search() -> Iterator[tuple[Growth, Programs | None, bool]]:
+    def by_search() -> Iterator[tuple[Growth, Programs | None]]:
         assert programs is not None
-        silent = replace(growth, insertions=tuple(map(silenced, growth.insertions)))
-        for its in searched_of(silent, asked.strategies, programs, request.families):
-            yield replace(its, insertions=growth.insertions), programs, True
+        layers = tuple(map(in_silence, growth.insertions))
+        ways = {way.widths: way for way in (growth, quiet, silent)}  # equal ones are one
+        for way in reversed(ways.values()):
+            begun = replace(way, insertions=layers)
+            every = any(map(_asks_for_others, errors))
+            for its in searched_of(
+                begun, asked.strategies, programs, request.families, every=every
+            ):
+                yield replace(its, insertions=growth.insertions), programs
 
-    is_first = any(growth.widths[c.width].hazards for c in grows)
-    if can_search and is_first:
+    is_first = can_search and any(c.width in loud for c in grows)
+    if is_first:
         yield from by_search()
     if not any(c.strategy.needs_recipe and c.recipe is None for c in grows):
-        yield growth, programs, False
-    if can_search and not is_first:
+        yield silent, programs
+    if can_search and (not is_first or any(map(_asks_for_others, errors))):
         yield from by_search()
+
+
+def _asks_for_others(error: Refused) -> bool:
+    """Whether new entries should begin otherwise, although most samples do not show it."""
+    why = error.__cause__
+    return isinstance(error, NeverLearns) or (isinstance(why, Unshown) and why.is_seldom)
 
 
 def _is_claim(request: Request, found: Proposal) -> bool:
@@ -230,15 +277,21 @@ def _rescaled(request: Request, found: Proposal, growth: Growth) -> Growth:
     Raises:
         Refused: if they would not keep outputs alone.
     """
-    if not found.doubts:
+    copied = found.copies.changes if found.copies else {}
+    own = (c for c in growth.changes if c.new > c.old and c.width not in copied)
+    exact = tuple(c for c in own if c.strategy.begins_exact)
+    before, names = found.asked.before, [c.width for c in exact]
+    loud = heard(before, names) if request.check else []
+    quiet = [name for name in names if name not in loud and request.check]
+    growth = replace(growth, widths=silenced(growth.widths, quiet, before))
+    if not loud:
         return growth
-    exact = tuple(c for c in growth.changes if c.strategy.begins_exact)
     alone = replace(growth, changes=exact, insertions=())
     programs = Programs(alone, found.asked.before)
     for searched in searched_of(alone, found.asked.strategies, programs, request.families):
         changes = (searched.change.get(change.width, change) for change in growth.changes)
         return replace(growth, changes=tuple(changes), notes=searched.notes)
-    raise Refused([*found.ways_out, *found.doubts])
+    raise Refused(found.ways_out)
 
 
 def _way_to_copy(request: Request, found: Proposal) -> Mapping[str, Change]:
@@ -259,9 +312,7 @@ def _way_to_copy(request: Request, found: Proposal) -> Mapping[str, Change]:
     raise Refused([*copies.unshown, f"{_NO_WAY}; {copies.way_out}"])
 
 
-def _accepted(
-    request: Request, found: Proposal, programs: Programs | None, *, is_searched: bool
-) -> Growth:
+def _accepted(request: Request, found: Proposal, programs: Programs | None) -> Growth:
     """Returns a growth with what an evaluation has shown of it.
 
     Raises:
@@ -273,10 +324,7 @@ def _accepted(
     if not request.check or (asked.larger.widths is not None and asked.larger.widths.network):
         return _evaluated(request, found, programs)
     if programs is not None:
-        is_doubtful, families = bool(found.doubts), request.families
-        return shown(
-            found.growth, programs, families, is_doubtful=is_doubtful, is_searched=is_searched
-        )
+        return shown(found.growth, programs, request.families)
     if asked.widths.is_saved and found.growth.changes:
         raise Refused([_NO_PROGRAM])
     return found.growth
@@ -293,8 +341,7 @@ def _evaluated(request: Request, found: Proposal, programs: Programs | None) -> 
         return replace(growth, evidence=Evidence(why_not="planned with check=False"))
 
     def show(insertions: tuple[Insertion, ...]) -> Growth:
-        filled, is_doubtful = replace(growth, insertions=insertions), bool(found.doubts)
-        return shown_by(filled, programs, request.families, is_doubtful=is_doubtful)
+        return shown_by(replace(growth, insertions=insertions), programs, request.families)
 
     return first_shown(show, _fillings(found)) if growth.insertions else show(())
 
@@ -318,6 +365,5 @@ def _contradiction(request: Request, found: Proposal, unshown: Unshown) -> Refus
     its = Contradicted(reasons, unshown.samples)
     if unshown.is_evaluated:
         its = contradicted("in these sizes, the network itself", reasons, unshown.samples)
-    refused = its.beside(found.doubts)
-    refused.__cause__ = unshown
-    return refused
+    its.__cause__ = unshown
+    return its

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from dogwood_jax import strategies
 from dogwood_jax._growth.growth import Change
+from dogwood_jax._plan.silence import SEEN, heard
 from dogwood_jax._widths.reasons import kind_of
 from dogwood_jax._widths.widths import Width, Widths
 
@@ -41,6 +42,7 @@ def notes_of(widths: Widths, change: Change, *, is_seen: bool) -> Iterator[str]:
             "silent": change.strategy.outgoing == "zero",
             "must_stay": not is_seen,
             "integers": False,
+            "picked": False,
         }
         if does_matter.get(kind_of(note), True):
             yield f"{width.name}: {note}"
@@ -62,8 +64,8 @@ def notes_of(widths: Widths, change: Change, *, is_seen: bool) -> Iterator[str]:
             "of zero, so outputs change by about as much"
         )
     if change.strategy is strategies.KEEP and change.recipe is None:
-        for hazard in width.hazards:
-            yield f"{width.name}: removing units changes outputs: {hazard}"
+        if heard(widths, [width.name]):
+            yield f"{width.name}: removing units changes outputs: {SEEN}"
 
 
 def _is_output(widths: Widths, width: Width) -> bool:

@@ -15,13 +15,16 @@ from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._growth.growth import Change, Growth
 from dogwood_jax._judge.lines import is_of_library, line_of, with_line
 from dogwood_jax._judge.resize import ratio_of_mean
+from dogwood_jax._judge.tables import tables_along
 from dogwood_jax._modules.resizing import sizes_in
+from dogwood_jax._plan.fewer_layers import read_so_far
 from dogwood_jax._program.interpret import called
 from dogwood_jax._program.primitives.table import primitive
 from dogwood_jax._program.program import Program
 from dogwood_jax._program.subprograms import equations_as_read, numbers_of
 from dogwood_jax._widths.dims import parts_of
 from dogwood_jax._widths.trace import Traced
+from dogwood_jax._widths.widths import Widths
 
 # What somebody may multiply a power of a size by.
 _TIMES = (1.0, *(2.0**k for k in range(-4, 5)), 0.01, 0.1, 10.0, 100.0)
@@ -34,6 +37,11 @@ _ROOTS = (0.5, -0.5, 0.25, -0.25)
 _OPEN = (
     "{}: {:.6g}{} may follow from a size, as {}, or be a number of its own, and the network's "
     "function does not take other sizes to tell; pass target_apply=, the larger model's function"
+)
+_TABLE = (
+    "{}: {}, has a number for each unit, which may be another one in the larger model, and the "
+    "network's function does not take other sizes to tell; pass target_apply=, the larger model's "
+    "function"
 )
 
 
@@ -132,6 +140,22 @@ def numbers_of_sizes(growth: Growth, traced: Traced) -> dict[int, NumberOfSize]:
             line = line_of(with_line(its.equations))
             found[its.step] = NumberOfSize(width, its.number, ratio, formula, line)
     return found
+
+
+def tables_of(widths: Widths, names: Collection[str]) -> list[str]:
+    """Returns the tables of a program that have a number for each unit, which may be others.
+
+    Args:
+        widths: the network's widths.
+        names: those along which tables are looked for.
+    """
+    if widths.network is None:
+        return []
+    widths = read_so_far(widths)
+    dims = GrownSizes(widths, {}).names
+    assert widths.network is not None
+    found = tables_along(widths.network.traced, {d: n for d, n in dims.items() if n in names})
+    return [*dict.fromkeys(_TABLE.format(name, what) for name, what in found)]
 
 
 def scales_of_sums(growth: Growth, traced: Traced, own: Program) -> Iterator[str]:

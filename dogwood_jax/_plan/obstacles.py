@@ -1,8 +1,4 @@
-"""What keeps a width from a new size, and the ways out: ``refusals``.
-
-A hazard matters to some strategies only. ``trace`` notes hazards at the width, and each strategy
-says what it makes of new units.
-"""
+"""What keeps a width from a new size before anything is evaluated: ``refusals``."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -15,18 +11,6 @@ from dogwood_jax._widths.layout import units_of
 from dogwood_jax._widths.reasons import kind_of
 from dogwood_jax._widths.widths import Width, Widths
 from dogwood_jax.strategies import Strategy
-
-# What to say of a table if the larger model's program does not show that it stays.
-TABLE = (
-    "not seen to stay in the larger model, as it does where each number follows from its position "
-    "and from no size: rotary embeddings keep rotary_dim or begin with the old frequencies"
-)
-
-# Where old units keep numbers that follow from the size, such as theta**(-2 i / head_dim).
-MULTIPLES = (
-    "numbers that follow from the size, as theta**(-i / size) does, stay in a multiple of it, "
-    "where new units lie between old ones"
-)
 
 OTHER_IMAGES = (
     "if the larger model is for images or patches of another size, pass its variables as target=, "
@@ -45,17 +29,12 @@ def refusals(width: Width, change: Change, interface: bool) -> list[str]:
     return unasked(width, interface) + [f"{width.name}: {m}; {_ways_out(width)}" for m in misfits]
 
 
-def doubts(width: Width, change: Change) -> list[str]:
-    """Returns why outputs may change if a width grows in this way. Evaluation decides."""
-    if width.fixed:
-        return []
-    hazards = _hazards(width, change.new, change.strategy)
-    return [f"{width.name}: {_ways_out(width)}; otherwise {hazard}" for hazard in hazards]
-
-
-def has_tables(width: Width) -> bool:
-    """Whether a width's units have numbers of their own."""
-    return any(kind_of(hazard) == "table" for hazard in width.hazards)
+def only_under_a_norm(width: Width, change: Change) -> str:
+    """Returns why a strategy that rescales arrays is none for a width."""
+    return (
+        f"{width.name}: strategies.{change.strategy}() is for widths under a norm that can grow no "
+        f"other way; {_ways_out(width)}"
+    )
 
 
 def fewer(width: Width, new: int) -> list[str]:
@@ -90,31 +69,12 @@ def _misfits(width: Width, new: int, strategy: Strategy) -> Iterator[str]:
         )
 
 
-def _hazards(width: Width, new: int, strategy: Strategy) -> Iterator[str]:
-    """Yields why outputs may change with a strategy, of a width that is not fixed."""
-    if strategy.needs_recipe and not width.hazards:
-        yield f"strategies.{strategy}() is for widths under a norm that can grow no other way"
-    if strategy.begins_exact and width.hazards:
-        yield (
-            f"growing it from {width.size} to {new} would change outputs: "
-            f"{'; '.join(width.hazards)}; it occurs in {_places(width)}"
-        )
-
-
 def _ways_out(width: Width) -> str:
-    """Names the strategies with which a width can grow."""
-    new, exact = 2 * width.size, list[str]()
+    """Names a strategy with which a width can grow."""
     for strategy in (strategies.zero_outgoing(), strategies.replicate(), strategies.zeros()):
-        if not [*_misfits(width, new, strategy), *_hazards(width, new, strategy)]:
+        if not [*_misfits(width, 2 * width.size, strategy)]:
             return f"use strategies.{strategy}()"
-    kinds = {kind_of(hazard) for hazard in width.hazards}
-    if kinds == {"table"}:
-        exact.append(
-            "if its numbers stay in the larger network, or rescaled arrays make up for them, pass "
-            "the larger network's function as target_apply= (it may be the same function) "
-            f"({MULTIPLES})"
-        )
-    return "; ".join(dict.fromkeys([*exact, "strategies.random() grows it, but outputs change"]))
+    return "strategies.random() grows it, but outputs change"
 
 
 def unasked(width: Width, interface: bool, what: str = "append to it") -> list[str]:

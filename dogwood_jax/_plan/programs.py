@@ -44,7 +44,10 @@ class Compared:
     def of(self, growth: Growth) -> Growth:
         """Returns a growth of the network as one of the layers that are compared."""
         structure = None if self.larger is not None else growth.structure
-        return replace(growth, widths=self.widths, structure=structure)
+        known = {leaf.path: leaf for leaf in growth.widths.leaves}  # which weights are outgoing
+        leaves = tuple(known[leaf.path] for leaf in self.widths.leaves)
+        widths = replace(self.widths, leaves=leaves, facts=growth.widths.facts)
+        return replace(growth, widths=widths, structure=structure)
 
 
 class Programs:
@@ -62,6 +65,7 @@ class Programs:
     ) -> None:
         self.widths = replace(growth.widths, network=network.network)
         self.sizes, self.target, self.larger = growth.sizes, target, larger
+        self.network = network
         self._known: list[Compared] = []
         self._left = self._read()
 

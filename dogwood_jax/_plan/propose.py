@@ -11,14 +11,12 @@ from dogwood_jax._plan.copies import Copies, in_way
 from dogwood_jax._plan.extensions import extensions
 from dogwood_jax._plan.larger import Larger
 from dogwood_jax._plan.notes import notes_of
-from dogwood_jax._plan.obstacles import has_tables
 from dogwood_jax._plan.removals import removals
 from dogwood_jax._plan.request import Request
 from dogwood_jax._plan.sizes import asked_of, ways_out
 from dogwood_jax._plan.target import splits
 from dogwood_jax.strategies import DepthStrategy
 
-_UNCHECKED = "an evaluation decides whether outputs change: leave out check=False"
 _WHICH_COPIES = (
     "there are several ways to copy experts, and only an evaluation tells which one keeps outputs: "
     "leave out check=False"
@@ -34,7 +32,6 @@ class Proposal:
         asked: what it was asked for.
         keeps_outputs: whether it is to keep outputs.
         copies: units that are copied with all that belongs to them, or None.
-        doubts: why outputs may change, as far as the widths tell.
         ways_out: what may be passed instead.
     """
 
@@ -42,7 +39,6 @@ class Proposal:
     asked: Asked
     keeps_outputs: bool
     copies: Copies | None
-    doubts: Sequence[str]
     ways_out: Sequence[str]
 
 
@@ -70,32 +66,13 @@ class Draft:
         Raises:
             Refused: if there is no further growth, with all reasons.
         """
-        refused: Refused | None = None
-        widths, sizes = self.asked.widths, self.asked.sizes
-        growing = [name for name in sizes if sizes[name] > widths[name].size]
-        has_any = any(has_tables(widths[name]) for name in growing)
-        # Tables such as 2.0 ** -jnp.arange(heads) stay for old units in a larger model, or change.
-        ways = [True, False] if has_any and self.is_compared else [False]
-        for keeps_tables in ways:
-            try:
-                found = self._proposal(keeps_tables)
-                yield from self._in_all_ways(found)
-                if keeps_tables and has_any:
-                    for family in self.request.families:
-                        for growth in family.rewritten(found.growth, self.asked):
-                            yield replace(found, growth=growth)
-            except Refused as error:
-                refused = error
-        if refused is not None:
-            raise refused
-
-    def _in_all_ways(self, found: Proposal) -> Iterator[Proposal]:
-        """Yields a proposal, then those in which units are copied in other ways."""
+        found = self._proposal()
         yield found
-        others = found.copies.others if found.copies else ()
-        for other in others:
-            growth = in_way(found.growth, other)
-            yield replace(found, growth=growth)
+        for other in found.copies.others if found.copies else ():
+            yield replace(found, growth=in_way(found.growth, other))
+        for family in self.request.families if self.is_compared else ():
+            for growth in family.rewritten(found.growth, self.asked):
+                yield replace(found, growth=growth)
 
     @property
     def keeps_outputs(self) -> bool:
@@ -108,17 +85,11 @@ class Draft:
         copied = self.copies.changes if self.copies else {}
         return {name: size for name, size in self.asked.sizes.items() if name not in copied}
 
-    def _proposal(self, keeps_tables: bool) -> Proposal:
+    def _proposal(self) -> Proposal:
         request, asked, copies = self.request, self.asked, self.copies or Copies({})
         keep, merge, problems = request.keep or {}, request.merge or {}, [*self.problems]
         widths, larger = asked.widths, asked.larger
-        extended = extensions(
-            asked,
-            self._sizes,
-            request.interface,
-            is_compared=self.is_compared,
-            keeps_tables=keeps_tables,
-        )
+        extended = extensions(asked, self._sizes, request.interface)
         problems += extended.refusals
         changes = {**copies.changes, **extended.changes}
         changes |= removals(widths, keep, merge, request.interface, [*changes], problems)
@@ -127,11 +98,8 @@ class Draft:
         notes = [*larger.notes, *(copies.notes if self.keeps_outputs else copies.unshown)]
         for change in made:
             notes += notes_of(widths, change, is_seen=self.is_compared)
-        doubts = [*extended.doubts]
-        if problems or (doubts and not self._is_judged):
-            unchecked = [_UNCHECKED] if doubts and not request.check else []
-            ways = ways_out(request.families, asked)
-            raise Refused([*ways, *problems, *doubts, *unchecked])
+        if problems:
+            raise Refused([*ways_out(request.families, asked), *problems])
         notes += self._further_notes(made)
         growth = Growth(
             widths,
@@ -141,24 +109,14 @@ class Draft:
         )
         if misfits := [*_misfits(growth)]:
             raise Refused(misfits)
-        others = [*ways_out(request.families, asked)] if doubts else []
-        if copies.changes:
-            others.append(copies.way_out)
+        others = [copies.way_out] if copies.changes else []
         return Proposal(
             growth,
             asked,
             self.keeps_outputs,
             copies if copies.changes else None,
-            doubts,
             [*dict.fromkeys([*others, *asked.ways_out])],
         )
-
-    @property
-    def _is_judged(self) -> bool:
-        """Whether an evaluation decides about doubts."""
-        request = self.request
-        has_program = self.asked.before.network is not None
-        return request.check and request.keep is None and request.merge is None and has_program
 
     def _further_notes(self, made: Sequence[Change]) -> Iterator[str]:
         """Yields notes on copied heads, on new layers, and on how a larger model splits axes."""

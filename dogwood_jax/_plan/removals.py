@@ -12,6 +12,7 @@ from dogwood_jax._growth.by_layer import stack_of
 from dogwood_jax._growth.growth import Change
 from dogwood_jax._plan.obstacles import fixed, unasked
 from dogwood_jax._plan.searching import for_removal
+from dogwood_jax._plan.silence import heard
 from dogwood_jax._plan.sizes import by_name
 from dogwood_jax._widths.dims import LAYERS
 from dogwood_jax._widths.widths import Width, Widths
@@ -72,7 +73,7 @@ def _kept(widths: Widths, width: Width, units: Any, interface: bool, problems: l
     if width.fixed != LAYERS:  # a loop runs over any number of layers
         problems += fixed(width, len(kept), "change")
     problems += unasked(width, interface, "remove some of its units")
-    recipe = for_removal(widths, width.name) if width.hazards and kept else None
+    recipe = for_removal(widths, width.name) if kept and heard(widths, [width.name]) else None
     return Change(width.name, width.size, len(kept), strategies.KEEP, kept, recipe=recipe)
 
 

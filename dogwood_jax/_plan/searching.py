@@ -13,9 +13,9 @@ from dogwood_jax._judge.resize import CannotResize
 from dogwood_jax._judge.twin import CannotShrink, LargerProgram, claim
 from dogwood_jax._plan.family import Family
 from dogwood_jax._plan.notes import notes_of
-from dogwood_jax._plan.obstacles import has_tables
 from dogwood_jax._plan.own_function import Rejected
 from dogwood_jax._plan.programs import Compared, Programs
+from dogwood_jax._plan.silence import heard, silenced
 from dogwood_jax._program.like_layers import LikeLayers
 from dogwood_jax._search.problem import other_numbers
 from dogwood_jax._search.search import searched
@@ -30,6 +30,8 @@ def searched_of(
     chosen: Mapping[str, Strategy],
     programs: Programs,
     families: Sequence[Family] = (),
+    *,
+    every: bool = False,
 ) -> Iterator[Growth]:
     """Yields growths in which arrays make up for what changes with sizes.
 
@@ -38,25 +40,28 @@ def searched_of(
         chosen: the caller's strategies by width.
         programs: the larger programs.
         families: see ``Family``.
+        every: whether all widths may begin otherwise, not only those that are heard.
     """
     network, is_seen = programs.widths, programs.larger is not None
-    hazards = (hazard for c in growth.changes for hazard in growth.widths[c.width].hazards)
-    if any(kind_of(hazard) == "drawn" for hazard in hazards):
+    told = (note for c in growth.changes for note in growth.widths[c.width].notes)
+    if any(kind_of(note) == "drawn" for note in told):
         return
     deep = None if network.network is None else network.network.deep
     alike = [*_alike(None if deep is None else deep.layers)]
+    names = [change.width for change in growth.changes if change.new > change.old]
+    open_names = {*heard(programs.network, names), *chosen}
+    known = silenced(network, names, programs.network)
+    open_names |= {name for name in names if every or known[name] != growth.widths[name]}
     for one in programs:
         compared = one
         if isinstance(one.own, Rejected):
             compared = programs.written_again
-            if any(has_tables(growth.widths[c.width]) for c in growth.changes):
-                return  # no network's own program tells whether its numbers follow from a size
         few = compared.of(growth)
         own = (c for c in few.changes if few.widths[c.width].occurrences)
         few = replace(few, changes=tuple(own))
         cases = [*_cases(few, compared, families)]
         for case in cases:
-            for found in searched(few, case, chosen, alike):
+            for found in searched(few, case, chosen, alike, open_names):
                 changes = found.changes
                 if deep is not None and compared.widths is not programs.widths:
                     try:

@@ -23,7 +23,7 @@ from dogwood_jax._judge.resize import CannotResize
 from dogwood_jax._judge.twin import CannotShrink, LargerProgram, OtherTable, claim, is_bearable
 from dogwood_jax._modules.resizing import says_numbers
 from dogwood_jax._plan.family import Family
-from dogwood_jax._plan.numbers_of_sizes import numbers_of_sizes, scales_of_sums
+from dogwood_jax._plan.numbers_of_sizes import numbers_of_sizes, scales_of_sums, tables_of
 from dogwood_jax._plan.own_function import (
     KNOWS_SIZES,
     NUMBERS_STAY,
@@ -53,11 +53,23 @@ class Unshown(Exception):
     Attributes:
         is_evaluated: whether it was evaluated.
         samples: see ``Refused``.
+        is_seldom: whether numbers differ in some samples only, as where units are compared.
     """
 
-    def __init__(self, problems: Sequence[str], is_evaluated: bool, samples: int = 0) -> None:
+    def __init__(self, problems: Sequence[str], verdict: Verdict | None = None) -> None:
         super().__init__(*problems)
-        self.is_evaluated, self.samples = is_evaluated, samples
+        self.is_evaluated = verdict is not None
+        self.samples = 0 if verdict is None else verdict.samples
+        found = None if verdict is None else verdict.difference
+        self.is_seldom = self.samples > 1 and found is not None and np.isfinite(found.new)
+
+
+class OpenNumbers(Refused):
+    """Numbers of a program that may follow from a size, and no function tells whether they do."""
+
+
+class NeverLearns(Refused):
+    """A growth whose new units get no gradient, or one that is not finite."""
 
 
 class UnfitFilling(Refused):
@@ -95,8 +107,6 @@ def shown_by(
     growth: Growth,
     programs: Programs,
     families: Sequence[Family] = (),
-    *,
-    is_doubtful: bool = False,
 ) -> Growth:
     """Returns a growth with what the larger model's own program has shown of it.
 
@@ -104,7 +114,6 @@ def shown_by(
         growth: the growth.
         programs: the program, see ``Programs``.
         families: see ``Family``.
-        is_doubtful: whether outputs may change, as far as the widths tell.
 
     Raises:
         ValueError: if the larger model computes something else, or nothing shows that it does not.
@@ -112,7 +121,7 @@ def shown_by(
     one = next(iter(programs))
     few, its = one.of(growth), one.its
     try:
-        verdict, evidence = _judged(few, its, families, as_it_is=True, is_doubtful=is_doubtful)
+        verdict, evidence = _judged(few, its, families, as_it_is=True)
     except OtherTable as error:
         raise contradicted("the larger model", [str(error)]) from error
     except (CannotShrink, CannotResize) as error:
@@ -122,9 +131,6 @@ def shown_by(
             raise UnfitFilling(reasons(verdict, ""))
         _check_gradients(verdict)
         raise contradicted("the larger model", [*reasons(verdict)], verdict.samples)
-    if verdict.is_branch_unseen and is_doubtful:  # a branch that no sample takes
-        unseen = [f"no sample shows all sides of {what}" for what in verdict.unseen]
-        raise contradicted("the larger model", unseen)
     notes = (*growth.notes, *map(_ROUNDING.format, verdict.rounding))
     return replace(growth, notes=notes, evidence=evidence)
 
@@ -185,8 +191,6 @@ def shown(
     families: Sequence[Family] = (),
     *,
     as_it_is: bool = False,
-    is_doubtful: bool = False,
-    is_searched: bool = False,
 ) -> Growth:
     """Returns a growth with what was shown of it, where the larger model's function is not given.
 
@@ -195,15 +199,12 @@ def shown(
         programs: the programs, see ``Programs``.
         families: see ``Family``.
         as_it_is: whether the larger program chooses experts as it does, see ``Family.choices``.
-        is_doubtful: whether outputs may change, as far as the widths tell. Then only the network's
-            own function in the new sizes shows that they stay, unless the growth was searched.
-        is_searched: whether the growth was found by evaluating a larger program.
 
     Raises:
         Unshown: if the network's own function takes the new sizes and computes something else.
         ValueError: if nothing shows that outputs stay.
     """
-    unshown, few, own = Unshown((), is_evaluated=False), growth, None
+    unshown, few, own = Unshown(()), growth, None
     target = programs.target
     for one in programs:
         few, own = one.of(growth), one.own
@@ -211,26 +212,22 @@ def shown(
             _check(few, own, target)
             break
         try:
-            verdict, evidence = _judged(
-                few, one.its, families, as_it_is=as_it_is, is_doubtful=is_doubtful
-            )
+            verdict, evidence = _judged(few, one.its, families, as_it_is=as_it_is)
         except OtherTable as error:
-            raise Unshown([str(error)], is_evaluated=True) from error
+            raise Unshown([str(error)], Verdict()) from error
         except (CannotShrink, CannotResize) as error:
-            unshown = Unshown([_NOT_EVALUATED.format(error)], is_evaluated=False)
+            unshown = Unshown([_NOT_EVALUATED.format(error)])
             continue
-        if verdict.is_shown and not (is_doubtful and verdict.is_branch_unseen):
+        if verdict.is_shown:
             rounding = map(_ROUNDING.format, verdict.rounding)
             notes = (*growth.notes, *rounding, *_scales(growth, few, own))
             return replace(growth, notes=notes, evidence=evidence)
         _check_gradients(verdict)
-        unshown = Unshown([*reasons(verdict)], True, verdict.samples)
+        unshown = Unshown([*reasons(verdict)], verdict)
     notes = ()
     if isinstance(own, Program):
-        if is_doubtful or not (notes := _other_splits(few, own)):
+        if not (notes := _other_splits(few, own)):
             raise unshown
-    elif is_doubtful and not is_searched:
-        raise Refused([])
     else:
         few = programs.written_again.of(growth)
     try:
@@ -257,7 +254,7 @@ def _scales(growth: Growth, few: Growth, own: Program | Rejected | None) -> Sequ
     if not isinstance(own, Program) or network is None:
         return ()
     notes = tuple(dict.fromkeys(scales_of_sums(few, _traced(few), own)))
-    if few.widths is growth.widths or network.deep is None:
+    if network.deep is None or len(few.widths.leaves) == len(growth.widths.leaves):
         return notes
     return Analogy(network.deep.layers).sequence(notes, range(len(network.deep.layers)))
 
@@ -290,12 +287,14 @@ def _rewritten(
     if not verdict.is_shown:
         _check_gradients(verdict)
         raise contradicted("in these sizes, the network", [*reasons(verdict)], verdict.samples)
+    if not is_known and (tables := tables_of(growth.widths, growth.change)):
+        raise OpenNumbers(tables)
     if not is_known and (open_numbers := numbers_of_sizes(growth, traced)):
         moved = {step: number.ratio for step, number in open_numbers.items()}
         with suppress(CannotShrink, CannotResize):
             verdict, _ = _judged(growth, None, families, moved)
         if not verdict.is_shown:
-            raise Refused(str(number) for number in open_numbers.values())
+            raise OpenNumbers(str(number) for number in open_numbers.values())
     return evidence
 
 
@@ -329,7 +328,6 @@ def _judged(
     numbers: Mapping[int, float] = MappingProxyType({}),
     *,
     as_it_is: bool = False,
-    is_doubtful: bool = False,
 ) -> tuple[Verdict, Evidence]:
     """Returns the verdict on a growth, and what was evaluated.
 
@@ -339,7 +337,6 @@ def _judged(
         families: see ``Family``.
         numbers: there, what numbers are multiplied by, see ``in_sizes``.
         as_it_is: whether the larger program chooses experts as it does, see ``Family.choices``.
-        is_doubtful: whether outputs may change; then all branches must be seen.
 
     Raises:
         CannotShrink, CannotResize: if the programs cannot be evaluated.
@@ -349,7 +346,7 @@ def _judged(
     ways = [way for one in families for way in one.choices(growth, its, as_it_is=as_it_is)]
     for choices in ways or [()]:
         try:
-            found.append(_verdict_on(growth, LargerProgram(its, numbers, choices), is_doubtful))
+            found.append(_verdict_on(growth, LargerProgram(its, numbers, choices)))
         except (CannotShrink, CannotResize) as error:
             problem = problem or error
         else:
@@ -360,14 +357,11 @@ def _judged(
     return max(found, key=lambda pair: pair[0].samples)  # the one that is equal for longest
 
 
-def _verdict_on(
-    growth: Growth, larger: LargerProgram, is_doubtful: bool
-) -> tuple[Verdict, Evidence]:
+def _verdict_on(growth: Growth, larger: LargerProgram) -> tuple[Verdict, Evidence]:
     traced = _traced(growth)
     case = claim(growth, traced, larger)
     verdict = judge(case)
-    is_unsure = not verdict.is_shown or (verdict.is_branch_unseen and is_doubtful)
-    if is_unsure and case.is_twin and is_bearable(traced):
+    if not verdict.is_shown and case.is_twin and is_bearable(traced):
         case = claim(growth, traced, larger, in_own_sizes=True)  # a table may end in the twin
         verdict = judge(case)
     sizes = tuple((c.width, c.old, c.new) for c in case.growth.changes)
@@ -401,7 +395,7 @@ def reasons(verdict: Verdict, way_out: str = _COPIES) -> Iterator[str]:
 def _check_gradients(verdict: Verdict) -> None:
     """Raises if nothing but gradients speaks against a growth."""
     if verdict.gradients and not (verdict.difference or verdict.problem or verdict.unshown):
-        raise Refused([verdict.gradients], verdict.samples)
+        raise NeverLearns([verdict.gradients], verdict.samples)
 
 
 def _number(number: complex) -> str:

@@ -14,7 +14,8 @@ from dogwood_jax._modules.resizing import Resizing
 from dogwood_jax._plan.asked import Asked
 from dogwood_jax._plan.family import Family
 from dogwood_jax._plan.larger import NOT_AT_HAND, Larger, is_deeper
-from dogwood_jax._plan.obstacles import OTHER_IMAGES, fewer, has_tables, other_images
+from dogwood_jax._plan.numbers_of_sizes import tables_of
+from dogwood_jax._plan.obstacles import OTHER_IMAGES, fewer, other_images
 from dogwood_jax._plan.own_function import WITH_TARGET
 from dogwood_jax._plan.request import Request
 from dogwood_jax._plan.target import sizes_of_target
@@ -139,7 +140,7 @@ def ways_out(families: Sequence[Family], asked: Asked) -> Iterator[str]:
 def _meets_numbers(asked: Asked) -> bool:
     """Whether a width grows along which there are numbers, which may follow from its size."""
     widths, sizes = asked.widths, asked.sizes
-    return any(has_tables(widths[n]) for n, size in sizes.items() if size > widths[n].size)
+    return bool(tables_of(asked.before, [n for n in sizes if sizes[n] > widths[n].size]))
 
 
 def target_in_sizes(widths: Widths, sizes: Mapping[Any, int]) -> tuple[PyTree, Mapping[str, int]]:

@@ -13,7 +13,8 @@ from dogwood_jax._base.problems import Refused
 from dogwood_jax._growth.growth import Change, Growth
 from dogwood_jax._plan.asked import Asked
 from dogwood_jax._plan.family import Family
-from dogwood_jax._plan.obstacles import has_tables
+from dogwood_jax._plan.numbers_of_sizes import tables_of
+from dogwood_jax._plan.silence import silenced
 from dogwood_jax._widths.layout import Layout, Product, Units
 from dogwood_jax._widths.widths import Facts, Widths
 from dogwood_jax.strategies import Strategy
@@ -23,6 +24,8 @@ class Rotary(Family):
     """New units between old ones, where old units have other numbers otherwise."""
 
     def rewritten(self, growth: Growth, asked: Asked) -> Iterator[Growth]:
+        if any(facts.inside for _, facts in growth.widths.facts):  # old units lie elsewhere
+            return
         changes = [change for change in growth.changes if _may_lie_between(growth, change, asked)]
         if not changes:
             return
@@ -33,9 +36,10 @@ class Rotary(Family):
                 for change in copied
             )
         between = _Between({change.width: change.new // change.old for change in changes})
+        widths = silenced(growth.widths, between.times, asked.before)
         yield replace(
             growth,
-            widths=between.widths(growth.widths),
+            widths=between.widths(widths),
             changes=between.changes(growth.changes),
             notes=(*between.notes, *growth.notes),
         )
@@ -47,9 +51,9 @@ def _may_lie_between(growth: Growth, change: Change, asked: Asked) -> bool:
     return (
         change.new > change.old > 1
         and not change.new % change.old
-        and has_tables(width)
         and not (width.fixed or width.interface)
         and (chosen is None or _only_adds(chosen))
+        and bool(tables_of(asked.before, [change.width]))
     )
 
 

@@ -39,7 +39,7 @@ _SEED = 50
 _FOR_EACH, _MOST = 2, 8
 # A residual that is as small, relative to outputs, is that of a solution.
 SOLVED = 1e-7
-_FAR = 1e6  # the residual of what is not finite
+FAR = 1e6  # the residual of what is not finite
 # The largest epsilon, and how large epsilons are made.
 _EPSILON, _LARGE = 1e-2, 0.1
 
@@ -144,6 +144,10 @@ class _Sample(NamedTuple):
     others: Arrays
     moves: Mapping[Unknown, Any]
 
+    @property
+    def drawn(self) -> tuple[Arrays, Arrays]:
+        return self.base, self.others
+
 
 class Problem:
     """A claim of which some numbers are open. The residual is zero where old outputs stay.
@@ -171,7 +175,7 @@ class Problem:
         self.unknowns = unknowns
         self._case, self._larger, self._together = case, grown(case), together
         # Results that mirror variables are rescaled as these are.
-        self._mirrors = mirrored(case.old)
+        self._mirrors = mirrored(case.old) if unknowns else {}
         self._others, self._is_hidden_seen = others, False
         self._samples: list[_Sample] = []
         count = 0
@@ -235,37 +239,54 @@ class Problem:
         """Whether outputs depend on new entries that are drawn, so that no factors mend them."""
         if not self._samples or any(u.kind == "mix" for u in self.unknowns):
             return not self._samples
-        return bool(np.any(np.abs(self.residuals([self.start], of_new=True)[0]) > 1e-6))
+        return any(map(differs, apart(self.evaluated(lambda one, other: [one, other]))))
 
-    def residuals(
-        self, xs: Sequence[np.ndarray], *, of_new: bool = False, of_first: bool = False
-    ) -> list[np.ndarray]:
+    def evaluated(self, arrays: Callable[[Arrays, Arrays], Sequence[Arrays]]) -> list[np.ndarray]:
+        """Returns by how much old parts of outputs differ from the network's, for each sample.
+
+        Args:
+            arrays: returns arrays of the larger network, from those with two draws of new entries.
+        """
+        return self._evaluated([(s, its) for s in self._samples for its in arrays(*s.drawn)])
+
+    def dependences(self, xs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Returns by how much outputs depend on new entries, as ``residuals`` do.
+
+        Args:
+            xs: each with the logarithm of each factor, and how much of a mean is taken.
+        """
+        ways = [(s, self._wide(s, its, x)) for x in xs for s in self._samples for its in s.drawn]
+        every, count = apart(self._evaluated(ways)), len(self._samples)
+        return [np.concatenate(every[n : n + count]) for n in range(0, len(every), count)]
+
+    def residuals(self, xs: Sequence[np.ndarray], *, of_first: bool = False) -> list[np.ndarray]:
         """Returns by how much old parts of outputs differ, relative to outputs.
 
         Args:
             xs: each with the logarithm of each factor, and how much of a mean is taken.
-            of_new: whether those of the larger network differ from those with other new entries, in
-                the place of from the network's.
             of_first: whether to evaluate the first sample alone.
 
         Returns:
             A row for each; an infinity alone where a loop does not end.
         """
         samples = self._samples[: 1 if of_first else None]
-        ways = [(s, its) for s in samples for its in (s.base, s.others)[: 1 + of_new]]
-        arguments = [self._arguments(s, self._wide(s, its, x)) for x in xs for s, its in ways]
-        if not arguments:
+        if not samples:
             return [np.zeros(0) for _ in xs]
-        try:
-            watch = functools.partial(LargeEpsilons, self._others)
-            results = self._together(arguments, watch, always=self._is_hidden_seen)
-        except Undecided:
-            return [np.full(1, np.inf) for _ in xs]
-        every = [self._rows(s, its) for (s, _), its in zip(ways * len(xs), results)]
-        if of_new:
-            every = [a - b for a, b in zip(every[::2], every[1::2])]
+        every = self._evaluated([(s, self._wide(s, s.base, x)) for x in xs for s in samples])
         count = len(samples)
         return [np.concatenate(every[n : n + count]) for n in range(0, len(every), count)]
+
+    def _evaluated(self, ways: Sequence[tuple[_Sample, Arrays]]) -> list[np.ndarray]:
+        """Returns by how much old parts of outputs differ from the network's, for each sample."""
+        if not ways:
+            return []
+        try:
+            watch = functools.partial(LargeEpsilons, self._others)
+            arguments = [self._arguments(s, arrays) for s, arrays in ways]
+            results = self._together(arguments, watch, always=self._is_hidden_seen)
+        except Undecided:
+            return [np.full(1, np.inf) for _ in ways]
+        return [self._rows(s, its) for (s, _), its in zip(ways, results)]
 
     def _arguments(self, sample: _Sample, wide: Arrays) -> list[Any]:
         left = iter(sample.network.inputs)
@@ -291,14 +312,14 @@ class Problem:
                 pairs += [(a, b) for a, b in zip(ours, theirs) if a.shape == b.shape]
         for before, now in pairs:
             if np.shape(now) != np.shape(before):
-                return np.full(1, _FAR)
+                return np.full(1, FAR)
             finite = np.isfinite(before)
             scale = np.sqrt(np.mean(np.abs(before[finite]) ** 2)) if finite.any() else 1.0
             with np.errstate(all="ignore"):
                 by = np.where(finite, now - np.where(finite, before, 0), 0) / (scale or 1.0)
             rows.append(by.ravel().view(np.float64) if by.dtype.kind == "c" else by.ravel())
         found = np.concatenate(rows) if rows else np.zeros(0)
-        return np.where(np.isfinite(found), found, _FAR)
+        return np.where(np.isfinite(found), found, FAR)
 
 
 def other_numbers(case: Case) -> dict[float, float]:
@@ -322,6 +343,17 @@ def other_numbers(case: Case) -> dict[float, float]:
 def is_float(array: Any) -> bool:
     """Whether an array is one of floats, and not of integers or keys."""
     return getattr(getattr(array, "dtype", None), "kind", "") in ("f", "c", "V")
+
+
+def differs(by: np.ndarray) -> bool:
+    """Whether a difference, relative to outputs, is more than rounding."""
+    return bool(np.any(np.abs(by) > 1e-6))
+
+
+def apart(rows: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Returns by how much two and two rows differ. What is not finite is no difference."""
+    both = zip(rows[::2], rows[1::2])
+    return [np.where(np.maximum(a, b) < FAR, a - b, 0) for a, b in both]
 
 
 def _zeros(array: Any, number: float = 0) -> Any:

@@ -3,7 +3,7 @@
 import functools
 import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import exp, inf, log
 
@@ -32,6 +32,7 @@ def searched(
     case: Case,
     strategies: Mapping[str, Strategy],
     alike: Sequence[Callable[[str], str]],
+    heard: Collection[str],
 ) -> Iterator[Growth]:
     """Yields growths in which outputs are likely to be those of the network.
 
@@ -41,6 +42,7 @@ def searched(
         strategies: the caller's strategies by width.
         alike: return what arrays have in common that may have the same numbers, in the order in
             which they are tried.
+        heard: the widths of which outputs may depend on silent units.
     """
     together, others = Together(case.new), other_numbers(case)
     draw = functools.cache(functools.partial(network_sample, case))
@@ -55,7 +57,7 @@ def searched(
         )
         return replace(growth, changes=tuple(changes))
 
-    for chosen in _combinations(growth, strategies):
+    for chosen in _combinations(growth, strategies, heard):
         if any(start.weighs for start in chosen.values()):
             weighing = {n: _weighed(case, n, start) for n, start in chosen.items() if start.weighs}
             chosen = {**chosen, **weighing}
@@ -96,14 +98,16 @@ def _unrounded(new: float, old: float, every: Sequence[Ratio], rounding: float) 
     return old * exp(near[1]) if near and abs(near[1] - log(new / old)) <= rounding else new
 
 
-def _combinations(growth: Growth, strategies: Mapping[str, Strategy]) -> Iterator[Starts]:
-    """Yields a start for each width that computes with its size. Like widths start alike."""
+def _combinations(
+    growth: Growth, strategies: Mapping[str, Strategy], heard: Collection[str]
+) -> Iterator[Starts]:
+    """Yields a start for each width that is heard. Like widths start alike."""
     widths = growth.widths
     growing = [c for c in growth.changes if c.new > c.old and c.recipe is None]
     ways = {
         c.width: its
         for c in growing
-        if widths[c.width].hazards
+        if c.width in heard
         if (its := [*starts(widths, widths[c.width], c.new, strategies.get(c.width))])
     }
     if not ways:  # as they are, with factors alone

@@ -243,7 +243,7 @@ class Solver:
         while mixes:
             others = [np.where(np.arange(numbers.size) == n, -1 - numbers, numbers) for n in mixes]
             every = [numbers, *others]
-            found = self._problem.residuals([self.x(its) for its in every], of_new=True)
+            found = self._problem.dependences([self.x(its) for its in every])
             if self._holds(found[0]):
                 break
             after = [float(row @ row) for row in found]

@@ -22,10 +22,11 @@ class Together:
 
     Args:
         side: the program.
+        least: so many arguments, and no more, are evaluated one by one.
     """
 
-    def __init__(self, side: Side) -> None:
-        self._side = side
+    def __init__(self, side: Side, least: int = 2) -> None:
+        self._side, self._least = side, least
         self._size = int(max(2, min(_MOST, _NUMBERS // max(sum(entries(side.jaxpr)), 1))))
 
     def __call__(
@@ -42,7 +43,7 @@ class Together:
             Undecided: if a loop does not end.
         """
         is_plain = all(isinstance(a, np.ndarray | np.generic) for a in every[0])
-        if (always or len(every) > 2) and is_plain and self._batched is not None:
+        if (always or len(every) > self._least) and is_plain and self._batched is not None:
             try:
                 return self._at_once(every, watch)
             except Undecided:

@@ -1,5 +1,6 @@
 """Find units that can go without a change of outputs: ``find_dead``."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -12,12 +13,17 @@ from dogwood_jax._base.trees import PyTree, in_order_of, leaves_by_path, rebuilt
 from dogwood_jax._front.plan import plan
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._judge.evaluate import widened
+from dogwood_jax._plan.silence import heard, silenced
 from dogwood_jax._smaller.constant_units import moves_constants, with_constants_folded
 from dogwood_jax._smaller.removal import Removal
 from dogwood_jax._smaller.symmetry import expect_width, weights_of
 from dogwood_jax._widths.layout import units_along
 from dogwood_jax._widths.widths import Width, Widths
 
+_NOT_SHOWN = (
+    "find_dead: units of {} have zero weights, but widths from a file hold no program to show "
+    "whether a norm or another output sees them; trace the network"
+)
 _NAME = ArgumentKind("the name of a width", lambda value: isinstance(value, str))
 # How much larger than the largest others units are made, to see whether something sees them.
 _FACTORS = (10.0, -10.0)
@@ -35,17 +41,11 @@ def find_dead(
 
     Such a unit is not dead if something else sees it: a norm, a softmax or a maximum over the
     units, a product of units with units, another output, or a table by which units take turns.
-    There are two ways to ask:
-
-    - ``find_dead(variables, widths[name])`` goes by what ``trace`` found. If something may see the
-      units of the width, none of them is listed. Constant units are listed if shapes tell that
-      there is a bias beside each array that reads them.
-    - ``find_dead(variables, widths, name)`` evaluates the network with these weights and random
-      inputs, with and without the units, also with larger values of these units. It lists units
-      that can go together without moving any output beyond rounding, and leaves at least one unit.
-      It goes the first way where the network cannot be evaluated: for widths that were not traced,
-      and if weights and values of the network, for the inputs that were traced, are more than ten
-      million numbers.
+    So the network is evaluated with these weights and random inputs, with and without the units,
+    also with larger values of these units. Units are listed that can go together without moving any
+    output beyond rounding, and at least one unit is left. If weights and values of the network, for
+    the inputs that were traced, are more than ten million numbers, a smaller network of its kind
+    is evaluated. Of widths from a file no unit is listed, because they hold no program.
 
     Args:
         variables: pytree of the network's arrays.
@@ -61,6 +61,9 @@ def find_dead(
         KeyError: if there is no width of this name.
         ValueError: if an array of the width is missing or has another size there, or the tolerance
             is negative.
+
+    Warns:
+        UserWarning: if units of widths from a file may be dead, and nothing shows that they are.
 
     Example:
         >>> import jax
@@ -79,41 +82,37 @@ def find_dead(
         >>> dw.find_dead(params, dw.trace(normed, params, x), "up")
         ()
     """
-    if name is None:
-        expect_width("find_dead", variables, width, tolerance)
-        assert isinstance(width, Width)
-        return _unseen(variables, width, _have_biases(variables, width), tolerance)
-    widths = width
-    expect(
-        "find_dead(variables, widths, name)",
-        variables=(VARIABLES, variables),
-        widths=(WIDTHS, widths),
-        name=(_NAME, name),
-    )
-    assert isinstance(widths, Widths)
-    width = widths[name]
+    if name is not None:
+        expect(
+            "find_dead(variables, widths, name)",
+            variables=(VARIABLES, variables),
+            widths=(WIDTHS, width),
+            name=(_NAME, name),
+        )
+        assert isinstance(width, Widths)
+        width = width[name]
     expect_width("find_dead", variables, width, tolerance)
+    assert isinstance(width, Width)
+    widths = Widths((), (), is_saved=True) if width.whole is None else width.whole
     try:
         return _without_change(variables, widths, width, tolerance)
     except _NotEvaluated:
-        return _unseen(variables, width, moves_constants(widths, name), tolerance)
+        found = _unseen(variables, widths, width, tolerance)
+    if found and widths.is_saved:
+        warnings.warn(_NOT_SHOWN.format(width.name), stacklevel=2)
+        return ()
+    return found
 
 
-# By what was found of the width -------------------------------------------------------------------
+# By the zeros of weights --------------------------------------------------------------------------
 
 
-def _unseen(variables: PyTree, width: Width, moves: bool, tolerance: float) -> tuple[int, ...]:
-    """Returns the units that surely can go.
-
-    Args:
-        variables: the network's arrays.
-        width: the width.
-        moves: whether biases take over the effect of constant units.
-        tolerance: what counts as zero.
-    """
-    if width.fixed or width.interface or width.hazards:
+def _unseen(variables: PyTree, widths: Widths, width: Width, tolerance: float) -> tuple[int, ...]:
+    """Returns the units that nothing reads, or that biases take over, unless others see them."""
+    if width.fixed or width.interface or heard(widths, [width.name]):
         return ()
     unread, constant = _idle(variables, width, tolerance)
+    moves = constant.any() and moves_constants(widths, width.name)
     return tuple(np.flatnonzero(unread | (constant & moves)).tolist())
 
 
@@ -136,25 +135,6 @@ def _idle(variables: PyTree, width: Width, tolerance: float) -> tuple[np.ndarray
     return unread, constant
 
 
-def _have_biases(variables: PyTree, width: Width) -> bool:
-    """Whether a bias lies beside each array that reads a width, as far as shapes tell."""
-    leaves = leaves_by_path(variables)
-    shapes = {path: np.shape(leaf) for path, leaf in leaves.items()}
-    own = {place.path for place in width.occurrences}
-
-    def has_bias(path: str, axis: int) -> bool:
-        others = shapes[path][:axis] + shapes[path][axis + 1 :]
-        beside = (
-            shape
-            for other, shape in shapes.items()
-            if other not in own and other.rpartition("/")[0] == path.rpartition("/")[0]
-        )
-        return any(shape and shape == others[-len(shape) :] for shape in beside)
-
-    readers = [place for place in width.occurrences if place.role == "outgoing"]
-    return bool(readers) and all(has_bias(place.path, place.axis) for place in readers)
-
-
 # By evaluation ------------------------------------------------------------------------------------
 
 
@@ -170,7 +150,9 @@ def _without_change(
     Raises:
         _NotEvaluated: if that cannot be found out.
     """
-    unread, constant = _idle(variables, width, tolerance)
+    unread, constant = _idle(
+        variables, silenced(widths, [width.name], widths)[width.name], tolerance
+    )
     candidates = np.flatnonzero(unread | constant).tolist()
     if not candidates or width.fixed or width.interface:
         return ()

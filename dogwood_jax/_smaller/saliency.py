@@ -26,6 +26,7 @@ from dogwood_jax._front.plan import plan
 from dogwood_jax._growth.by_layer import stack_of
 from dogwood_jax._plan.own_function import Rejected, own_program
 from dogwood_jax._plan.searching import for_removal
+from dogwood_jax._plan.silence import SEEN, heard
 from dogwood_jax._smaller.dead import find_dead
 from dogwood_jax._smaller.layer_scores import layer_scores
 from dogwood_jax._smaller.symmetry import find_symmetric, weights_of
@@ -161,8 +162,8 @@ def refusal(widths: Widths, width: Width) -> str | None:
         return "it is a dimension of an input or output"
     if width.size < 2:
         return "it has a single unit"
-    if width.hazards and for_removal(widths, width.name) is None:
-        return f"a unit that goes changes the others: {'; '.join(width.hazards)}"
+    if heard(widths, [width.name]) and for_removal(widths, width.name) is None:
+        return f"a unit that goes changes the others: {SEEN}"
     if widths.network is not None:
         own = own_program(widths, {width.name: 2 * width.size})
         if isinstance(own, Rejected) and own.follows_shapes:
@@ -172,7 +173,7 @@ def refusal(widths: Widths, width: Width) -> str | None:
 
 def copies(variables: PyTree, widths: Widths, width: Width) -> tuple[tuple[int, ...], ...]:
     """Returns groups of units that ``merge_symmetric`` can make one of, all else alike."""
-    groups = () if width.hazards else find_symmetric(variables, width, outgoing=False)
+    groups = () if heard(widths, [width.name]) else find_symmetric(variables, width, outgoing=False)
     if groups:
         try:
             plan(widths, merge={width.name: groups})

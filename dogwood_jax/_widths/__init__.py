@@ -9,20 +9,19 @@ a table, with the layout of every axis of every array. Between them, in this ord
 | ``reader`` | reads the equations one by one, each by the rule of its primitive |
 | ``rules/`` | one rule for each primitive: which dimensions of operands and results are the same |
 | ``quantized`` | weights of small integers, which get zeros |
-| ``roles`` | decides which weights are outgoing, so that zeros there silence new units |
+| ``roles`` | which weights are outgoing, because they are contracted over units |
 | ``by_analogy`` | the widths of many like layers, of which only some are read |
 | ``naming`` | turns dimensions into widths with names, and axes into layouts |
 | ``widths`` | the result: ``Widths``, ``Width``, ``Leaf`` |
 
 They share ``dims`` (dimensions that are unified, multiplied and concatenated), ``values`` (what is
 known of each value), ``layout`` (how units lie along an axis), ``reasons`` (why a width cannot
-grow: sentences with a kind), ``scales`` (constants that look computed from a size), ``positions``
-(tables along a width) and ``attention``.
+grow: sentences with a kind) and ``attention``.
 
 Where to add: a function of single entries needs no rule, only a record in
 ``_program/primitives``. Another primitive is one function in ``rules/`` and one example in the
-tests. Widths that meet a primitive without a rule cannot grow. What must become of arrays where the
-network computes with a size is no question of rules: ``_search`` finds it.
+tests. Widths that meet a primitive without a rule cannot grow. What must become of arrays is no
+question of rules: ``_plan/silence`` finds the zeros that silence units, and ``_search`` the rest.
 """
 
 # Pickles of version 0.1.0 look for these classes here, by these names.

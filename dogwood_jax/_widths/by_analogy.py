@@ -98,11 +98,7 @@ class Analogy:
                 return known
             if _ITSELF in self.mentioned((known.fixed,)):
                 raise NotAlike
-            return replace(
-                known,
-                hazards=self.sequence(known.hazards, layers),
-                notes=self.sequence(known.notes, layers),
-            )
+            return replace(known, notes=self.sequence(known.notes, layers))
 
         shared = tuple((name, whole(name, known)) for name, known in widths.facts)
         facts = self.sequence(shared, layers, lambda item: item[0])

@@ -17,6 +17,8 @@ from math import prod
 from operator import mul
 from typing import Literal, NamedTuple
 
+from dogwood_jax._widths.reasons import Reason
+
 # A structure with more parts than this, or a deeper one, is a sliding window over positions, not a
 # layout of units.
 _MOST_PIECES = 48
@@ -24,8 +26,8 @@ _DEEPEST = 24
 
 DROPPED = "an operation drops it because its size is 1"
 REPEATED = "an operation repeats it because its size is 1"
+PICKED = Reason("the largest of its units are picked", "picked")
 PICKS = "it counts the largest that are picked"
-PICKED = "the largest are picked along it"
 DEVICES = "it counts the devices along an axis of a mesh"
 SPATIAL = "it is a spatial dimension of a convolution or pooling, or follows from one"
 LAYERS = "a loop runs over it: it counts layers or steps, not units"
@@ -38,13 +40,13 @@ class Dim:
         "_same_as",
         "bilinear",
         "fixed",
-        "hazards",
         "interface",
         "kind",
         "label",
         "notes",
         "parts",
         "size",
+        "summed",
     )
 
     def __init__(self, size: int, fixed: str | None = None) -> None:
@@ -53,10 +55,10 @@ class Dim:
         self.parts: tuple[Dim, ...] = ()
         # Each once, in the order of the program, so that messages come in that order.
         self.fixed: tuple[str, ...] = (fixed,) if fixed else ()
-        self.hazards: tuple[str, ...] = ()
         self.notes: tuple[str, ...] = ()
         self.interface = False
         self.bilinear = False  # whether two activations are contracted over it
+        self.summed = False  # whether a sum runs over it in which no weights can silence units
         self.label: str | None = None
         self._same_as: Dim | None = None
 
@@ -73,10 +75,6 @@ class Dim:
     def fix(self, reason: str) -> None:
         """Notes why the dimension cannot grow at all."""
         self.root.fixed = _joined(self.root.fixed, (reason,))
-
-    def endanger(self, hazard: str) -> None:
-        """Notes what changes the network's outputs when the dimension grows."""
-        self.root.hazards = _joined(self.root.hazards, (hazard,))
 
     def note(self, note: str) -> None:
         """Notes what a caller should know before growing the dimension."""
@@ -206,10 +204,10 @@ def _joined(known: tuple[str, ...], more: tuple[str, ...]) -> tuple[str, ...]:
 def _tell(into: Dim, dim: Dim) -> None:
     """Copies all that is known of ``dim`` to ``into``."""
     into.fixed = _joined(into.fixed, dim.fixed)
-    into.hazards = _joined(into.hazards, dim.hazards)
     into.notes = _joined(into.notes, dim.notes)
     into.interface |= dim.interface
     into.bilinear |= dim.bilinear
+    into.summed |= dim.summed
     into.label = into.label or dim.label
 
 

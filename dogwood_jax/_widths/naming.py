@@ -8,8 +8,8 @@ from typing import Any
 from dogwood_jax._widths import dims as _dims
 from dogwood_jax._widths.attention import HEAD_DIM, HEADS, VALUE_DIM, label_attention
 from dogwood_jax._widths.dims import Dim
-from dogwood_jax._widths.layout import Concat, Layout, Product, Role, Units
-from dogwood_jax._widths.reasons import Reason, kind_of
+from dogwood_jax._widths.layout import Concat, Layout, Product, Units
+from dogwood_jax._widths.reasons import Reason
 from dogwood_jax._widths.roles import Roles, Spot
 from dogwood_jax._widths.values import KIND_OF_USE, Trace, Use, Value
 from dogwood_jax._widths.widths import Leaf
@@ -33,7 +33,6 @@ def names_of(
     _label_groups(roles)
     names, former = _names(paths, roles, trace)
     _note_scores_of_one_unit(names)
-    _note_units_that_never_learn(roles, trace)
     return names, former
 
 
@@ -66,7 +65,7 @@ def laid_out(
 
 
 def _units(spot: Spot, names: dict[Dim, str], roles: Roles) -> Units:
-    return Units(names[spot.atom], spot.atom.size, roles.of(spot), roles.decides(spot))
+    return Units(names[spot.atom], spot.atom.size, roles.of(spot), roles.is_produced(spot))
 
 
 def _layout(dim: Dim, units: Iterator[Units]) -> Layout:
@@ -96,7 +95,7 @@ def _label_groups(roles: Roles) -> None:
         atoms = [spot.atom for spot in spots]
         if roles.dims[place].root.kind == "product" and len(atoms) == 2:
             groups, units = atoms
-            if {*map(kind_of, units.hazards)} == {"unweighted"} and not groups.hazards:
+            if units.summed and not groups.summed:
                 groups.named("groups")
                 units.named("group_size")
 
@@ -113,8 +112,8 @@ def _note_factors_of_size_1(trace: Trace) -> None:
             # A repeated 1 only fits the axes of another array, as in squeeze and excitation.
             is_repeated = _dims.REPEATED in split.one.root.fixed
             # The gradient of a repeated array is summed over the 1, too, but there it comes first.
-            is_summed = split.is_last and split.one.root.hazards
-            has_groups = (atom.hazards or is_summed) and not is_repeated
+            is_summed = split.is_last and split.one.root.summed
+            has_groups = (atom.summed or is_summed) and not is_repeated
             if has_heads or has_groups:
                 noted.add(atom)
                 note = (
@@ -127,38 +126,12 @@ def _note_factors_of_size_1(trace: Trace) -> None:
 def _note_scores_of_one_unit(atoms: Iterable[Dim]) -> None:
     """Notes where scores may be scaled by 1 / sqrt(head_dim), which is 1."""
     for atom in atoms:
-        if atom.size == 1 and atom.bilinear and not atom.hazards:
+        if atom.size == 1 and atom.bilinear and not atom.summed:
             note = (
                 "activations are contracted over a single unit, so it does not show whether they "
                 "are scaled by how many there are: pass target_apply="
             )
             atom.note(Reason(note, "must_stay"))
-
-
-def _note_units_that_never_learn(roles: Roles, trace: Trace) -> None:
-    """Notes where all random weights that feed a unit or read it are zero for new units."""
-    penalized = set()
-    found: dict[Dim, set[Role]] = {}
-    for (leaf, _), spots in roles.spots.items():
-        use = trace.uses.get(leaf)
-        for spot in spots if use and KIND_OF_USE[use.how] == "random" else ():
-            found.setdefault(spot.atom, set()).add(roles.of(spot))
-            if leaf in trace.penalized:
-                penalized.add(spot.atom)
-    for atom, kinds in found.items():
-        if "both" in kinds and "incoming" not in kinds:
-            why = (
-                "they are summed up, as weight decay does: trace the network without that"
-                if atom in penalized
-                else "they silence them as well"
-            )
-            atom.note(
-                Reason(
-                    "the weights that feed its units must be zero for new ones, which with zero "
-                    f"outgoing weights never learn, or all learn alike: {why}",
-                    "silent",
-                )
-            )
 
 
 def _names(paths: list[str], roles: Roles, trace: Trace) -> tuple[dict[Dim, str], dict[Dim, str]]:

@@ -4,16 +4,14 @@ Such an array stays as it is while other arrays beside it are trained. Its new e
 whatever reads them, and its old entries are never multiplied by anything.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from dogwood_jax._program.primitives.table import primitive
 from dogwood_jax._widths.reasons import Reason
 from dogwood_jax._widths.roles import Roles
-from dogwood_jax._widths.values import Trace, Value
+from dogwood_jax._widths.values import Trace
 
 _ZEROS = Reason(
     "new entries of arrays of small integers are zeros, so other arrays must feed its new units",
@@ -25,21 +23,6 @@ _NOT_SHARED = Reason("small integers cannot be shared out among copies", "intege
 def is_quantized(dtype: Any) -> bool:
     """Whether arrays of a dtype are taken for quantized weights: ``int8``, ``int4`` and so on."""
     return bool(jnp.issubdtype(dtype, np.signedinteger)) and jnp.dtype(dtype).itemsize == 1
-
-
-def check_read(name: str, operands: Sequence[Value]) -> None:
-    """Fixes the dimensions of small integers that a primitive reads otherwise than as weights.
-
-    Integers may move, and be factors in a sum. Anything else may take them for indices or bits.
-    """
-    record = primitive(name)
-    moves = record.keeps or record.pieces or record.joins or record.same or record.runs
-    is_cast = record.is_of_entries and record.linear and record.degree is None
-    for place, value in enumerate(operands):
-        is_index = place > 0 and record.indexed
-        if value.quantized and (is_index or not (moves or is_cast or record.contracts)):
-            for dim in value.dims:
-                dim.fix("its small integers are read otherwise than as quantized weights")
 
 
 def note_quantized(roles: Roles, trace: Trace) -> None:

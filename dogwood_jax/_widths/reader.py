@@ -10,8 +10,6 @@ import numpy as np
 from dogwood_jax._base.trees import concrete
 from dogwood_jax._program.interpret import called, interpret
 from dogwood_jax._widths.dims import Dim
-from dogwood_jax._widths.positions import of_constant
-from dogwood_jax._widths.quantized import check_read
 from dogwood_jax._widths.rules.registry import RULES, Rule, unknown
 from dogwood_jax._widths.values import Sized, Trace, Value
 
@@ -22,10 +20,7 @@ def run(trace: Trace, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Val
     trace.programs.append(read)
 
     def equation(eqn: Any, operands: list[Value]) -> list[Value]:
-        name = eqn.primitive.name
-        rule: Rule = RULES.get(name, _call)
-        if name in RULES:
-            check_read(name, operands)
+        rule: Rule = RULES.get(eqn.primitive.name, _call)
         outside, trace.programs = trace.programs, []
         results = rule(trace, eqn, *operands)
         programs, trace.programs = trace.programs, outside
@@ -39,11 +34,11 @@ def run(trace: Trace, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Val
 
 
 def _constant(array: Any, aval: Any) -> Value:
-    """Returns what is known of a constant: one number, or which axes it varies along."""
+    """Returns what is known of a constant: its dimensions, and the number that all entries are."""
     dims = tuple(Dim(n) for n in aval.shape)
     dtype = getattr(array, "dtype", np.dtype(float))
     if jnp.issubdtype(dtype, jax.dtypes.extended):  # a key, and what is drawn with it never changes
-        return Value(dims, "constant", positional=frozenset(range(len(dims))))
+        return Value(dims, "constant")
     array = concrete(array)
     if array is None:
         return Value(dims, "data")
@@ -52,15 +47,9 @@ def _constant(array: Any, aval: Any) -> Value:
         return Value((), "constant", number=number)
     if not np.iscomplexobj(array):  # bfloat16 and the like are no numbers to NumPy
         array = array.astype(np.result_type(array, float) if array.dtype.kind in "biuf" else float)
-    known = Value(dims, "constant")
-    if array.size and not np.iscomplexobj(array):
-        if array.min() == array.max() or np.isnan(array).all():
-            known.number = float(array.flat[0])
-            return known
-    for axis, dim in enumerate(dims):
-        if dim.size > 1 and (array != np.take(array, [0], axis)).any():
-            dim.endanger(of_constant(array.shape))
-    return known
+    is_one = array.size and not np.iscomplexobj(array)
+    is_one = is_one and (array.min() == array.max() or np.isnan(array).all())
+    return Value(dims, "constant", number=float(array.flat[0]) if is_one else None)
 
 
 def _call(trace: Trace, eqn: Any, *operands: Value) -> list[Value]:

@@ -6,7 +6,7 @@ People read the sentence. Code asks for the kind, and never looks at the words.
 from typing import Any, Literal
 
 ReasonKind = Literal[
-    "", "suspicion", "table", "must_stay", "silent", "drawn", "unweighted", "integers", "unread"
+    "", "suspicion", "must_stay", "silent", "drawn", "picked", "integers", "unread"
 ]
 
 
@@ -17,14 +17,12 @@ class Reason(str):
         kind: one of these, otherwise ``""``:
 
             - ``"suspicion"``: a constant looks computed from the size (in files of 0.2.0).
-            - ``"table"``: numbers inside the network vary along the width. Old units may keep
-              their numbers in the larger model.
             - ``"must_stay"``: a number must stay the same, or follow from the size, such as a
               constant that scales a sum over the width. The larger model's program shows whether
               it does.
             - ``"silent"``: the weights that feed new units must be zero.
             - ``"drawn"``: random numbers are drawn along it, which no array makes up for.
-            - ``"unweighted"``: all units count alike in a sum over them.
+            - ``"picked"``: the largest of its units are picked.
             - ``"integers"``: weights are small integers, which have no halves.
             - ``"unread"``: nothing reads the array, so only a larger model tells what grows.
     """

@@ -39,7 +39,7 @@ from dogwood_jax._widths.reader import run
 from dogwood_jax._widths.reasons import Reason
 from dogwood_jax._widths.roles import Roles
 from dogwood_jax._widths.rules import axes, control, elementwise, lookup, sums  # noqa: F401
-from dogwood_jax._widths.values import Entry, Silencer, Silencers, Trace, Value
+from dogwood_jax._widths.values import LeafAxis, Trace, Value
 from dogwood_jax._widths.widths import Deep, Facts, Network, Widths, make_widths, no_such
 
 Place = tuple[str, int]
@@ -190,7 +190,6 @@ def _widths_of(leaves: dict[str, Value], trace: Trace) -> Widths:
             dim.size,
             dim.interface,
             next(iter(dim.fixed), None),
-            tuple(dim.hazards),
             tuple(dim.notes),
             label=label_of(dim),
             former=former.get(dim, ""),
@@ -253,24 +252,17 @@ def _shape(value: Value) -> tuple[int, ...]:
 
 def _parameter(trace: Trace, index: int, struct: jax.ShapeDtypeStruct) -> Value:
     dims = tuple(Dim(n) for n in struct.shape)
-    silencers: tuple[Silencers, ...] = ()
     quantized = is_quantized(struct.dtype)
     if quantized:
         trace.quantized.add(index)
-    if quantized or jnp.issubdtype(struct.dtype, np.inexact):
-        silencers = tuple(
-            (Silencer(frozenset({Entry(index, axis, dim, dim.size, 0, dim.size)})),)
-            for axis, dim in enumerate(dims)
-        )
-    else:
+    if not (quantized or jnp.issubdtype(struct.dtype, np.inexact)):
         for dim in dims:
             dim.fix(f"one of its arrays is of dtype {struct.dtype}, which cannot be filled in")
     return Value(
         dims,
         "parameter",
-        silencers,
+        tuple(frozenset({LeafAxis(index, axis)}) for axis in range(len(dims))),
         leaves=frozenset({index}),
-        quantized=quantized,
     )
 
 

@@ -124,14 +124,13 @@ class Width:
         occurrences: every place where they appear.
         interface: whether the width is also a dimension of an input or output.
         fixed: why the width cannot grow, or None.
-        hazards: what may change the network's outputs if the width grew, such as a normalization
-            over it. Evaluation of a function in the new sizes decides whether it does.
         notes: what a caller should know before growing it.
         inside: the width each of whose units becomes as many as this one has; None for a width that
             the network's arrays show by themselves. It has one unit before the growth.
         label: what its units are, where its name says so: ``"heads"``, ``"kv_heads"``,
             ``"groups"``, ``"head_dim"`` or the like; else empty.
         former: its name in version 0.2.0, if that was another one; it is found by this, too.
+        whole: all widths of the network. They have no part in comparisons.
     """
 
     name: str
@@ -139,11 +138,11 @@ class Width:
     occurrences: tuple[Occurrence, ...]
     interface: bool = False
     fixed: str | None = None
-    hazards: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     inside: str | None = None
     label: str = ""
     former: str = ""
+    whole: "Widths | None" = field(default=None, compare=False, repr=False)
 
     @property
     def status(self) -> str:
@@ -188,7 +187,6 @@ class Facts:
     size: int
     interface: bool = False
     fixed: str | None = None
-    hazards: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     inside: str | None = None
     label: str = ""
@@ -226,6 +224,7 @@ class Network:
         inputs: the inputs, in the same way.
         read: what was learned of its program, if all of it was read.
         deep: the program, if not.
+        found: what silences widths, by name, as far as it was asked, see ``silenced``.
     """
 
     apply: Callable[..., Any]
@@ -233,6 +232,7 @@ class Network:
     inputs: tuple[Any, ...]
     read: Any = None
     deep: Deep | None = None
+    found: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def traced(self) -> Any:
@@ -282,7 +282,7 @@ class Widths(Mapping[str, Width]):
                 for units in dict.fromkeys(units_of(layout)):
                     places[units.width].append(Occurrence(leaf.path, axis, units.role, layout))
         return {
-            name: Width(name, occurrences=tuple(places[name]), **vars(facts))
+            name: Width(name, occurrences=tuple(places[name]), **vars(facts), whole=self)
             for name, facts in self.facts
         }
 

@@ -56,10 +56,10 @@ MUTANTS = [
     ),
     # _program
     Mutant(
-        "program: rsqrt is of degree one half",
+        "program: a maximum of numbers is their minimum",
         "_program/primitives/entries.py",
-        "degree=-0.5",
-        "degree=0.5",
+        '"max": _of(2, fold=_unless_nan(max))',
+        '"max": _of(2, fold=_unless_nan(min))',
         "test_primitives.py",
     ),
     Mutant(
@@ -94,23 +94,16 @@ MUTANTS = [
     Mutant(
         "widths: a table of positions is called a vocabulary",
         "_widths/rules/lookup.py",
-        "if many and not indices.positional:",
+        'if many and indices.origin != "constant":',
         "if many:",
         "test_trace.py",
     ),
     Mutant(
-        "widths: a map is a hazard, and a loop with a state is none",
-        "_widths/rules/control.py",
-        "    if carry:\n        length.endanger(",
-        "    if not carry:\n        length.endanger(",
-        "test_trace_traps.py",
-    ),
-    Mutant(
-        "widths: two arrays decide on entries that are new twice",
-        "_widths/roles.py",
-        "return self.is_produced(spot) and spot not in self._yielding",
-        "return self.is_produced(spot)",
-        "test_trace_traps.py",
+        "silence: what is not finite is silent",
+        "_plan/silence.py",
+        "return are_finite and not any(",
+        "return not any(",
+        "test_primitives.py",
     ),
     Mutant(
         "search: epsilons are not large while factors are looked for",
@@ -134,11 +127,11 @@ MUTANTS = [
         "test_trace.py",
     ),
     Mutant(
-        "widths: units of a tied array are said to never learn",
-        "_widths/naming.py",
-        'if "both" in kinds and "incoming" not in kinds:',
-        'if "both" in kinds:',
-        "test_trace.py",
+        "silence: no zeros are freed",
+        "_plan/silence.py",
+        "zeros = trial.freed(begin)",
+        "zeros = begin",
+        "test_trace_growth.py",
     ),
     # _judge
     Mutant(

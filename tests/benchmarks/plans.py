@@ -27,7 +27,7 @@ def plans(network: Network) -> Iterator[tuple[str, Callable[[], Any]]]:
     model = network.build()
     widths = dw.trace(model.apply, model.shapes, *model.inputs)
     for name, expected in network.widths.items():
-        if expected.by and not (expected.fixed or expected.hazard or expected.interface):
+        if expected.by and not (expected.fixed or expected.changes or expected.interface):
             size = 2 * network.sizes[expected.by]
             large = network.build(**{expected.by: size})
             larger = {"target": large.shapes, "target_apply": large.apply}

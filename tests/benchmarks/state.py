@@ -97,7 +97,7 @@ def _runs(
     """
 
     def moved(growth: dw.Growth) -> bool:
-        if any("draws another mask" in note for note in growth.notes):
+        if any("another size draws others" in note for note in growth.notes):
             return False
         old = fill(small.shapes, 1)
         # A module may hold its own class, and then has the class of the larger one.

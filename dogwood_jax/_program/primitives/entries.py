@@ -17,11 +17,11 @@ def _of(takes: int | None = 1, **known: Any) -> Primitive:
 
 
 def _linear(**known: Any) -> Primitive:
-    return _of(linear=True, zero=True, **known)
+    return _of(linear=True, **known)
 
 
 def _same() -> Primitive:
-    return _of(None, same=True, linear=True, zero=True)
+    return _of(None, same=True, linear=True)
 
 
 def _pow(x: float, y: float) -> float:
@@ -53,66 +53,55 @@ ENTRIES: dict[str, Primitive] = {
     "sharding_constraint": _same(),
     "stop_gradient": _same(),
     # Linear functions.
-    "conj": _linear(degree=1.0),
+    "conj": _linear(),
     "convert_element_type": _linear(),
-    "imag": _linear(degree=1.0),
-    "neg": _linear(degree=1.0, fold=operator.neg),
-    "real": _linear(degree=1.0),
+    "imag": _linear(),
+    "neg": _linear(fold=operator.neg),
+    "real": _linear(),
     "reduce_precision": _linear(),
-    # Functions that pass on a factor, as a power of it.
-    "abs": _of(zero=True, degree=1.0, fold=abs),
-    "cbrt": _of(zero=True, degree=1 / 3),
-    "rsqrt": _of(
-        pole=True,
-        degree=-0.5,
-        fold=lambda x: 1 / np.sqrt(x),
-    ),
-    "sign": _of(zero=True, degree=0.0),
-    "sqrt": _of(
-        zero=True,
-        degree=0.5,
-        fold=np.sqrt,
-    ),
-    "square": _of(zero=True, degree=2.0, fold=np.square),
-    # A power by its exponent, which is a parameter.
-    "integer_pow": _of(zero=True),
-    # Functions that are zero at zero.
-    "asin": _of(zero=True),
-    "asinh": _of(zero=True, fold=np.arcsinh),
-    "atan": _of(zero=True, fold=np.arctan),
-    "atanh": _of(zero=True),
-    "ceil": _of(zero=True),
-    "erf": _of(zero=True, fold=math.erf),
-    "erf_inv": _of(zero=True),
-    "expm1": _of(zero=True, fold=np.expm1),
-    "floor": _of(zero=True),
-    "log1p": _of(zero=True, fold=np.log1p),
-    "round": _of(zero=True),
-    "sin": _of(zero=True, fold=np.sin),
-    "sinh": _of(zero=True, fold=np.sinh),
-    "tan": _of(zero=True, fold=np.tan),
-    "tanh": _of(zero=True, fold=np.tanh),
     # Other functions of one operand.
+    "abs": _of(fold=abs),
     "acos": _of(),
     "acosh": _of(),
+    "asin": _of(),
+    "asinh": _of(fold=np.arcsinh),
+    "atan": _of(fold=np.arctan),
+    "atanh": _of(),
     "bessel_i0e": _of(),
     "bessel_i1e": _of(),
     "bitcast_convert_type": _of(),
+    "cbrt": _of(),
+    "ceil": _of(),
     "clz": _of(),
     "cos": _of(),
     "cosh": _of(),
     "digamma": _of(pole=True),
+    "erf": _of(fold=math.erf),
+    "erf_inv": _of(),
     "erfc": _of(),
     "exp": _of(fold=np.exp),
     "exp2": _of(fold=np.exp2),
+    "expm1": _of(fold=np.expm1),
+    "floor": _of(),
+    "integer_pow": _of(),
     "is_finite": _of(),
     "lgamma": _of(pole=True),
     "log": _of(pole=True, fold=np.log),
+    "log1p": _of(fold=np.log1p),
     "log2": _of(pole=True, fold=np.log2),
     "logistic": _of(fold=lambda x: 1 / (1 + np.exp(-x))),
     "not": _of(),
     "one_minus_square": _of(),
     "population_count": _of(),
+    "round": _of(),
+    "rsqrt": _of(pole=True, fold=lambda x: 1 / np.sqrt(x)),
+    "sign": _of(),
+    "sin": _of(fold=np.sin),
+    "sinh": _of(fold=np.sinh),
+    "sqrt": _of(fold=np.sqrt),
+    "square": _of(fold=np.square),
+    "tan": _of(fold=np.tan),
+    "tanh": _of(fold=np.tanh),
     # Comparisons.
     "eq": _of(2, compares=True, fold=operator.eq),
     "eq_to": _of(2, compares=True),

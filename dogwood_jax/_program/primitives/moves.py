@@ -4,9 +4,9 @@ from dogwood_jax._program.primitives.axes import broadcast, reduced, reshaped, t
 from dogwood_jax._program.primitives.record import Primitive
 
 MOVES: dict[str, Primitive] = {
-    "broadcast_in_dim": Primitive(keeps=True, ordered=True, linear=True, axes=broadcast),
-    "reshape": Primitive(keeps=True, ordered=True, linear=True, pieces=True, axes=reshaped),
-    "squeeze": Primitive(keeps=True, ordered=True, linear=True, pieces=True, axes=reshaped),
+    "broadcast_in_dim": Primitive(keeps=True, linear=True, axes=broadcast),
+    "reshape": Primitive(keeps=True, linear=True, pieces=True, axes=reshaped),
+    "squeeze": Primitive(keeps=True, linear=True, pieces=True, axes=reshaped),
     "transpose": Primitive(keeps=True, linear=True, axes=transposed),
     "rev": Primitive(linear=True),
     "tile": Primitive(linear=True),

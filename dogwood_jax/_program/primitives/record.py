@@ -20,9 +20,6 @@ class Primitive:
         linear: whether ``f(a + b) = f(a) + f(b)``, in all operands together; of a cast, see
             ``is_linear``.
         linear_in_first: the same, where other operands stay.
-        zero: whether ``f(0) = 0``.
-        degree: the number for which ``f(c x) = c**degree f(x)`` with every positive c; None if
-            there is no such number.
         pole: whether it is not finite at zero.
         compares: whether it tells which operand is larger, or whether they are equal.
         fold: computes it with numbers.
@@ -33,8 +30,6 @@ class Primitive:
             and the shape of the result.
         keeps: whether the result has every entry of the operand, once or several times, each at
             the same place along every axis that stays. A reversed axis is not kept.
-        ordered: whether the entries also stay in their row-major order, so that axes of size 1 come
-            and go, or axes become one or several.
         indexed: whether operands behind the first one say which entries are taken.
         pieces: whether it takes pieces of axes apart.
         stays: whether it cuts or joins along axes, but each axis keeps its index.
@@ -48,8 +43,6 @@ class Primitive:
     same: bool = False
     linear: bool = False
     linear_in_first: bool = False
-    zero: bool = False
-    degree: float | None = None
     pole: bool = False
     compares: bool = False
     fold: Callable[..., Any] | None = None
@@ -58,7 +51,6 @@ class Primitive:
     contracts: bool = False
     axes: Callable[[Mapping[str, Any], Sequence[Shape], Shape], Axes | None] | None = None
     keeps: bool = False
-    ordered: bool = False
     indexed: bool = False
     pieces: bool = False
     stays: bool = False

@@ -7,6 +7,7 @@ reductions), ``lookup`` (gathering, scattering and making values), ``control`` (
 Where to add: a function of single entries needs only its record in ``_program/primitives``. For
 another primitive, write a function with ``@rule("name")`` above it, in the file of its kind. It
 takes the trace, the equation and the values of the operands, and returns the values of the results.
-What it does not say of a result is unknown: a result without silencers cannot be silenced, for
-example. Add an example to ``tests/primitive_examples_*``. Without one, a test fails.
+It unifies what the operation ties, and marks weights that are contracted over units. Whether
+outputs stay is no question of rules. Add an example to ``tests/primitive_examples_*``. Without one,
+a test fails.
 """

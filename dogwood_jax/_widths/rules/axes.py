@@ -7,23 +7,15 @@ from dogwood_jax._widths import dims as _dims
 from dogwood_jax._widths.dims import DROPPED, REPEATED, Dim, unify
 from dogwood_jax._widths.rules.registry import (
     mixed,
-    narrowed,
-    noise_of,
-    noise_used,
-    of_sum,
     origin_of,
-    part_of,
     pick,
-    plain,
-    positions_cut,
-    positions_used,
     rule,
     shapes_out,
     sliced,
     spread,
     with_axis,
 )
-from dogwood_jax._widths.values import Trace, Value, every
+from dogwood_jax._widths.values import Trace, Value
 
 
 @rule("transpose")
@@ -55,28 +47,20 @@ def _reshape(trace: Trace, eqn: Any, x: Value, *_: Value) -> list[Value]:
     dims = tuple(_dims.reshape(x.dims, shape))
     if x.origin == "data":
         trace.split_off += _dims.ones_split_off(x.dims, dims)
-    silencers, positional = [], set()
-    for place, new in enumerate(dims):
+    along = []
+    for new in dims:
         own = {f.root for f in _dims.factors(new)}
         old = [
             a
             for a, d in enumerate(x.dims)
             if d.is_same(new) or (new.size > 1 and own & {f.root for f in _dims.factors(d)})
         ]
-        # Factors that never grow have no new units to silence, as where halves are interleaved.
-        growing = [a for a in old if not all(atom.fixed for atom in _dims.atoms(x.dims[a]))]
-        silencers.append(
-            every([narrowed(x.silencers_of(a), x.dims[a], new) for a in growing]) if growing else ()
-        )
-        if any(a in x.positional for a in old):
-            positional.add(place)
-            if len(old) > 1 or not x.dims[old[0]].is_same(new):
-                positions_used(x)
+        along.append(frozenset().union(*map(x.along_axis, old)))
     return [
         x.but(
             dims=dims,
-            silencers=tuple(silencers) if x.silencers else (),
-            positional=frozenset(positional),
+            along=tuple(along),
+            one_hot=frozenset(),
             weighted=frozenset(),
         )
     ]
@@ -108,20 +92,16 @@ def _joined(trace: Trace, values: Sequence[Value], axis: int, along: Dim) -> Val
     for value in values:
         if origin == "data":
             trace.join(value, "add")
-        if value.noise and origin == "data" and any(plain(v) for v in values):
-            noise_used(value)
-    silencers = tuple(of_sum((v, v.silencers_of(a)) for v in values) for a in range(len(dims)))
     numbers = {v.number for v in values}
-    uniform = {axis} if origin != "constant" or len(numbers - {None}) == 1 else set()
     return mixed(
         values,
         dims,
-        silencers=silencers,
+        along=tuple(frozenset().union(*(v.along_axis(a) for v in values)) for a in range(len(dims)))
+        if origin == "parameter"
+        else (),
         number=numbers.pop() if len(numbers) == 1 else None,
-        positional=frozenset().union(*(v.positional for v in values), {axis} - uniform),
         index=any(v.index is True for v in values)
         and all(v.index is True or v.origin == "constant" for v in values),
-        noise=noise_of(values),
     )
 
 
@@ -145,7 +125,7 @@ def _unstack(trace: Trace, eqn: Any, x: Value) -> list[Value]:
     kept = [a for a in range(x.ndim) if a != axis]
     for unit in units:
         unit.fix(DROPPED)
-    return [pick(part_of(x, axis, unit, i), kept) for i, unit in enumerate(units)]
+    return [pick(with_axis(x, axis, unit), kept) for unit in units]
 
 
 @rule("split")
@@ -153,8 +133,7 @@ def _split(trace: Trace, eqn: Any, x: Value, *_: Value) -> list[Value]:
     axis = eqn.params["axis"]
     sizes = eqn.params["sizes"]
     parts = _dims.cut(x.dims[axis], sizes)
-    starts = _dims.offsets(sizes)[:-1]
-    return [part_of(x, axis, part, start) for part, start in zip(parts, starts, strict=True)]
+    return [with_axis(x, axis, part) for part in parts]
 
 
 @rule("slice")
@@ -169,8 +148,7 @@ def _slice(trace: Trace, eqn: Any, x: Value) -> list[Value]:
         elif n % stride == 0 and start < stride and limit > n - stride + start:
             rows, within = _dims.reshape([dim], [n // stride, stride])
             within.fix("every so many units are taken from it by a strided slice")
-            positions_cut(x, axis, start)
-            x = with_axis(x, axis, rows, narrowed(x.silencers_of(axis), dim, rows))
+            x = with_axis(x, axis, rows)
         else:
             dim.fix("a strided slice takes units from it")
             x = with_axis(x, axis, Dim(shapes_out(eqn)[0][axis], "a strided slice made it"))
@@ -179,7 +157,6 @@ def _slice(trace: Trace, eqn: Any, x: Value) -> list[Value]:
 
 @rule("pad")
 def _pad(trace: Trace, eqn: Any, x: Value, filler: Value) -> list[Value]:
-    silent = filler.number == 0
     for axis, (low, high, interior) in enumerate(eqn.params["padding_config"]):
         dim = x.dims[axis]
         if low == high == interior == 0:
@@ -189,10 +166,7 @@ def _pad(trace: Trace, eqn: Any, x: Value, filler: Value) -> list[Value]:
         else:
             dim.fix("it is cropped or dilated by a pad")
             along = Dim(shapes_out(eqn)[0][axis], "a pad with cropping or dilation made it")
-        keep = x.silencers if silent else ()
-        if x.origin == "constant":
-            x = x.but(positional=x.positional | {axis})
-        x = x.but(dims=(*x.dims[:axis], along, *x.dims[axis + 1 :]), silencers=keep)
+        x = with_axis(x, axis, along)
     return [x.but(number=None, index=False)]
 
 

@@ -7,12 +7,11 @@ from dogwood_jax._program.subprograms import scan_counts, sub_programs
 from dogwood_jax._widths.dims import LAYERS, Dim, unify
 from dogwood_jax._widths.reader import run
 from dogwood_jax._widths.rules.registry import (
-    of_sum,
     origin_of,
     pick,
-    positions_used,
     rule,
     shapes_out,
+    together,
     unknown,
 )
 from dogwood_jax._widths.values import Trace, Value
@@ -52,7 +51,7 @@ def _kept(jaxpr: Any, before: int, count: int) -> set[int]:
 
 def _any_iteration(value: Value, operands: Sequence[Value]) -> Value:
     if origin_of(operands) == "constant":
-        return Value(value.dims, "constant", positional=frozenset(range(value.ndim)))
+        return Value(value.dims, "constant")
     return Value(value.dims, "data")
 
 
@@ -65,8 +64,6 @@ def _close(trace: Trace, before: Sequence[Value], after: Sequence[Value]) -> lis
             continue
         for a, b in zip(old.dims, new.dims, strict=True):
             unify(a, b)
-        if old.origin != "constant":
-            positions_used(new)
         trace.join(new, "add")
         trace.record("close", (old, new), ())
         found.append(old)
@@ -80,8 +77,6 @@ def _scan(trace: Trace, eqn: Any, *operands: Value) -> list[Value]:
     consts, carry = operands[:n_consts], operands[n_consts : n_consts + n_carry]
     stacked = operands[n_consts + n_carry :]
     length = Dim(eqn.params["length"])
-    if carry:
-        length.endanger("a loop runs along it, from one to the next")
     slices = []
     for value in stacked:
         unify(value.dims[0], length)
@@ -100,9 +95,7 @@ def _scan(trace: Trace, eqn: Any, *operands: Value) -> list[Value]:
     state = _close(trace, state, results[:n_carry])
     outputs = []
     for value in results[n_carry:]:
-        stack = _any_iteration(Value((length, *value.dims)), operands)
-        positional = stack.positional | {a + 1 for a in value.positional}
-        outputs.append(stack.but(positional=positional, noise=value.noise))
+        outputs.append(_any_iteration(Value((length, *value.dims)), operands))
         trace.record("collect", (value,), outputs[-1:])
     return [*state, *outputs]
 
@@ -134,18 +127,15 @@ def _chosen(trace: Trace, which: Value, cases: Sequence[Value]) -> Value:
     first, origin = cases[0], origin_of((*cases, which))
     are_weights = all(case.origin == "parameter" for case in cases)
     for case in cases:
-        for axis, (a, b) in enumerate(zip(first.dims, case.dims, strict=True)):
+        for a, b in zip(first.dims, case.dims, strict=True):
             unify(a, b)
-            if axis in case.positional and origin != "constant":
-                positions_used(case)
         if not are_weights:
             trace.join(case, "add")
     known = Value(
         first.dims,
         "parameter" if are_weights else origin,  # type: ignore[arg-type]
-        tuple(of_sum((c, c.silencers_of(a)) for c in cases) for a in range(first.ndim)),
+        together(cases, first.dims) if are_weights else (),
         leaves=frozenset().union(*(c.leaves for c in cases)) if are_weights else frozenset(),
-        positional=frozenset(range(first.ndim)) if origin == "constant" else frozenset(),
     )
     trace.record("enter", (first,), (known,))
     for case in cases[1:]:

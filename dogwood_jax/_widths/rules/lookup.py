@@ -6,10 +6,7 @@ from typing import Any
 from dogwood_jax._widths.dims import DROPPED, Dim, unify
 from dogwood_jax._widths.rules.registry import (
     DRAWN,
-    blend,
     mixed,
-    noise_used,
-    of_sum,
     origin_of,
     pick,
     rule,
@@ -18,7 +15,7 @@ from dogwood_jax._widths.rules.registry import (
     unknown,
     with_axis,
 )
-from dogwood_jax._widths.values import Silencers, Trace, Value
+from dogwood_jax._widths.values import Along, Trace, Value
 
 
 def _indexed(trace: Trace, x: Value, axis: int, indices: Value, *, many: bool = True) -> None:
@@ -34,7 +31,7 @@ def _indexed(trace: Trace, x: Value, axis: int, indices: Value, *, many: bool = 
         # Old indices stay in range: in a larger table, new rows are for new inputs. A constant
         # index of the last row is left out: it may count from the end.
         x.dims[axis].root.interface = True
-        if many and not indices.positional:
+        if many and indices.origin != "constant":
             x.dims[axis].named("vocab")
     else:
         x.dims[axis].fix("it is indexed by positions computed inside the network")
@@ -69,15 +66,14 @@ def _gather(trace: Trace, eqn: Any, x: Value, indices: Value) -> list[Value]:
             if axis in whole:
                 found[place] = x.dims[axis]
         return [mixed((x, indices), found)]
-    x = blend(x, n.start_index_map)
     dims: list[Dim] = [Dim(size) for size in shape]
-    silencers: list[Silencers] = [()] * len(shape)
+    along: list[Along] = [frozenset()] * len(shape)
     many = indices.ndim > 1 + len(index_batching)
     for axis, place in zip(window, n.offset_dims, strict=True):
         if axis in n.start_index_map and sizes[axis] == 1:
             _indexed(trace, x, axis, indices, many=many)
         elif sizes[axis] == x.dims[axis].size:
-            dims[place], silencers[place] = x.dims[axis], x.silencers_of(axis)
+            dims[place], along[place] = x.dims[axis], x.along_axis(axis)
         else:
             x.dims[axis].fix("a slice is looked up along it")
             dims[place].fix("it is a slice that is looked up")
@@ -91,12 +87,10 @@ def _gather(trace: Trace, eqn: Any, x: Value, indices: Value) -> list[Value]:
     places = [a for a in range(len(shape)) if a not in n.offset_dims]
     for axis, place in enumerate(places):
         dims[place] = indices.dims[axis]
-    if indices.noise and x.origin != "constant":
-        noise_used(indices)
     for axis, index_axis in zip(batching, index_batching, strict=True):
         unify(x.dims[axis], indices.dims[index_axis])
         place = places[index_axis]
-        silencers[place] = x.silencers_of(axis)
+        along[place] = x.along_axis(axis)
     data = origin_of((x, indices)) == "data"
     if x.origin == "parameter" and data:
         looked_up = [a for a in window if a in n.start_index_map and sizes[a] == 1]  # under vmap
@@ -104,7 +98,7 @@ def _gather(trace: Trace, eqn: Any, x: Value, indices: Value) -> list[Value]:
         for use in trace.use(x, "index"):
             use.count_fans(x, [*n.collapsed_slice_dims, *looked_up], whole)
         trace.produce(x, window)
-    out = mixed((x, indices), dims, silencers=tuple(silencers), noise=x.noise, index=x.index)
+    out = mixed((x, indices), dims, along=tuple(along), index=x.index)
     return [out.but(leaves=x.leaves)]
 
 
@@ -137,33 +131,12 @@ def _scatter(trace: Trace, eqn: Any, x: Value, indices: Value, updates: Value) -
     places = [a for a in range(updates.ndim) if a not in n.update_window_dims]
     for axis, place in enumerate(places):
         unify(indices.dims[axis], updates.dims[place])
-        if axis not in index_batching and updates.origin != "constant":
-            _scattered(trace, updates, place, eqn.primitive.name)
     for axis, index_axis in zip(batching, index_batching, strict=True):
         unify(x.dims[axis], indices.dims[index_axis])
     if origin_of((x, indices, updates)) == "data":
         trace.join(x, "add")
         trace.join(updates, "add")
-    silencers: list[Silencers] = [()] * x.ndim
-    for axis, place in along.items():
-        terms = ((x, x.silencers_of(axis)), (updates, updates.silencers_of(place)))
-        silencers[axis] = of_sum(terms)
-    known: dict[str, Any] = {}
-    if origin_of((x, indices, updates)) == "constant":  # counts vary along what is indexed only
-        same = (a for a, b in along.items() if x.dims[a].size == updates.dims[b].size)
-        whole = {a for a in same if a not in x.positional and along[a] not in updates.positional}
-        known["positional"] = frozenset({*range(x.ndim)} - whole)
-    return [mixed((x, indices, updates), x.dims, silencers=tuple(silencers), **known)]
-
-
-def _scattered(trace: Trace, updates: Value, axis: int, how: str) -> None:
-    """Notes that the units along an axis go to positions that indices name."""
-    if how.replace("_", "-") in ("scatter-add", "scatter-sub"):
-        hazard = "its units are added up at indexed positions"
-        silencers = updates.silencers_of(axis)
-        trace.demand(updates.dims[axis], (silencers,), hazard, (updates, axis))
-    else:
-        updates.dims[axis].endanger("its units are written to indexed positions")
+    return [mixed((x, indices, updates), x.dims)]
 
 
 @rule("dynamic_slice")
@@ -173,7 +146,7 @@ def _dynamic_slice(trace: Trace, eqn: Any, x: Value, *starts: Value) -> list[Val
         for axis, (place, size) in enumerate(zip(places, sizes, strict=True)):
             x = sliced(x, axis, place, size)
         return [x.but(number=None)]
-    out = blend(x, [a for a in range(x.ndim) if eqn.params["slice_sizes"][a] != x.dims[a].size])
+    out = x
     for axis, (size, start) in enumerate(zip(eqn.params["slice_sizes"], starts, strict=True)):
         if size == 1 != x.dims[axis].size:
             _indexed(trace, x, axis, start, many=False)
@@ -202,18 +175,16 @@ def _in_range(x: Value, sizes: Sequence[int], starts: Sequence[Value]) -> list[i
 def _dynamic_update_slice(
     trace: Trace, eqn: Any, x: Value, update: Value, *starts: Value
 ) -> list[Value]:
-    silencers: list[Silencers] = [()] * x.ndim
-    for axis, (dim, new) in enumerate(zip(x.dims, update.dims, strict=True)):
+    for dim, new in zip(x.dims, update.dims, strict=True):
         if dim.size == new.size:
             unify(dim, new)
-            silencers[axis] = of_sum((v, v.silencers_of(axis)) for v in (x, update))
         else:
             dim.fix("a slice at a computed position is written along it")
             new.fix("it is a slice at a computed position")
     if origin_of((x, update, *starts)) == "data":
         trace.join(x, "add")
         trace.join(update, "add")
-    return [mixed((x, update, *starts), x.dims, silencers=tuple(silencers))]
+    return [mixed((x, update, *starts), x.dims)]
 
 
 @rule("maybe_set")
@@ -237,21 +208,22 @@ def _maybe_set(
 @rule("iota")
 def _iota(trace: Trace, eqn: Any, *_: Value) -> list[Value]:
     (shape,) = shapes_out(eqn)
-    axis = eqn.params["dimension"]
-    dims = tuple(map(Dim, shape))
-    return [Value(dims, "constant", positional=frozenset({axis}), index=True)]
+    return [Value(tuple(map(Dim, shape)), "constant", index=True)]
 
 
 @rule("random_gamma")
 def _random_gamma(trace: Trace, eqn: Any, key: Value, shape: Value) -> list[Value]:
     for dim in shape.dims:
-        dim.endanger(DRAWN)
+        dim.note(DRAWN)
     return [mixed((key, shape), shape.dims)]
 
 
 @rule("random_bits", "rng_uniform", "rng_bit_generator")
 def _random_bits(trace: Trace, eqn: Any, *values: Value) -> list[Value]:
-    return [value.but(noise="noise") for value in _opaque(trace, eqn, *values)]
+    results = _opaque(trace, eqn, *values)
+    for dim in (dim for value in results for dim in value.dims):
+        dim.note(DRAWN)
+    return results
 
 
 @rule("random_wrap", "random_unwrap", "random_split", "random_fold_in", "random_seed")

@@ -6,32 +6,17 @@ from typing import Any
 
 from dogwood_jax._widths import dims as _dims
 from dogwood_jax._widths.dims import PICKED, PICKS, SPATIAL, Dim, unify
-from dogwood_jax._widths.reasons import Reason
 from dogwood_jax._widths.rules.registry import (
-    blend,
     mixed,
-    narrowed,
-    noise_of,
-    noise_used,
     origin_of,
     pick,
-    plain,
-    positions_used,
     rule,
     shapes_out,
     unknown,
 )
-from dogwood_jax._widths.values import Silencers, Trace, Value, either
+from dogwood_jax._widths.values import Trace, Value, marks
 
-_BILINEAR = "two activations are contracted over it, as attention scores contract queries and keys"
-_HIDDEN = (
-    "no weights can be zeroed to silence new units: they are constants, or behind a function that "
-    "does not keep zeros, such as exp or a norm"
-)
 _WINDOW_SUM = "reduce_window_sum"
-_UNWEIGHTED = Reason(
-    "it is summed over without weights, as a mean, a norm or a softmax does", "unweighted"
-)
 
 
 @rule("dot_general")
@@ -52,28 +37,25 @@ def _contraction(
     """The sum of products over some axes; the result has the batch axes, then the free ones."""
     free_x = [a for a in range(x.ndim) if a not in {*contract_x, *batch_x}]
     free_y = [a for a in range(y.ndim) if a not in {*contract_y, *batch_y}]
-    x, y = blend(x, contract_x), blend(y, contract_y)
     data = origin_of((x, y)) == "data"
     both_data = x.origin == y.origin == "data"
     for a, b in zip(batch_x, batch_y, strict=True):
         unify(x.dims[a], y.dims[b])
     for a, b in zip(contract_x, contract_y, strict=True):
         unify(x.dims[a], y.dims[b])
-        hazard = _BILINEAR if both_data and not (x.leaves or y.leaves) else _HIDDEN
-        number = y.number if x.number is None else x.number
-        if number is not None:
-            hazard = _UNWEIGHTED if number == 1 else _equally_weighted(number)
-        trace.demand(x.dims[a], _preferred(x, a, y, b), hazard, (x, a), (y, b))
         if both_data:
             x.dims[a].root.bilinear |= not (x.leaves or y.leaves)
     for value, contract, free, batch in (
         (x, contract_x, free_x, batch_x),
         (y, contract_y, free_y, batch_y),
     ):
-        if value.origin == "constant" and data:
-            positions_used(value)
-        if value.noise and (plain(x) or plain(y)):
-            noise_used(value)
+        other, along = (y, contract_y) if value is x else (x, contract_x)
+        for axis, its in zip(contract, along, strict=True):
+            is_reader = value is y or y.origin != "parameter"
+            if value.origin == "data":  # weights that were looked up, as those of experts are
+                is_reader = other.origin == "data" and not other.along_axis(its)
+            if is_reader and its not in other.one_hot:
+                trace.contract(value, axis)
         if value.origin != "parameter":
             continue
         for use in trace.use(value, "contract"):
@@ -82,32 +64,13 @@ def _contraction(
             trace.produce(value, free)
             for axis in batch:
                 trace.set_aside(value, axis)
-    batch_axes = [
-        (x.dims[a], either(x.silencers_of(a), y.silencers_of(b)))
-        for a, b in zip(batch_x, batch_y, strict=True)
+    axes = [
+        *((x.dims[a], x.along_axis(a) | y.along_axis(b)) for a, b in zip(batch_x, batch_y)),
+        *((v.dims[a], v.along_axis(a)) for v, free in ((x, free_x), (y, free_y)) for a in free),
     ]
-    free_axes = [
-        (v.dims[a], v.silencers_of(a)) for v, free in ((x, free_x), (y, free_y)) for a in free
-    ]
-    dims, silencers = (
-        zip(*batch_axes, *free_axes, strict=True) if batch_axes or free_axes else ((), ())
-    )
+    dims, along = zip(*axes) if axes else ((), ())
     contracted = tuple(x.dims[a] for a in contract_x)
-    return mixed((x, y), dims, silencers=silencers, contracted=contracted)
-
-
-def _equally_weighted(number: Any) -> str:
-    """Says what stands in the way of a sum that gives every unit the same constant weight."""
-    return (
-        f"it is summed over with the same constant weight for every unit, {number:.6g}; as "
-        "jnp.mean(x, axis), or as jnp.sum(x, axis) times a number, the sum can be followed"
-    )
-
-
-def _preferred(x: Value, a: int, y: Value, b: int) -> tuple[Silencers, Silencers]:
-    """The silencers of both operands, plain weights first."""
-    first, second = x.silencers_of(a), y.silencers_of(b)
-    return (first, second) if x.origin == "parameter" != y.origin else (second, first)
+    return mixed((x, y), dims, along=() if data else along, contracted=contracted)
 
 
 @rule("ragged_dot_general")
@@ -147,7 +110,6 @@ def _conv(trace: Trace, eqn: Any, x: Value, kernel: Value) -> list[Value]:
     (shape,) = shapes_out(eqn)
     features, samples = x.dims[x_feature], x.dims[x_batch]
     per_group = kernel.dims[in_k]
-    silent_in = x.silencers_of(x_feature)
     if groups > 1:
         split_in = _dims.reshape([features], [groups, features.size // groups])
         split_out = _dims.reshape([kernel.dims[out_k]], [groups, kernel.dims[out_k].size // groups])
@@ -156,7 +118,6 @@ def _conv(trace: Trace, eqn: Any, x: Value, kernel: Value) -> list[Value]:
             split_in[0].named("groups")
         else:
             per_group.fix("a depthwise convolution reads one channel a group")
-        silent_in = narrowed(silent_in, features, split_in[1])
         features = split_in[1]
     if batch_groups > 1:
         split_in = _dims.reshape([samples], [batch_groups, samples.size // batch_groups])
@@ -168,13 +129,8 @@ def _conv(trace: Trace, eqn: Any, x: Value, kernel: Value) -> list[Value]:
     if features.size == 1 and per_group.size == 1 and groups > 1:
         features = per_group
     unify(features, per_group)
-    first, second = silent_in, kernel.silencers_of(in_k)
-    parameter = kernel.origin == "parameter" != x.origin
     if not (groups > 1 and per_group.size == 1):
-        operands = (second, first) if parameter else (first, second)
-        both_data = x.origin == kernel.origin == "data"
-        hazard = _BILINEAR if both_data else _HIDDEN
-        trace.demand(per_group, operands, hazard, (x, x_feature), (kernel, in_k))
+        trace.contract(kernel, in_k)
     for value, space in ((x, x_space), (kernel, k_space)):
         for axis in space:
             value.dims[axis].fix(SPATIAL)
@@ -188,18 +144,10 @@ def _conv(trace: Trace, eqn: Any, x: Value, kernel: Value) -> list[Value]:
             trace.produce(value, free)
             for axis in space:
                 trace.set_aside(value, axis)
-        if value.noise and (plain(x) or plain(kernel)):
-            noise_used(value)
     batch, feature, *space = numbers.out_spec
     dims = [Dim(n, SPATIAL) for n in shape]
     dims[batch], dims[feature] = samples, kernel.dims[out_k]
-    silencers: list[Silencers] = [()] * len(shape)
-    silencers[feature] = kernel.silencers_of(out_k)
-    if groups > 1 and per_group.size == 1 and kernel.dims[out_k].is_same(x.dims[x_feature]):
-        silencers[feature] = either(silencers[feature], x.silencers_of(x_feature))
-    if batch_groups == 1:
-        silencers[batch] = x.silencers_of(x_batch)
-    return [mixed((x, kernel), dims, silencers=tuple(silencers), contracted=(per_group,))]
+    return [mixed((x, kernel), dims, contracted=(per_group,))]
 
 
 # Reductions --------------------------------------------------------------------------------------
@@ -218,22 +166,11 @@ def _psum(trace: Trace, eqn: Any, *values: Value) -> list[Value]:
 
 
 def _summed(trace: Trace, x: Value, axes: set[int]) -> Value:
-    of_weights_alone = x.origin == "parameter"
-    penalizes = of_weights_alone and len(axes) == x.ndim
-    for axis in axes:
-        if x.origin != "constant":
-            trace.demand(
-                x.dims[axis],
-                (x.silencers_of(axis),),
-                _UNWEIGHTED,
-                (x, axis),
-                only_readers=not (of_weights_alone or axis in x.weighted),
-                decides_last=of_weights_alone and not penalizes,
-            )
-    if penalizes:
-        trace.penalized |= x.leaves
-    if x.origin == "constant" and x.positional & axes:
-        positions_used(x)
+    for axis in axes if x.origin == "data" else ():
+        if axis in x.weighted:
+            trace.read += marks(x, axis)
+        else:
+            x.dims[axis].root.summed = True
     kept = pick(x, [a for a in range(x.ndim) if a not in axes])
     summed = tuple(x.dims[a] for a in sorted(axes))
     contracted = tuple(x.dims[a] for a in sorted(axes & x.weighted))
@@ -241,30 +178,15 @@ def _summed(trace: Trace, x: Value, axes: set[int]) -> Value:
     return kept.but(number=number, index=False, contracted=contracted, summed=summed)
 
 
-_REDUCTIONS = {
-    "reduce_max": "a maximum",
-    "reduce_min": "a minimum",
-    "reduce_prod": "a product",
-    "reduce_and": "all()",
-    "reduce_or": "any()",
-    "reduce_xor": "a parity",
-    "argmax": "argmax",
-    "argmin": "argmin",
-}
-
-
-@rule(*_REDUCTIONS)
+@rule("reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "reduce_xor")
+@rule("argmax", "argmin")
 def _reduce(trace: Trace, eqn: Any, x: Value, *_: Value) -> list[Value]:
     axes = {int(a) for a in eqn.params["axes"]}
-    for axis in axes if x.origin != "constant" else ():
-        hazard = f"{_REDUCTIONS[eqn.primitive.name]} runs over it"
-        x.dims[axis].endanger(hazard)
     kept = pick(x, [a for a in range(x.ndim) if a not in axes])
     number = x.number if eqn.primitive.name in ("reduce_max", "reduce_min") else None
-    silencers = kept.silencers if x.origin == "parameter" else ()
     names_units = eqn.primitive.name in ("argmax", "argmin") and x.origin == "data"
     index = x.dims[eqn.params["axes"][0]] if names_units else False
-    return [kept.but(number=number, index=index, silencers=silencers)]
+    return [kept.but(number=number, index=index)]
 
 
 @rule("reduce")
@@ -273,58 +195,34 @@ def _general_reduce(trace: Trace, eqn: Any, *values: Value) -> list[Value]:
     axes = {int(a) for a in eqn.params["dimensions"]}
     out = []
     for x in values[:count]:
-        for axis in axes:
-            x.dims[axis].endanger("a reduction runs over it")
         kept = pick(x, [a for a in range(x.ndim) if a not in axes])
-        out.append(kept.but(number=None, index=False, silencers=()))
+        out.append(kept.but(number=None, index=False))
     return out
 
 
 @rule("unvmap_any", "unvmap_all", "unvmap_max")
 def _reduce_all(trace: Trace, eqn: Any, x: Value) -> list[Value]:
-    if x.origin != "constant":
-        for dim in x.dims:
-            dim.endanger(f"{eqn.primitive.name} runs over it")
     return [mixed((x,), ())]
 
 
 @rule("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp")
 def _cumulative(trace: Trace, eqn: Any, x: Value) -> list[Value]:
-    axis = eqn.params["axis"]
-    x = blend(x, [axis])
-    x.dims[axis].endanger(f"{eqn.primitive.name} runs along it")
-    # The logarithm of a sum of exponentials of zeros is not zero.
-    silencers = [] if eqn.primitive.name == "cumlogsumexp" else list(x.silencers)
-    if silencers:
-        silencers[axis] = ()
-    return [x.but(silencers=tuple(silencers), number=None, index=False)]
+    return [x.but(number=None, index=False)]
 
 
 @rule("sort")
 def _sort(trace: Trace, eqn: Any, *values: Value) -> list[Value]:
-    axis = eqn.params["dimension"]
     first = values[0]
     for value in values:
         for a, b in zip(first.dims, value.dims, strict=True):
             unify(a, b)
-    first.dims[axis].endanger("it is sorted along")
-    noise = noise_of(values)
-    return [
-        v.but(
-            silencers=(),
-            number=None,
-            index=False,
-            positional=v.positional if noise else frozenset(),
-            noise=noise,
-        )
-        for v in values
-    ]
+    return [v.but(number=None, index=False) for v in values]
 
 
 @rule("top_k", "approx_top_k")
 def _top_k(trace: Trace, eqn: Any, x: Value) -> list[Value]:
     axis = eqn.params.get("axis", eqn.params.get("reduction_dimension", -1)) % x.ndim
-    x.dims[axis].endanger(PICKED)
+    x.dims[axis].note(PICKED)
     (shape, _) = shapes_out(eqn)
     dims = [*x.dims]
     dims[axis] = Dim(shape[axis], PICKS)

@@ -1,0 +1,300 @@
+"""Which weights have to be zero for new units to be silent: ``silenced``, ``heard``.
+
+``trace`` marks the weights that read units. Zeros there need not be enough: two activations may be
+multiplied, as queries and keys are, or a second function reads the units. Then all new entries
+begin as zeros, and those are freed again, in the order in which the program reads arrays, with
+which outputs do not depend on new units. No primitive is known here: the network's own program is
+evaluated in larger sizes.
+"""
+
+import functools
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from types import MappingProxyType
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from dogwood_jax import strategies
+from dogwood_jax._growth.growth import Change, Growth
+from dogwood_jax._judge.twin import LargerProgram, claim
+from dogwood_jax._plan.fewer_layers import read_so_far
+from dogwood_jax._search.problem import (
+    FAR,
+    Arrays,
+    Problem,
+    apart,
+    differs,
+    is_float,
+    network_sample,
+)
+from dogwood_jax._search.together import Together
+from dogwood_jax._widths.layout import Layout, Role, Units, resized, spread
+from dogwood_jax._widths.reasons import Reason
+from dogwood_jax._widths.widths import Widths
+
+SEEN = "outputs depend on units even if their outgoing weights are zero, as behind a norm"
+
+_NEVER = Reason(
+    "the weights that make its units read them, too, and are zero for new ones, which never learn",
+    "silent",
+)
+
+
+# So many evaluations are worth a program for several at once.
+_LEAST = 4
+
+
+class Spot(NamedTuple):
+    """Units of a width along an axis of an array."""
+
+    path: str
+    axis: int
+    place: int  # among the units of this width along the axis
+
+
+class Silence(NamedTuple):
+    """What silences new units of a width.
+
+    Attributes:
+        is_heard: whether outputs change all the same, or nothing of the units learns.
+        zeros: whether entries are zero, by spot, and by what those of like layers are called.
+        learns: whether something of new units learns beside these zeros.
+    """
+
+    is_heard: bool
+    zeros: Mapping[Spot, bool] = MappingProxyType({})
+    learns: bool = True
+
+
+class _Mask(NamedTuple):
+    """Where units lie along an axis of an array.
+
+    Attributes:
+        spot: the units and the axis.
+        role: their role there, as it is marked.
+        along: the unit at each position, or -1.
+        old: how many of the units are old ones.
+    """
+
+    spot: Spot
+    role: Role
+    along: np.ndarray
+    old: int
+
+
+def heard(widths: Widths, names: Iterable[str]) -> list[str]:
+    """Returns the widths of which outputs depend on new units, whichever weights are zero.
+
+    Args:
+        widths: the network's widths. Without a program, nothing is known to depend on silent units.
+        names: those that are asked for.
+    """
+    return [name for name, its in _silences(widths, names).items() if its.is_heard]
+
+
+def silenced(widths: Widths, names: Iterable[str], of: Widths) -> Widths:
+    """Returns widths in which weights are outgoing where zeros silence new units.
+
+    Args:
+        widths: the widths, with those that families add.
+        names: those that are asked for.
+        of: the network's widths.
+    """
+    known = _silences(of, names)
+    found = {name: its.zeros for name, its in known.items() if its.zeros}
+    if not found:
+        return widths
+    leaves, told = [], {name for name, its in known.items() if not its.learns}
+    for leaf in widths.leaves:
+        axes = (
+            _with_roles(leaf.path, axis, layout, found) for axis, layout in enumerate(leaf.axes)
+        )
+        leaves.append(replace(leaf, axes=tuple(axes)))
+    facts = (
+        (name, replace(its, notes=(*its.notes, _NEVER)) if name in told else its)
+        for name, its in widths.facts
+    )
+    return replace(widths, leaves=tuple(leaves), facts=tuple(facts))
+
+
+def _with_roles(
+    path: str, axis: int, layout: Layout, zeros: Mapping[str, Mapping[Spot, bool]]
+) -> Layout:
+    counts: dict[str, int] = {}
+
+    def changed(layout: Layout) -> Layout:
+        if not isinstance(layout, Units):
+            return replace(layout, parts=tuple(map(changed, layout.parts)))
+        place = counts[layout.width] = counts.get(layout.width, -1) + 1
+        if layout.width not in zeros:
+            return layout
+        known = zeros[layout.width]
+        if not known.get(Spot(path, axis, place), known.get(Spot(_like(path), axis, place))):
+            return replace(layout, role="incoming")
+        if layout.role != "incoming":
+            return layout
+        return replace(layout, role="both" if layout.produced else "outgoing")
+
+    return changed(layout)
+
+
+def _like(path: str) -> str:
+    """Returns what the arrays or widths of like layers are called."""
+    return re.sub(r"\d+", "#", path)
+
+
+def _silences(widths: Widths, names: Iterable[str]) -> dict[str, Silence]:
+    """Returns what silences widths. Each is found out once for a network."""
+    if widths.network is None:
+        return {}
+    found, names = widths.network.found, [name for name in names if name in widths]
+    some, deep = read_so_far(widths), widths.network.deep
+    for name in (one for one in names if one not in found):
+        paths = (occurrence.path for occurrence in widths[name].occurrences)
+        in_layers = deep and any(deep.layers.layer_of(path) is not None for path in paths)
+        alike = (its for its in some if some[its].occurrences and _like(its) == _like(name))
+        its = next(alike, name) if in_layers else name
+        if its not in found:
+            found[its] = _silence(some, its)
+        found[name] = found[its]
+    return {name: found[name] for name in names}
+
+
+def _silence(widths: Widths, name: str) -> Silence:
+    """Returns what silences a width, by evaluating the network's program with more units."""
+    if widths[name].fixed:  # it gets no new units of its own
+        return Silence(is_heard=False)
+    change = Change(name, widths[name].size, widths[name].size + 2, strategies.random())
+    for changes in ((change,), ()):
+        with suppress(ValueError):  # a program that does not fit larger sizes
+            return _of_trial(_Trial(widths, name, changes), widths)
+    return Silence(is_heard=True)
+
+
+def _of_trial(trial: "_Trial", widths: Widths) -> Silence:
+    roles = {mask.spot: mask.role for mask in trial.masks}
+    kernels = {spot for spot in roles if widths.leaf(spot.path).kind == "random"}
+    every = {*roles}
+    marked = {spot for spot, role in roles.items() if role != "incoming"}
+    zeros, is_heard = marked, False
+    if trial.is_silent(marked):
+        zeros = trial.freed(marked) if "both" in roles.values() else marked
+        is_heard = not trial.is_exact(marked)  # the program computes with the size
+    elif begin := next(filter(trial.is_exactly_silent, (every - marked, every)), None):
+        zeros = trial.freed(begin)
+    elif not marked and trial.is_silent(every):
+        zeros, is_heard = trial.freed(every), trial.is_larger
+    else:
+        return Silence(is_heard=True)
+    if zeros != marked and kernels <= zeros:  # nothing of new units would learn
+        return Silence(is_heard=True)
+    learns = not kernels <= zeros or "both" not in roles.values()
+    known = {spot: spot in zeros for spot in roles}
+    alike = {spot._replace(path=_like(spot.path)): is_zero for spot, is_zero in known.items()}
+    return Silence(is_heard, alike | known, learns)
+
+
+class _Trial:
+    """Evaluates a network with new units, some of whose entries are zero.
+
+    Args:
+        widths: its widths.
+        name: the width that has new units.
+        changes: how it grows; nothing, if the program does not fit other sizes. Then half of the
+            units are taken for new ones.
+
+    Attributes:
+        masks: where the units lie, in the order in which the program reads arrays.
+        is_larger: whether the width grows.
+
+    Raises:
+        ValueError: if the program does not fit the sizes.
+    """
+
+    def __init__(self, widths: Widths, name: str, changes: tuple[Change, ...]) -> None:
+        traced = widths.network.traced  # type: ignore[union-attr]
+        case = claim(Growth(widths, changes), traced, LargerProgram(None))
+        draw = functools.partial(network_sample, case)
+        self._problem = Problem(case, (), Together(case.new, least=_LEAST), {}, draw)
+        self._known: dict[frozenset[Spot], list[np.ndarray]] = {}
+        floats = (path for path, a in case.old.arguments if jnp.issubdtype(a.dtype, jnp.inexact))
+        self._floats, self.is_larger = {*floats}, bool(changes)
+        size = case.growth.widths[name].size
+        old = size if changes else size - size // 2
+        new = case.growth.changes[0].new if changes else size
+        self.masks = [*_masks(case.growth.widths, name, old, new)]
+
+    def is_silent(self, zeros: Collection[Spot]) -> bool:
+        """Whether outputs are the same for all that is not zero."""
+        drawn = self._drawn(frozenset(zeros))
+        if not drawn or any(map(differs, apart(drawn))):
+            return False
+        if self.is_larger and all(np.all(np.abs(by) < FAR) for by in drawn):
+            return True  # else copies tell, which are finite where old units are
+        copies = self._problem.evaluated(
+            lambda one, _: [self._changed(one, zeros, unit) for unit in (0, -1)]
+        )
+        are_finite = all(np.all(np.abs(by) < FAR) for by in copies[::2])
+        return are_finite and not any(map(differs, apart(copies)))
+
+    def is_exact(self, zeros: Collection[Spot]) -> bool:
+        """Whether outputs are those of the network, as far as they are finite and can be asked."""
+        found = self._drawn(frozenset(zeros))[::2]
+        return not (self.is_larger and any(differs(by[np.abs(by) < FAR]) for by in found))
+
+    def is_exactly_silent(self, zeros: Collection[Spot]) -> bool:
+        """Whether outputs are finite, and those of the network, whatever is not zero."""
+        found = self._drawn(frozenset(zeros))[::2]
+        return self.is_larger and not any(map(differs, found)) and self.is_silent(zeros)
+
+    def _drawn(self, zeros: frozenset[Spot]) -> list[np.ndarray]:
+        """Returns by how much outputs move with two draws of new entries, for each sample."""
+        if zeros not in self._known:
+            self._known[zeros] = self._problem.evaluated(
+                lambda *drawn: [self._changed(arrays, zeros) for arrays in drawn]
+            )
+        return self._known[zeros]
+
+    def freed(self, zeros: set[Spot]) -> set[Spot]:
+        """Returns the zeros that are left once those are free which may be."""
+        return self._freed(zeros, [m.spot for m in self.masks if m.spot.path in self._floats])
+
+    def _freed(self, zeros: set[Spot], spots: Sequence[Spot]) -> set[Spot]:
+        spots = [spot for spot in spots if spot in zeros]
+        if not spots or self.is_silent(zeros - {*spots}):
+            return zeros - {*spots}
+        if len(spots) == 1:
+            return zeros
+        middle = len(spots) // 2
+        for half in (spots[:middle], spots[middle:]):
+            zeros = self._freed(zeros, half)
+        return zeros
+
+    def _changed(self, arrays: Arrays, zeros: Collection[Spot], unit: int | None = None) -> Arrays:
+        """Returns arrays with zeros for new units, and elsewhere perhaps with copies of an old one.
+
+        A function need not be finite for what is drawn, but is for what old units are.
+        """
+        found = dict(arrays)
+        for spot, _, along, old in self.masks:
+            array, is_new = np.moveaxis(found[spot.path], spot.axis, -1), along >= old
+            if unit is not None and is_float(array) and 0 < old <= along.max(initial=0):
+                copied = array[..., [list(along).index(unit % old)]]
+                array = np.where(is_new, copied / (1 - unit), array)  # a single unit is another one
+            array = np.where(is_new, 0, array) if spot in zeros else array
+            found[spot.path] = np.moveaxis(array, -1, spot.axis)
+        return found
+
+
+def _masks(widths: Widths, name: str, old: int, new: int) -> Iterator[_Mask]:
+    """Yields where units lie in arrays that are grown, in the order in which these are read."""
+    for leaf in widths.leaves:
+        for axis, layout in enumerate(leaf.axes):
+            every = spread(resized(layout, {name: new}))
+            own = (its for its in every if its[0].width == name)
+            for place, (units, along) in enumerate(own):
+                yield _Mask(Spot(leaf.path, axis, place), units.role, along, old)
