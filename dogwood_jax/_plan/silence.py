@@ -10,7 +10,6 @@ evaluated in larger sizes.
 import functools
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from types import MappingProxyType
 from typing import NamedTuple
@@ -42,7 +41,6 @@ _NEVER = Reason(
     "the weights that make its units read them, too, and are zero for new ones, which never learn",
     "silent",
 )
-
 
 # So many evaluations are worth a program for several at once.
 _LEAST = 4
@@ -170,29 +168,41 @@ def _silence(widths: Widths, name: str) -> Silence:
         return Silence(is_heard=False)
     change = Change(name, widths[name].size, widths[name].size + 2, strategies.random())
     for changes in ((change,), ()):
-        with suppress(ValueError):  # a program that does not fit larger sizes
-            return _of_trial(_Trial(widths, name, changes), widths)
+        try:
+            trial = _Trial(widths, name, changes)
+        except ValueError:  # the program does not fit larger sizes
+            continue
+        kernels = {m.spot for m in trial.masks if widths.leaf(m.spot.path).kind == "random"}
+        return _found_by(trial, kernels)
     return Silence(is_heard=True)
 
 
-def _of_trial(trial: "_Trial", widths: Widths) -> Silence:
+def _found_by(trial: "_Trial", kernels: Collection[Spot]) -> Silence:
+    """Returns what silences the units of a trial.
+
+    Zeros are tried where weights are marked to read units, then where they make them, then
+    everywhere. If outputs are not the network's then, it computes with how many units there are.
+
+    Args:
+        trial: evaluates zeros.
+        kernels: where random weights are; of new units, one of these must be free to learn.
+    """
     roles = {mask.spot: mask.role for mask in trial.masks}
-    kernels = {spot for spot in roles if widths.leaf(spot.path).kind == "random"}
-    every = {*roles}
-    marked = {spot for spot, role in roles.items() if role != "incoming"}
+    marked, every = {spot for spot, role in roles.items() if role != "incoming"}, {*roles}
     zeros, is_heard = marked, False
     if trial.is_silent(marked):
         zeros = trial.freed(marked) if "both" in roles.values() else marked
-        is_heard = not trial.is_exact(marked)  # the program computes with the size
+        is_heard = not trial.is_exact(marked)
     elif begin := next(filter(trial.is_exactly_silent, (every - marked, every)), None):
         zeros = trial.freed(begin)
     elif not marked and trial.is_silent(every):
         zeros, is_heard = trial.freed(every), trial.is_larger
     else:
         return Silence(is_heard=True)
-    if zeros != marked and kernels <= zeros:  # nothing of new units would learn
+    is_any_free = not zeros.issuperset(kernels)
+    if zeros != marked and not is_any_free:
         return Silence(is_heard=True)
-    learns = not kernels <= zeros or "both" not in roles.values()
+    learns = is_any_free or "both" not in roles.values()
     known = {spot: spot in zeros for spot in roles}
     alike = {spot._replace(path=_like(spot.path)): is_zero for spot, is_zero in known.items()}
     return Silence(is_heard, alike | known, learns)
@@ -260,7 +270,7 @@ class _Trial:
         return self._known[zeros]
 
     def freed(self, zeros: set[Spot]) -> set[Spot]:
-        """Returns the zeros that are left once those are free which may be."""
+        """Returns the zeros that are left once those are free which may be, found by halves."""
         return self._freed(zeros, [m.spot for m in self.masks if m.spot.path in self._floats])
 
     def _freed(self, zeros: set[Spot], spots: Sequence[Spot]) -> set[Spot]:
