@@ -36,6 +36,7 @@ from dogwood_jax._judge.samples import (
     FLAGS,
     LARGE,
     MODES,
+    SCALES,
     SIGNED,
     SMALL,
     ZERO_ROW,
@@ -160,9 +161,10 @@ def _families(case: Case) -> Sequence[SampleFamily]:
         or any(place.role == "both" for place in widths[change.width].occurrences)
         for change in case.growth.changes
     )
-    more = (*([LARGE] if is_new else []), *(SIGNED if is_zero else []))
+    more = [*([LARGE] if is_new else []), *(SIGNED if is_zero else [])]
     count = sum(1 for _ in equations(case.new.jaxpr.jaxpr))
     usual = FAMILIES if count > _LONG else 2 * FAMILIES
+    more += [SCALES] if "ones" in kinds_of(case.growth).values() else []
     return (*usual, *more, *FLAGS, *(_IDS * [BEYOND] if case.has_ids and is_closed else []))
 
 
@@ -241,7 +243,7 @@ def _judged(case: Case, *, is_alike: bool = False) -> Verdict:
         if found is None:
             continue
         drawn, variables, inputs, old = found
-        samples = samples if family in (BEYOND, *SIGNED, *FLAGS) else drawn
+        samples = samples if family in (BEYOND, SCALES, *SIGNED, *FLAGS) else drawn
         try:
             near = run(case.old, variables, inputs, Watch(NUDGE, number, is_alike=is_alike))
             if rounded:

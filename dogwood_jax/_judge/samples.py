@@ -53,6 +53,7 @@ class SampleFamily:
         "negative",
         "flags",
         "a zero row of weights",
+        "signed scales",
     ] = "normal"
     biases: bool = False
 
@@ -72,6 +73,8 @@ class SampleFamily:
             return "weights with a row of zeros"
         if self.rows == "flags":
             return "inputs of zeros and ones"
+        if self.rows == "signed scales":
+            return "scales of both signs"
         if self.rows in ("positive", "negative"):
             return f"positive inputs and {self.rows} weights"
         if self is LARGE:
@@ -104,6 +107,9 @@ FLAGS = 2 * (SampleFamily("fan", 1.0, 1.0, "flags"),)
 
 # Hidden rows of zeros, as of padding in a table.
 ZERO_ROW = SampleFamily("fan", 1.0, 1.0, "a zero row of weights")
+
+# Scales are around one in a new network, but training may make them negative.
+SCALES = SampleFamily("fan", 1.0, 1.0, "signed scales", biases=True)
 
 # Large inputs, and new layers with new weights only.
 LARGE = SampleFamily("fan", 1.0, 1e3)
@@ -193,6 +199,8 @@ class Samples:
             numbers = numbers + 1j * rng.normal(size=shape)
         elif kind == "ones" or mode == "positive":
             numbers = np.exp(numbers / 2)
+            if family is SCALES and mode == "normal" and not new:
+                numbers = numbers * rng.choice([-1.0, 1.0], size=shape)
         elif mode in ("unit", "one-hot"):
             numbers = rng.uniform(size=shape)
         if mode == "one-hot" and len(shape) > 1 and shape[-1]:

@@ -81,7 +81,7 @@ class LargeEpsilons(Watch):
         old, by = number, 1.0
         if number in self._others:
             its, exact = self._others[number]
-            old, by = number if its == 1 else its, exact / number
+            old, by = number if its == 1 else its, exact / number if number else 1.0
         if is_sum and 1e-30 < abs(old) <= _EPSILON:
             by *= _LARGE * 10.0 ** -round(log10(abs(old)))
         return operand if by == 1 else np.asarray(operand * by)
