@@ -14,7 +14,7 @@ from dogwood_jax._growth.growth import Growth
 from dogwood_jax._judge.choice import Choice, Chosen
 from dogwood_jax._widths.dims import Dim, atoms
 from dogwood_jax._widths.trace import Traced
-from dogwood_jax._widths.values import Value
+from dogwood_jax._widths.values import Step, Value
 
 
 def choices_of(
@@ -53,13 +53,13 @@ def _chosen(traced: Traced, router: Router, everywhere: bool) -> Chosen:
     known = _atoms((*traced.leaves.values(), *trace.arguments))
     made_inside = _atoms(v for step in trace.steps for v in (*step.operands, *step.results))
     dims |= {dim for dim in made_inside if dim.size == count and dim not in known}
-    steps, made = set[int](), set[int]()
+    steps, made = set[Step](), set[int]()
     for index in sorted(router.dispatch):
         step = trace.steps[index]
         if any(v.number == count and id(v) not in made for v in step.operands):
-            steps.add(index)
+            steps.add(step)
         made |= {id(value) for value in step.results}
-    return Chosen(count, frozenset[Dim](dims), frozenset(steps))
+    return Chosen(count, frozenset[Dim](dims), frozenset[Step](steps))
 
 
 def _atoms(values: Iterable[Value]) -> set[Dim]:

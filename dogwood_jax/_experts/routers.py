@@ -54,9 +54,9 @@ def routers_of(trace: Trace) -> list[Router]:
 
 
 def _router(steps: Sequence[Step], index: int) -> Router:
-    choice = steps[index]
+    choice, params = steps[index], steps[index].eqn.params
     (logits, *_), (values, *_) = choice.operands, choice.results
-    axis = choice.params.get("axis", choice.params.get("reduction_dimension", -1)) % logits.ndim
+    axis = params.get("axis", params.get("reduction_dimension", -1)) % logits.ndim
     experts, chosen = logits.dims[axis].root, values.dims[axis].root
     leaves, gates = _makes(steps[:index], logits, experts)
     stacks, dispatch, picks = set[Dim](), set[int](), set[int]()
@@ -108,14 +108,14 @@ def _found(step: Step, known: Sequence[bool], experts: Dim, chosen: Dim) -> Iter
     """
     operands = step.operands
     if step.name.startswith("scatter") and known[1]:
-        written = step.params["dimension_numbers"].scatter_dims_to_operand_dims
+        written = step.eqn.params["dimension_numbers"].scatter_dims_to_operand_dims
         dims = (operands[0].dims[axis] for axis in written)
         yield from (dim for dim in dims if dim.size == experts.size)
     elif step.name == "ragged_dot_general":
-        groups = step.params["ragged_dot_dimension_numbers"].rhs_group_dimensions
+        groups = step.eqn.params["ragged_dot_dimension_numbers"].rhs_group_dimensions
         yield from (operands[1].dims[axis] for axis in groups)
     elif step.name == "gather" and not known[0]:
-        looked_up = step.params["dimension_numbers"].start_index_map
+        looked_up = step.eqn.params["dimension_numbers"].start_index_map
         yield from (operands[0].dims[axis] for axis in looked_up)
     elif step.name == "eq" and _has(step.results[0], chosen):  # one-hot vectors
         others = [value for value, is_known in zip(operands, known, strict=True) if not is_known]

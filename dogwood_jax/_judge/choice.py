@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from dogwood_jax._widths.dims import Dim
+from dogwood_jax._widths.values import Step
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Chosen:
 
     count: int
     dims: frozenset[Dim]
-    steps: frozenset[int] = frozenset()
+    steps: frozenset[Step] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,6 @@ def dims_of(pairs: Iterable[tuple[Chosen, int]]) -> dict[Dim, int]:
     return {dim: count for chosen, count in pairs for dim in chosen.dims}
 
 
-def factors_of(pairs: Iterable[tuple[Chosen, int]]) -> Mapping[int, float]:
-    """Returns what numbers are multiplied by there, by the index of the step."""
+def factors_of(pairs: Iterable[tuple[Chosen, int]]) -> Mapping[Step, float]:
+    """Returns what numbers are multiplied by there, by the step that takes the number."""
     return {step: n / chosen.count for chosen, n in pairs for step in chosen.steps}

@@ -24,7 +24,7 @@ from dogwood_jax._program.program import Program
 from dogwood_jax._program.subprograms import scan_counts, sub_programs
 from dogwood_jax._widths.dims import Dim, atoms
 from dogwood_jax._widths.trace import Traced
-from dogwood_jax._widths.values import Sized, Value
+from dogwood_jax._widths.values import Step, Value
 
 SizeOf = Callable[[Dim], int]
 
@@ -45,14 +45,14 @@ def _constant(array: Any, aval: Any) -> _SizedConstant:
 
 
 def in_sizes(
-    traced: Traced, size_of: SizeOf, factors: Mapping[int, float] = MappingProxyType({})
+    traced: Traced, size_of: SizeOf, factors: Mapping[Step, float] = MappingProxyType({})
 ) -> Any:
     """Returns a program in other sizes, a ``ClosedJaxpr``.
 
     Args:
         traced: the program as it was read.
         size_of: the new size of each dimension.
-        factors: what a number is multiplied by, by the index of the step that takes the number. A
+        factors: what a number is multiplied by, by the step that takes the number. A
             number that makes a sum a mean follows the size without being named here.
 
     Raises:
@@ -65,12 +65,11 @@ def in_sizes(
         struct([size_of(dim) for dim in value.dims], array.dtype)
         for value, (_, array) in zip(values, program.arguments, strict=True)
     ]
-    (read,) = traced.trace.programs
     writer = _Writer(size_of, factors)
 
     def run(*arguments: Any) -> list[Any]:
         jaxpr = program.jaxpr
-        results = writer.run(jaxpr.jaxpr, jaxpr.consts, arguments, read)
+        results = writer.run(jaxpr.jaxpr, jaxpr.consts, arguments, traced.trace.program)
         return [r.array if isinstance(r, _SizedConstant) else r for r in results]
 
     return jax.make_jaxpr(run)(*structs)
@@ -81,7 +80,8 @@ def least_sizes(traced: Traced) -> dict[Dim, int]:
     found = dict[Dim, int]()
     for step in traced.trace.steps:
         if step.name in ("top_k", "approx_top_k"):
-            axis = step.params.get("axis", step.params.get("reduction_dimension", -1))
+            params = step.eqn.params
+            axis = params.get("axis", params.get("reduction_dimension", -1))
             whole, picked = (value.dims[axis].root for value in (step.operands[0], step.results[0]))
             least = picked.size + (picked.size < whole.size)
             found[whole] = max(least, found.get(whole, 0))
@@ -91,25 +91,25 @@ def least_sizes(traced: Traced) -> dict[Dim, int]:
 class _Writer:
     """Binds the equations of a program again, in other sizes."""
 
-    def __init__(self, size_of: SizeOf, factors: Mapping[int, float]) -> None:
+    def __init__(self, size_of: SizeOf, factors: Mapping[Step, float]) -> None:
         self._size_of, self._factors = size_of, factors
         self._callers: list[Any] = []
 
     def run(
-        self, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Any], read: Sequence[Sized]
+        self, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Any], read: Sequence[Step]
     ) -> list[Any]:
         left = iter(read)
 
         def equation(eqn: Any, operands: list[Any]) -> Sequence[Any]:
-            sized = next(left)
+            step = next(left)
             taken = [
                 self._resized(operand.array, value)
                 if isinstance(operand, _SizedConstant)
                 else operand
-                for operand, value in zip(operands, sized.operands, strict=True)
+                for operand, value in zip(operands, step.operands, strict=True)
             ]
             try:
-                return self._equation(eqn, self._scaled(eqn, taken, sized), sized)
+                return self._equation(eqn, self._scaled(taken, step), step)
             except CannotResize:
                 raise
             except (TypeError, ValueError, AssertionError, ZeroDivisionError) as error:
@@ -117,12 +117,14 @@ class _Writer:
 
         return interpret(jaxpr, consts, arguments, constant=_constant, equation=equation)
 
-    def _scaled(self, eqn: Any, operands: list[Any], sized: Sized) -> list[Any]:
+    def _scaled(self, operands: list[Any], step: Step) -> list[Any]:
         """Returns operands with another number, where the number follows from a size."""
-        ratio = self._factors.get(sized.step) or ratio_of_mean(eqn, sized, self._size_of)
-        if ratio is None or called(eqn) is not None:  # the equations inside have steps of their own
+        ratio = self._factors.get(step) or ratio_of_mean(step, self._size_of)
+        if (
+            ratio is None or called(step.eqn) is not None
+        ):  # the equations inside have steps of their own
             return operands
-        places = [i for i, value in enumerate(sized.operands) if value.number is not None]
+        places = [i for i, value in enumerate(step.operands) if value.number is not None]
         for place in places[-1:]:
             number = operands[place]
             if is_traced(number):
@@ -151,48 +153,48 @@ class _Writer:
     def _shape(self, value: Value) -> tuple[int, ...]:
         return tuple(map(self._size_of, value.dims))
 
-    def _equation(self, eqn: Any, operands: list[Any], sized: Sized) -> Sequence[Any]:
+    def _equation(self, eqn: Any, operands: list[Any], step: Step) -> Sequence[Any]:
         name = eqn.primitive.name
         self._callers.append(eqn)
         if name in _LOOPS:
-            results = _LOOPS[name](self, eqn, operands, sized)
-        elif (program := called(eqn)) is not None and sized.programs:
-            results = self.run(*program, operands, sized.programs[0])
+            results = _LOOPS[name](self, eqn, operands, step)
+        elif (program := called(eqn)) is not None and step.programs:
+            results = self.run(*program, operands, step.programs[0])
         else:
             made_by = with_line(self._callers) if name in PIECES else eqn
             with user_context(made_by.source_info.traceback):
-                results = self._bound(eqn, operands, sized)
+                results = self._bound(eqn, operands, step)
         self._callers.pop()
         return results
 
-    def _bound(self, eqn: Any, operands: list[Any], sized: Sized) -> Sequence[Any]:
+    def _bound(self, eqn: Any, operands: list[Any], step: Step) -> Sequence[Any]:
         name, params = eqn.primitive.name, eqn.params
         if name in _SHAPED:
-            params = params | _SHAPED[name](eqn, operands, sized, self._size_of)
-        elif self._is_changed(sized) and not all(map(_is_of_numbers, sub_programs(eqn))):
+            params = params | _SHAPED[name](step, operands, self._size_of)
+        elif self._is_changed(step) and not all(map(_is_of_numbers, sub_programs(eqn))):
             raise CannotResize(f"{name}, which runs programs of its own")
         if name == "random_bits":  # each entry's bits follow from its places
-            return [self._random_bits(eqn, operands, sized)]
+            return [self._random_bits(eqn, operands, step)]
         results = eqn.primitive.bind(*operands, **params)
         results = list(results) if eqn.primitive.multiple_results else [results]
-        for result, value in zip(results, sized.results, strict=True):
+        for result, value in zip(results, step.results, strict=True):
             if (shape := self._shape(value)) != tuple(result.shape):
                 raise CannotResize(f"{name} makes {tuple(result.shape)}, not {shape}")
         return results
 
-    def _is_changed(self, sized: Sized) -> bool:
-        values = (*sized.operands, *sized.results)
+    def _is_changed(self, step: Step) -> bool:
+        values = (*step.operands, *step.results)
         return any(self._size_of(dim) != dim.size for value in values for dim in value.dims)
 
-    def _random_bits(self, eqn: Any, operands: list[Any], sized: Sized) -> Any:
+    def _random_bits(self, eqn: Any, operands: list[Any], step: Step) -> Any:
         """Returns random bits with an axis for each width, so that old entries keep theirs."""
         rank = len(operands[0].shape)
-        dims = sized.results[0].dims[rank:]
+        dims = step.results[0].dims[rank:]
         shape = tuple(self._size_of(atom) for dim in dims for atom in atoms(dim))
         bits = eqn.primitive.bind(*operands, **eqn.params | {"shape": shape})
         return bits.reshape((*operands[0].shape, *map(self._size_of, dims)))
 
-    def _closed(self, program: Any, arguments: Sequence[Any], read: Sequence[Sized]) -> Any:
+    def _closed(self, program: Any, arguments: Sequence[Any], read: Sequence[Step]) -> Any:
         """Returns a program of an equation in other sizes, for arguments of these shapes."""
 
         def run(*arguments: Any) -> list[Any]:
@@ -201,7 +203,7 @@ class _Writer:
 
         return jax.make_jaxpr(run)(*arguments)
 
-    def _scan(self, eqn: Any, operands: list[Any], sized: Sized) -> Sequence[Any]:
+    def _scan(self, eqn: Any, operands: list[Any], step: Step) -> Sequence[Any]:
         n_consts, n_carry = scan_counts(eqn)
         consts, carry = operands[:n_consts], operands[n_consts : n_consts + n_carry]
         stacked = operands[n_consts + n_carry :]
@@ -209,7 +211,7 @@ class _Writer:
 
         def body(carry: Any, xs: Any) -> Any:
             results = self.run(
-                program.jaxpr, program.consts, [*consts, *carry, *xs], sized.programs[0]
+                program.jaxpr, program.consts, [*consts, *carry, *xs], step.programs[0]
             )
             results = [
                 jnp.asarray(r.array) if isinstance(r, _SizedConstant) else r for r in results
@@ -217,8 +219,8 @@ class _Writer:
             results = [_as(r, var.aval) for r, var in zip(results, program.jaxpr.outvars)]
             return results[:n_carry], results[n_carry:]
 
-        lengths = [self._size_of(value.dims[0]) for value in sized.operands[n_consts + n_carry :]]
-        lengths += [self._size_of(value.dims[0]) for value in sized.results[n_carry:]]
+        lengths = [self._size_of(value.dims[0]) for value in step.operands[n_consts + n_carry :]]
+        lengths += [self._size_of(value.dims[0]) for value in step.results[n_carry:]]
         length = lengths[0] if lengths else eqn.params["length"]
         carry = [_as(c, var.aval) for c, var in zip(carry, program.jaxpr.invars[n_consts:])]
         final, collected = jax.lax.scan(
@@ -226,10 +228,10 @@ class _Writer:
         )
         return [*final, *collected]
 
-    def _while(self, eqn: Any, operands: list[Any], sized: Sized) -> Sequence[Any]:
+    def _while(self, eqn: Any, operands: list[Any], step: Step) -> Sequence[Any]:
         p = eqn.params
         n_cond, n_body = p["cond_nconsts"], p["body_nconsts"]
-        of_cond, of_body = sized.programs
+        of_cond, of_body = step.programs
         given, consts = operands[:n_cond], operands[n_cond : n_cond + n_body]
         cond, body = p["cond_jaxpr"], p["body_jaxpr"]
 
@@ -246,10 +248,10 @@ class _Writer:
         state = [_as(s, var.aval) for s, var in zip(state, body.jaxpr.invars[n_body:])]
         return jax.lax.while_loop(goes_on, once, state)
 
-    def _cond(self, eqn: Any, operands: list[Any], sized: Sized) -> Sequence[Any]:
+    def _cond(self, eqn: Any, operands: list[Any], step: Step) -> Sequence[Any]:
         which, *arguments = operands
 
-        def branch(program: Any, read: Sequence[Sized]) -> Any:
+        def branch(program: Any, read: Sequence[Step]) -> Any:
             def run(*arguments: Any) -> list[Any]:
                 results = self.run(program.jaxpr, program.consts, arguments, read)
                 results = [r.array if isinstance(r, _SizedConstant) else r for r in results]
@@ -257,20 +259,20 @@ class _Writer:
 
             return run
 
-        branches = [branch(*pair) for pair in zip(eqn.params["branches"], sized.programs)]
+        branches = [branch(*pair) for pair in zip(eqn.params["branches"], step.programs)]
         return jax.lax.switch(which, branches, *arguments)  # type: ignore[no-any-return]
 
 
-def ratio_of_mean(eqn: Any, sized: Sized, size_of: SizeOf) -> float | None:
+def ratio_of_mean(step: Step, size_of: SizeOf) -> float | None:
     """Returns the ratio of a number that makes a sum a mean, None for any other number."""
-    if eqn.primitive.name not in ("mul", "div") or len(sized.operands) != 2:
+    if step.name not in ("mul", "div") or len(step.operands) != 2:
         return None
-    x, by = sized.operands
-    if by.number is None and eqn.primitive.name == "mul":
+    x, by = step.operands
+    if by.number is None and step.name == "mul":
         x, by = by, x
     if not by.number:
         return None
-    dtype = eqn.outvars[0].aval.dtype
+    dtype = step.eqn.outvars[0].aval.dtype
     is_float = jnp.issubdtype(dtype, jnp.inexact)
     near = max(3e-6, float(jnp.finfo(dtype).eps) if is_float else 0.0)  # type: ignore[no-untyped-call]
     summed = [dim for dim in dict.fromkeys(dim.root for dim in x.summed) if dim.size > 1]
@@ -295,7 +297,7 @@ def _as(array: Any, aval: Any) -> Any:
     return jax.lax.convert_element_type(array, aval.dtype)
 
 
-_Loop = Callable[[_Writer, Any, list[Any], Sized], Sequence[Any]]
+_Loop = Callable[[_Writer, Any, list[Any], Step], Sequence[Any]]
 _LOOPS: dict[str, _Loop] = {
     "scan": _Writer._scan,
     "while": _Writer._while,
@@ -349,31 +351,31 @@ def moved(dim: Dim, offset: int, size_of: SizeOf) -> int | None:
 # Parameters that are shapes -----------------------------------------------------------------------
 
 
-_Shaped = Callable[[Any, list[Any], Sized, SizeOf], Mapping[str, Any]]
+_Shaped = Callable[[Step, list[Any], SizeOf], Mapping[str, Any]]
 
 
-def _out(sized: Sized, size_of: SizeOf, place: int = 0) -> tuple[int, ...]:
-    return tuple(map(size_of, sized.results[place].dims))
+def _out(step: Step, size_of: SizeOf, place: int = 0) -> tuple[int, ...]:
+    return tuple(map(size_of, step.results[place].dims))
 
 
-def _shape(eqn: Any, operands: list[Any], sized: Sized, size_of: SizeOf) -> Mapping[str, Any]:
-    return {"shape": _out(sized, size_of)}
+def _shape(step: Step, operands: list[Any], size_of: SizeOf) -> Mapping[str, Any]:
+    return {"shape": _out(step, size_of)}
 
 
-def _reshape(eqn: Any, operands: list[Any], sized: Sized, size_of: SizeOf) -> Mapping[str, Any]:
-    new = _out(sized, size_of)
+def _reshape(step: Step, operands: list[Any], size_of: SizeOf) -> Mapping[str, Any]:
+    new = _out(step, size_of)
     if prod(new) != prod(operands[0].shape):  # JAX does not look
         raise CannotResize(f"reshape of {operands[0].shape} to {new}")
     return {"new_sizes": new}
 
 
-def _slice(eqn: Any, operands: list[Any], sized: Sized, size_of: SizeOf) -> Mapping[str, Any]:
-    p = eqn.params
+def _slice(step: Step, operands: list[Any], size_of: SizeOf) -> Mapping[str, Any]:
+    p = step.eqn.params
     strides = p["strides"] or [1] * len(p["start_indices"])
     starts, limits = [], []
     rows = zip(
-        sized.operands[0].dims,
-        sized.results[0].dims,
+        step.operands[0].dims,
+        step.results[0].dims,
         p["start_indices"],
         p["limit_indices"],
         strides,
@@ -391,38 +393,36 @@ def _slice(eqn: Any, operands: list[Any], sized: Sized, size_of: SizeOf) -> Mapp
     return {"start_indices": tuple(starts), "limit_indices": tuple(limits)}
 
 
-def _split(eqn: Any, operands: list[Any], sized: Sized, size_of: SizeOf) -> Mapping[str, Any]:
-    axis = eqn.params["axis"]
-    return {"sizes": tuple(size_of(value.dims[axis]) for value in sized.results)}
+def _split(step: Step, operands: list[Any], size_of: SizeOf) -> Mapping[str, Any]:
+    axis = step.eqn.params["axis"]
+    return {"sizes": tuple(size_of(value.dims[axis]) for value in step.results)}
 
 
-def _dynamic_slice(
-    eqn: Any, operands: list[Any], sized: Sized, size_of: SizeOf
-) -> Mapping[str, Any]:
-    for place, dim in enumerate(sized.operands[0].dims):
+def _dynamic_slice(step: Step, operands: list[Any], size_of: SizeOf) -> Mapping[str, Any]:
+    for place, dim in enumerate(step.operands[0].dims):
         start = operands[place + 1]
         if not hasattr(start, "aval") and np.ndim(start) == 0 and size_of(dim) != dim.size:
             begin = moved(dim, int(start), size_of)
             if begin is not None:
                 operands[place + 1] = np.asarray(begin, np.asarray(start).dtype)
-    return {"slice_sizes": _out(sized, size_of)}
+    return {"slice_sizes": _out(step, size_of)}
 
 
-def _gather(eqn: Any, operands: list[Any], sized: Sized, size_of: SizeOf) -> Mapping[str, Any]:
-    dims = sized.operands[0].dims
-    numbers, sizes = eqn.params["dimension_numbers"], [*eqn.params["slice_sizes"]]
+def _gather(step: Step, operands: list[Any], size_of: SizeOf) -> Mapping[str, Any]:
+    dims = step.operands[0].dims
+    numbers, sizes = step.eqn.params["dimension_numbers"], [*step.eqn.params["slice_sizes"]]
     gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
     offset = iter(numbers.offset_dims)
     for axis, dim in enumerate(dims):
         if axis not in gone:
-            part = sized.results[0].dims[next(offset)]
+            part = step.results[0].dims[next(offset)]
             sizes[axis] = size_of(dim) if sizes[axis] == dim.size else size_of(part)
     return {"slice_sizes": tuple(sizes)}
 
 
-def _pad(eqn: Any, operands: list[Any], sized: Sized, size_of: SizeOf) -> Mapping[str, Any]:
+def _pad(step: Step, operands: list[Any], size_of: SizeOf) -> Mapping[str, Any]:
     config = []
-    rows = zip(sized.operands[0].dims, sized.results[0].dims, eqn.params["padding_config"])
+    rows = zip(step.operands[0].dims, step.results[0].dims, step.eqn.params["padding_config"])
     for old, new, (low, high, inner) in rows:
         size = size_of(old)
         whole = low + size + max(size - 1, 0) * inner + high
@@ -437,23 +437,21 @@ def _pad(eqn: Any, operands: list[Any], sized: Sized, size_of: SizeOf) -> Mappin
     return {"padding_config": tuple(config)}
 
 
-def _top_k(eqn: Any, operands: list[Any], sized: Sized, size_of: SizeOf) -> Mapping[str, Any]:
-    axis = eqn.params.get("axis", -1)
-    return {"k": size_of(sized.results[0].dims[axis])}
+def _top_k(step: Step, operands: list[Any], size_of: SizeOf) -> Mapping[str, Any]:
+    axis = step.eqn.params.get("axis", -1)
+    return {"k": size_of(step.results[0].dims[axis])}
 
 
-def _approx_top_k(
-    eqn: Any, operands: list[Any], sized: Sized, size_of: SizeOf
-) -> Mapping[str, Any]:
-    axis = eqn.params["reduction_dimension"]
-    return {"k": size_of(sized.results[0].dims[axis])}
+def _approx_top_k(step: Step, operands: list[Any], size_of: SizeOf) -> Mapping[str, Any]:
+    axis = step.eqn.params["reduction_dimension"]
+    return {"k": size_of(step.results[0].dims[axis])}
 
 
-def _conv(eqn: Any, operands: list[Any], sized: Sized, size_of: SizeOf) -> Mapping[str, Any]:
-    of_a, of_kernel, _ = eqn.params["dimension_numbers"]
-    groups, batches = eqn.params["feature_group_count"], eqn.params["batch_group_count"]
+def _conv(step: Step, operands: list[Any], size_of: SizeOf) -> Mapping[str, Any]:
+    of_a, of_kernel, _ = step.eqn.params["dimension_numbers"]
+    groups, batches = step.eqn.params["feature_group_count"], step.eqn.params["batch_group_count"]
     if batches > 1:
-        out = sized.operands[1].dims[of_kernel[0]]
+        out = step.operands[1].dims[of_kernel[0]]
         return {"batch_group_count": size_of(out) if batches == out.size else batches}
     if groups == 1:
         return {}
@@ -461,32 +459,30 @@ def _conv(eqn: Any, operands: list[Any], sized: Sized, size_of: SizeOf) -> Mappi
     return {"feature_group_count": inputs // max(inside, 1)}
 
 
-def _window(eqn: Any, operands: list[Any], sized: Sized, size_of: SizeOf) -> Mapping[str, Any]:
-    sizes = eqn.params["window_dimensions"]
-    dims = sized.operands[-1].dims if len(sized.operands) == 2 else sized.operands[0].dims
+def _window(step: Step, operands: list[Any], size_of: SizeOf) -> Mapping[str, Any]:
+    sizes = step.eqn.params["window_dimensions"]
+    dims = step.operands[-1].dims if len(step.operands) == 2 else step.operands[0].dims
     whole = [
         size_of(dim) if size == dim.size > 1 and size_of(out) == 1 else size
-        for size, dim, out in zip(sizes, dims, sized.results[0].dims)
+        for size, dim, out in zip(sizes, dims, step.results[0].dims)
     ]
     return {"window_dimensions": tuple(whole)}
 
 
-def _fft(eqn: Any, operands: list[Any], sized: Sized, size_of: SizeOf) -> Mapping[str, Any]:
-    lengths = eqn.params["fft_lengths"]
-    is_inverse_real = eqn.params["fft_type"].name == "IRFFT"
-    value = sized.results[0] if is_inverse_real else sized.operands[0]
+def _fft(step: Step, operands: list[Any], size_of: SizeOf) -> Mapping[str, Any]:
+    lengths = step.eqn.params["fft_lengths"]
+    is_inverse_real = step.eqn.params["fft_type"].name == "IRFFT"
+    value = step.results[0] if is_inverse_real else step.operands[0]
     return {"fft_lengths": tuple(map(size_of, value.dims[value.ndim - len(lengths) :]))}
 
 
-def _tile(eqn: Any, operands: list[Any], sized: Sized, size_of: SizeOf) -> Mapping[str, Any]:
-    pairs = zip(_out(sized, size_of), operands[0].shape, strict=True)
+def _tile(step: Step, operands: list[Any], size_of: SizeOf) -> Mapping[str, Any]:
+    pairs = zip(_out(step, size_of), operands[0].shape, strict=True)
     return {"reps": tuple(new // max(old, 1) for new, old in pairs)}
 
 
-def _random_split(
-    eqn: Any, operands: list[Any], sized: Sized, size_of: SizeOf
-) -> Mapping[str, Any]:
-    return {"shape": _out(sized, size_of)[len(operands[0].shape) :]}
+def _random_split(step: Step, operands: list[Any], size_of: SizeOf) -> Mapping[str, Any]:
+    return {"shape": _out(step, size_of)[len(operands[0].shape) :]}
 
 
 _SHAPED: dict[str, _Shaped] = {
@@ -494,7 +490,7 @@ _SHAPED: dict[str, _Shaped] = {
         ("broadcast_in_dim", "iota", "rng_uniform", "empty"),
         _shape,
     ),
-    "rng_bit_generator": lambda _, __, sized, size_of: {"shape": _out(sized, size_of, 1)},
+    "rng_bit_generator": lambda step, _, size_of: {"shape": _out(step, size_of, 1)},
     "reshape": _reshape,
     "slice": _slice,
     "split": _split,

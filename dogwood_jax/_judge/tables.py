@@ -139,8 +139,7 @@ def first_other_table(growth: Growth, traced: Traced, larger: Traced) -> str | N
         traced: the network's program.
         larger: the larger program.
     """
-    (read,) = traced.trace.programs
-    ours, its = _Reader(read), _Reader(None)
+    ours, its = _Reader(traced.trace.program), _Reader(None)
     before, after = ours.of(traced.program.jaxpr), its.of(larger.program.jaxpr)
     if ours.names != its.names or len(before) != len(after):
         return None
@@ -160,8 +159,7 @@ def tables_along(traced: Traced, names: Mapping[Dim, str]) -> Iterator[tuple[str
         traced: the network's program.
         names: the dimensions, each with its name.
     """
-    (read,) = traced.trace.programs
-    for its in _Reader(read).of(traced.program.jaxpr):
+    for its in _Reader(traced.trace.program).of(traced.program.jaxpr):
         is_key = jnp.issubdtype(its.table.aval.dtype, jax.dtypes.extended)
         if its.value is None or is_key or its.eqn.primitive.name == "eq":
             continue

@@ -28,6 +28,7 @@ from dogwood_jax._widths.dims import Dim, atoms, factors, pieces, spread_out
 from dogwood_jax._widths.layout import Layout, Product, Units, resized, size_of, units_of
 from dogwood_jax._widths.roles import spots_along
 from dogwood_jax._widths.trace import Traced
+from dogwood_jax._widths.values import Step
 
 # No array of a twin has more entries than this.
 _MOST = 10_000_000
@@ -66,7 +67,7 @@ class LargerProgram:
     """
 
     traced: Traced | None
-    numbers: Mapping[int, float] = field(default_factory=dict)
+    numbers: Mapping[Step, float] = field(default_factory=dict)
     choices: Sequence[Choice] = ()
 
 

@@ -21,9 +21,10 @@ from dogwood_jax._plan.fewer_layers import read_so_far
 from dogwood_jax._program.interpret import called
 from dogwood_jax._program.primitives.table import primitive
 from dogwood_jax._program.program import Program
-from dogwood_jax._program.subprograms import equations_as_read, numbers_of
+from dogwood_jax._program.subprograms import numbers_of
 from dogwood_jax._widths.dims import parts_of
 from dogwood_jax._widths.trace import Traced
+from dogwood_jax._widths.values import Step, flat
 from dogwood_jax._widths.widths import Widths
 
 # What somebody may multiply a power of a size by.
@@ -73,7 +74,7 @@ class _Number(NamedTuple):
     Attributes:
         number: the number.
         name: the primitive that takes it.
-        step: the index of its step.
+        step: its step.
         widths: the widths of the units, or of the units that a product was last summed over.
         is_summed: whether they are the latter alone.
         is_scored: whether two activations are contracted over them.
@@ -83,7 +84,7 @@ class _Number(NamedTuple):
 
     number: float
     name: str
-    step: int
+    step: Step
     widths: Collection[str]
     is_summed: bool
     is_scored: bool
@@ -94,11 +95,10 @@ class _Number(NamedTuple):
 def _numbers(growth: Growth, traced: Traced) -> Iterator[_Number]:
     """Yields the numbers of a program that act on units that grow, but for those of means."""
     sizes = GrownSizes(growth.widths, growth.sizes)
-    (read,) = traced.trace.programs
-    for eqn, callers, sized in equations_as_read(traced.program.jaxpr.jaxpr, read):
-        values = (*sized.operands, *sized.results)
-        number = next((v.number for v in sized.operands[::-1] if v.number is not None), None)
-        if not number or called(eqn) is not None or ratio_of_mean(eqn, sized, sizes) is not None:
+    for step, callers in flat(traced.trace.program):
+        values = (*step.operands, *step.results)
+        number = next((v.number for v in step.operands[::-1] if v.number is not None), None)
+        if not number or called(step.eqn) is not None or ratio_of_mean(step, sizes) is not None:
             continue
         own = {d for value in values for d in value.dims if sizes(d) != d.size}
         grows = own or {d for v in values for d in v.contracted if sizes(d) != d.size}
@@ -106,17 +106,17 @@ def _numbers(growth: Growth, traced: Traced) -> Iterator[_Number]:
         if names := {sizes.names[part] for part in parts if part in sizes.names}:
             yield _Number(
                 float(number),
-                eqn.primitive.name,
-                sized.step,
+                step.name,
+                step,
                 names & growth.change.keys(),
                 not own,
                 any(part.bilinear for part in parts),
-                is_library=is_of_library((*callers, eqn)),
-                equations=(*callers, eqn),
+                is_library=is_of_library(equations := [s.eqn for s in (*callers, step)]),
+                equations=equations,
             )
 
 
-def numbers_of_sizes(growth: Growth, traced: Traced) -> dict[int, NumberOfSize]:
+def numbers_of_sizes(growth: Growth, traced: Traced) -> dict[Step, NumberOfSize]:
     """Returns numbers that act on units that grow and may follow from how many these are.
 
     Args:
@@ -124,11 +124,11 @@ def numbers_of_sizes(growth: Growth, traced: Traced) -> dict[int, NumberOfSize]:
         traced: the network's program.
 
     Returns:
-        The numbers by the index of their step.
+        The numbers by the step that takes them.
     """
     layouts = [layout for leaf in growth.widths.leaves for layout in leaf.axes]
     stay = {old for old, new in chain(*(sizes_in(a, growth.sizes) for a in layouts)) if old == new}
-    found = dict[int, NumberOfSize]()
+    found = dict[Step, NumberOfSize]()
     for its in _numbers(growth, traced):
         ways, changes = list[_Way](), [growth.change[name] for name in sorted(its.widths)]
         if its.is_scored:

@@ -39,6 +39,7 @@ from dogwood_jax._plan.programs import Programs
 from dogwood_jax._program.program import Program
 from dogwood_jax._widths.by_analogy import Analogy
 from dogwood_jax._widths.trace import Traced
+from dogwood_jax._widths.values import Step
 from dogwood_jax._widths.widths import Widths
 
 _ROUNDING = "only one of both programs has {}, so outputs may differ by what that rounds"
@@ -325,7 +326,7 @@ def _judged(
     growth: Growth,
     its: Traced | None,
     families: Sequence[Family],
-    numbers: Mapping[int, float] = MappingProxyType({}),
+    numbers: Mapping[Step, float] = MappingProxyType({}),
     *,
     as_it_is: bool = False,
 ) -> tuple[Verdict, Evidence]:

@@ -79,22 +79,6 @@ def equations(jaxpr: Any) -> Iterator[Any]:
             yield from equations(program)
 
 
-def equations_as_read(
-    jaxpr: Any, read: Sequence[Any], callers: tuple[Any, ...] = ()
-) -> Iterator[tuple[Any, tuple[Any, ...], Any]]:
-    """Yields all equations, each with the equations that run it and with what was read of it.
-
-    Args:
-        jaxpr: a program.
-        read: what was read of each of its equations, and of the programs in it.
-        callers: the equations that run the program.
-    """
-    for eqn, sized in zip(jaxpr.eqns, read, strict=False):
-        yield eqn, callers, sized
-        for (inner, _), its in zip(sub_programs(eqn), sized.programs, strict=False):
-            yield from equations_as_read(inner, its, (*callers, eqn))
-
-
 def key_of(eqn: Any, callers: Sequence[Any]) -> Key:
     """Returns what tells an equation from others, and from itself where others run it."""
     return (*map(id, callers), id(eqn))

@@ -77,7 +77,7 @@ class _Contraction(NamedTuple):
     @classmethod
     def of(cls, step: Step) -> "_Contraction":
         x, y = step.operands
-        (contract_x, contract_y), (batch_x, batch_y) = step.params["dimension_numbers"]
+        (contract_x, contract_y), (batch_x, batch_y) = step.eqn.params["dimension_numbers"]
         free_x = [a for a in range(x.ndim) if a not in {*contract_x, *batch_x}]
         free_y = [a for a in range(y.ndim) if a not in {*contract_y, *batch_y}]
         return cls(

@@ -11,12 +11,12 @@ from dogwood_jax._base.trees import concrete
 from dogwood_jax._program.interpret import called, interpret
 from dogwood_jax._widths.dims import Dim
 from dogwood_jax._widths.rules.registry import RULES, Rule, unknown
-from dogwood_jax._widths.values import Sized, Trace, Value
+from dogwood_jax._widths.values import Step, Trace, Value
 
 
 def run(trace: Trace, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Value]) -> list[Value]:
     """Reads every equation of a program; returns the values of its results."""
-    read: list[Sized] = []
+    read: list[Step] = []
     trace.programs.append(read)
 
     def equation(eqn: Any, operands: list[Value]) -> list[Value]:
@@ -24,10 +24,7 @@ def run(trace: Trace, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Val
         outside, trace.programs = trace.programs, []
         results = rule(trace, eqn, *operands)
         programs, trace.programs = trace.programs, outside
-        read.append(Sized(operands, results, programs, len(trace.steps)))
-        if rule is not _call:  # _call records the equations inside the call instead
-            trace.record(eqn.primitive.name, operands, results, eqn.params)
-        trace.dims += (dim for value in results for dim in value.dims)
+        read.append(Step(eqn, operands, results, programs, trace.times))
         return results
 
     return interpret(jaxpr, consts, arguments, constant=_constant, equation=equation)
@@ -56,6 +53,4 @@ def _call(trace: Trace, eqn: Any, *operands: Value) -> list[Value]:
     """An equation without a rule: it may run one program, as that of jit or remat does."""
     if (program := called(eqn)) is not None:
         return run(trace, *program, operands)
-    results = unknown(trace, eqn, *operands)
-    trace.record("unknown", operands, results)
-    return results
+    return unknown(trace, eqn, *operands)

@@ -6,6 +6,7 @@ which weights are outgoing (``roles``), and the dimensions of the parameters bec
 (``naming``).
 """
 
+import itertools
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -39,7 +40,7 @@ from dogwood_jax._widths.reader import run
 from dogwood_jax._widths.reasons import Reason
 from dogwood_jax._widths.roles import Roles
 from dogwood_jax._widths.rules import axes, control, elementwise, lookup, sums  # noqa: F401
-from dogwood_jax._widths.values import LeafAxis, Trace, Value
+from dogwood_jax._widths.values import LeafAxis, Trace, Value, flat
 from dogwood_jax._widths.widths import Deep, Facts, Network, Widths, make_widths, no_such
 
 Place = tuple[str, int]
@@ -181,7 +182,9 @@ def _widths_of(leaves: dict[str, Value], trace: Trace) -> Widths:
         trace: what its equations say of them.
     """
     roles = Roles(trace, [value.dims for value in leaves.values()])
-    hand_down([*trace.dims, *(dim for value in leaves.values() for dim in value.dims)])
+    made = (value for step, _ in flat(trace.program) for value in step.results)
+    values = itertools.chain(trace.arguments, made, leaves.values())
+    hand_down(dim for value in values for dim in value.dims)
     names, former = names_of(leaves, roles, trace)
     note_quantized(roles, trace)
     arrays = laid_out(leaves, names, roles, trace)
@@ -224,7 +227,6 @@ class Traced:
                 self.leaves[path] = value
             else:
                 value = _input(struct)
-                self.trace.dims += value.dims
                 self.trace.inputs += value.dims
                 self.trace.arguments.append(value)
             values.append(value)
@@ -238,7 +240,6 @@ class Traced:
             name = names.get(id(output))
             if name is not None and f"/{path}".endswith(f"/{name}"):
                 continue  # an array that is returned unchanged; NNX modules return all of theirs
-            self.trace.record("variable" if path in mirrored else "output", (output,), ())
             if path not in mirrored:
                 self.outputs[path] = output
                 for dim in output.dims:

@@ -7,13 +7,13 @@ them.
 
 import itertools
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
-from types import MappingProxyType
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 from dogwood_jax._program.primitives.axes import Axes
-from dogwood_jax._program.primitives.table import axes_of
+from dogwood_jax._program.primitives.table import axes_of, primitive
 from dogwood_jax._widths.dims import Dim, SplitOff
 from dogwood_jax._widths.widths import Kind
 
@@ -116,53 +116,47 @@ class Use:
                 fan.update(at.axis for at in value.along_axis(axis) if at.leaf == self.leaf)
 
 
-def axes_between(
-    name: str, params: Mapping[str, Any], operands: Sequence[Value], result: Value
-) -> Axes | None:
-    """Returns which axes of operands and result are the same; None if that is not known."""
-    shapes = [[dim.size for dim in value.dims] for value in (*operands, result)]
-    return axes_of(name, params, shapes[:-1], shapes[-1])
-
-
 @dataclass(eq=False, slots=True)
 class Step:
-    """An equation of the program, or what a loop does with a value, as it was read.
+    """An equation as it was read.
 
     Attributes:
-        name: its primitive; for a loop ``"enter"``, ``"take"``, ``"collect"`` or ``"close"``; at
-            the end ``"output"`` or, for a new value of a variable, ``"variable"``.
-        operands: the values it takes.
+        eqn: the equation.
+        operands: the values it takes, whose dimensions say which sizes belong together.
         results: the values it makes.
-        params: the parameters of its primitive.
+        programs: the steps of each program inside it, in the order in which they were read.
         times: how often it runs, by the lengths of the loops around it.
     """
 
-    name: str
+    eqn: Any
     operands: Sequence[Value]
     results: Sequence[Value]
-    params: Mapping[str, Any]
-    times: int = 1
+    programs: Sequence[Sequence["Step"]]
+    times: int
+
+    @property
+    def name(self) -> str:
+        """The name of its primitive."""
+        return str(self.eqn.primitive.name)
 
     @property
     def axes(self) -> Axes | None:
         """Which axes of operands and result are the same; None if that is not known."""
-        return axes_between(self.name, self.params, self.operands, self.results[0])
+        shapes = [[dim.size for dim in value.dims] for value in (*self.operands, self.results[0])]
+        return axes_of(self.name, self.eqn.params, shapes[:-1], shapes[-1])
 
 
-class Sized(NamedTuple):
-    """An equation as it was read, so that it can be written again in other sizes.
+def flat(
+    steps: Sequence[Step], callers: tuple[Step, ...] = ()
+) -> Iterator[tuple[Step, tuple[Step, ...]]]:
+    """Yields all steps of a program, and of the programs inside them, each with those that run it.
 
-    Attributes:
-        operands: the values it takes, whose dimensions say which sizes belong together.
-        results: the values it makes.
-        programs: the equations of each program inside it, in the order in which they were read.
-        step: the index of its step.
+    Steps inside another one come before it.
     """
-
-    operands: Sequence[Value]
-    results: Sequence[Value]
-    programs: Sequence[Sequence["Sized"]]
-    step: int
+    for step in steps:
+        for inner in step.programs:
+            yield from flat(inner, (*callers, step))
+        yield step, callers
 
 
 # A dimension along an axis of a leaf.
@@ -173,11 +167,9 @@ class Trace:
     """What a program does with its parameters, collected while its equations are read."""
 
     def __init__(self) -> None:
-        self.dims: list[Dim] = []  # of every value
         self.inputs: list[Dim] = []  # of the network's inputs
         self.arguments: list[Value] = []  # the inputs
-        self.steps: list[Step] = []  # every equation, in the order of the program
-        self.programs: list[Sequence[Sized]] = []  # the programs read so far, from outside
+        self.programs: list[Sequence[Step]] = []  # the programs read so far, from outside
         self.times = 1  # how often the equation that is read runs
         self.uses: dict[int, Use] = {}
         # Where units are read: the leaf is contracted over them.
@@ -193,15 +185,17 @@ class Trace:
         self.split_off: list[SplitOff] = []
         self._clock = itertools.count()
 
-    def record(
-        self,
-        name: str,
-        operands: Sequence[Value],
-        results: Sequence[Value],
-        params: Mapping[str, Any] = MappingProxyType({}),
-    ) -> None:
-        """Notes what was read, for a second reading when all dimensions are known."""
-        self.steps.append(Step(name, operands, results, params, self.times))
+    @property
+    def program(self) -> Sequence[Step]:
+        """The steps of the program, once it was read."""
+        (steps,) = self.programs
+        return steps
+
+    @cached_property
+    def steps(self) -> list[Step]:
+        """All steps of the program that compute something, in its order."""
+        every = (step for step, _ in flat(self.program))
+        return [step for step in every if not step.programs or primitive(step.name).runs]
 
     def use(self, value: Value, how: str) -> list[Use]:
         """Notes that data meets a parameter."""

@@ -37,8 +37,6 @@ def _enter(
             trace.join(value, "add")
             value = _any_iteration(value, operands)
         entered.append(value)
-    changed = [place for place in range(len(state)) if place not in kept]
-    trace.record("enter", [state[i] for i in changed], [entered[i] for i in changed])
     return entered
 
 
@@ -65,7 +63,6 @@ def _close(trace: Trace, before: Sequence[Value], after: Sequence[Value]) -> lis
         for a, b in zip(old.dims, new.dims, strict=True):
             unify(a, b)
         trace.join(new, "add")
-        trace.record("close", (old, new), ())
         found.append(old)
     return found
 
@@ -86,18 +83,14 @@ def _scan(trace: Trace, eqn: Any, *operands: Value) -> list[Value]:
             if carry:
                 length.named("layers")
         slices.append(pick(value, range(1, value.ndim)))
-        trace.record("take", (value,), slices[-1:], {"loop": length})
     kept = _kept(jaxpr, n_consts, n_carry)
     state = _enter(trace, carry, operands, kept)
     once, trace.times = trace.times, trace.times * length.size
     results = run(trace, jaxpr, closed_over, [*consts, *state, *slices])
     trace.times = once
     state = _close(trace, state, results[:n_carry])
-    outputs = []
-    for value in results[n_carry:]:
-        outputs.append(_any_iteration(Value((length, *value.dims)), operands))
-        trace.record("collect", (value,), outputs[-1:])
-    return [*state, *outputs]
+    rows = (Value((length, *value.dims)) for value in results[n_carry:])
+    return [*state, *(_any_iteration(row, operands) for row in rows)]
 
 
 @rule("while")
@@ -109,8 +102,7 @@ def _while(trace: Trace, eqn: Any, *operands: Value) -> list[Value]:
     consts = operands[n_cond : n_cond + n_body]
     kept = _kept(body.jaxpr, n_body, len(carry))
     state = _enter(trace, carry, operands, kept)
-    goes_on = run(trace, cond.jaxpr, cond.consts, [*operands[:n_cond], *state])
-    trace.record("output", goes_on, ())
+    run(trace, cond.jaxpr, cond.consts, [*operands[:n_cond], *state])
     results = run(trace, body.jaxpr, body.consts, [*consts, *state])
     return _close(trace, state, results)
 
@@ -118,7 +110,6 @@ def _while(trace: Trace, eqn: Any, *operands: Value) -> list[Value]:
 @rule("cond")
 def _cond(trace: Trace, eqn: Any, which: Value, *arguments: Value) -> list[Value]:
     branches = [run(trace, b.jaxpr, b.consts, arguments) for b in eqn.params["branches"]]
-    trace.record("output", (which,), ())
     return [_chosen(trace, which, cases) for cases in zip(*branches, strict=True)]
 
 
@@ -131,16 +122,12 @@ def _chosen(trace: Trace, which: Value, cases: Sequence[Value]) -> Value:
             unify(a, b)
         if not are_weights:
             trace.join(case, "add")
-    known = Value(
+    return Value(
         first.dims,
         "parameter" if are_weights else origin,  # type: ignore[arg-type]
         together(cases, first.dims) if are_weights else (),
         leaves=frozenset().union(*(c.leaves for c in cases)) if are_weights else frozenset(),
     )
-    trace.record("enter", (first,), (known,))
-    for case in cases[1:]:
-        trace.record("close", (known, case), ())
-    return known
 
 
 @rule("pure_callback")
