@@ -24,7 +24,8 @@ def run(trace: Trace, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Val
         outside, trace.programs = trace.programs, []
         results = rule(trace, eqn, *operands)
         programs, trace.programs = trace.programs, outside
-        read.append(Step(eqn, operands, results, programs, trace.times))
+        # Fewer objects are fewer for Python's collector to follow.
+        read.append(Step(eqn, operands, results, programs or (), trace.times))
         return results
 
     return interpret(jaxpr, consts, arguments, constant=_constant, equation=equation)

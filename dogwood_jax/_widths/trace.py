@@ -262,7 +262,7 @@ def _parameter(trace: Trace, index: int, struct: jax.ShapeDtypeStruct) -> Value:
     return Value(
         dims,
         "parameter",
-        tuple(frozenset({LeafAxis(index, axis)}) for axis in range(len(dims))),
+        tuple((LeafAxis(index, axis),) for axis in range(len(dims))),
         leaves=frozenset({index}),
     )
 

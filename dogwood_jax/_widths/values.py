@@ -27,7 +27,7 @@ class LeafAxis(NamedTuple):
     axis: int
 
 
-Along = frozenset[LeafAxis]
+Along = tuple[LeafAxis, ...]
 
 # Ways of using a leaf. If a leaf is used in several ways, the highest number decides on its new
 # entries.
@@ -40,6 +40,9 @@ KIND_OF_USE: dict[str, Kind] = {
     "positive": "ones",
     "contract": "random",
 }
+
+
+_NONE = frozenset[int]()
 
 
 @dataclass(eq=False, slots=True)
@@ -73,9 +76,9 @@ class Value:
     number: float | None = None
     index: bool | Dim = False
     wrapped: bool | Dim = False
-    leaves: frozenset[int] = frozenset()
-    one_hot: frozenset[int] = frozenset()
-    weighted: frozenset[int] = frozenset()
+    leaves: frozenset[int] = _NONE
+    one_hot: tuple[int, ...] = ()
+    weighted: tuple[int, ...] = ()
     contracted: tuple[Dim, ...] = ()
     summed: tuple[Dim, ...] = ()
 
@@ -92,7 +95,7 @@ class Value:
 
     def along_axis(self, axis: int) -> Along:
         """Returns the axes of leaves that lie along an axis, as far as they are known."""
-        return self.along[axis] if self.along else frozenset()
+        return self.along[axis] if self.along else ()
 
 
 _PLACES = {attribute.name: place for place, attribute in enumerate(fields(Value))}
@@ -231,6 +234,12 @@ class Trace:
     def set_aside(self, value: Value, axis: int) -> None:
         """Notes that a parameter is looked up or stacked along an axis."""
         self.aside += marks(value, axis)
+
+
+def joined(several: Iterable[Along]) -> Along:
+    """Returns the axes of leaves that lie along any of some axes."""
+    found = [*filter(None, several)]
+    return found[0] if len(found) == 1 else tuple(dict.fromkeys(itertools.chain(*found)))
 
 
 def marks(value: Value, axis: int) -> list[Mark]:

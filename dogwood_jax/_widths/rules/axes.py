@@ -15,7 +15,7 @@ from dogwood_jax._widths.rules.registry import (
     spread,
     with_axis,
 )
-from dogwood_jax._widths.values import Trace, Value
+from dogwood_jax._widths.values import Trace, Value, joined
 
 
 @rule("transpose")
@@ -55,13 +55,13 @@ def _reshape(trace: Trace, eqn: Any, x: Value, *_: Value) -> list[Value]:
             for a, d in enumerate(x.dims)
             if d.is_same(new) or (new.size > 1 and own & {f.root for f in _dims.factors(d)})
         ]
-        along.append(frozenset().union(*map(x.along_axis, old)))
+        along.append(joined(map(x.along_axis, old)))
     return [
         x.but(
             dims=dims,
             along=tuple(along),
-            one_hot=frozenset(),
-            weighted=frozenset(),
+            one_hot=(),
+            weighted=(),
         )
     ]
 
@@ -96,7 +96,7 @@ def _joined(trace: Trace, values: Sequence[Value], axis: int, along: Dim) -> Val
     return mixed(
         values,
         dims,
-        along=tuple(frozenset().union(*(v.along_axis(a) for v in values)) for a in range(len(dims)))
+        along=tuple(joined(v.along_axis(a) for v in values) for a in range(len(dims)))
         if origin == "parameter"
         else (),
         number=numbers.pop() if len(numbers) == 1 else None,

@@ -67,7 +67,7 @@ def _gather(trace: Trace, eqn: Any, x: Value, indices: Value) -> list[Value]:
                 found[place] = x.dims[axis]
         return [mixed((x, indices), found)]
     dims: list[Dim] = [Dim(size) for size in shape]
-    along: list[Along] = [frozenset()] * len(shape)
+    along: list[Along] = [()] * len(shape)
     many = indices.ndim > 1 + len(index_batching)
     for axis, place in zip(window, n.offset_dims, strict=True):
         if axis in n.start_index_map and sizes[axis] == 1:

@@ -12,7 +12,7 @@ from typing import Any
 
 from dogwood_jax._widths.dims import REPEATED, Dim, cut
 from dogwood_jax._widths.reasons import Reason
-from dogwood_jax._widths.values import Along, Trace, Value
+from dogwood_jax._widths.values import Along, Trace, Value, joined
 
 Rule = Callable[..., list[Value]]
 RULES: dict[str, Rule] = {}
@@ -40,18 +40,15 @@ def origin_of(values: Iterable[Value]) -> str:
 def mixed(values: Sequence[Value], dims: Sequence[Dim], **known: Any) -> Value:
     """Returns a value computed from others."""
     origin = origin_of(values)
-    leaves: frozenset[int] = frozenset()
     if origin == "parameter":
-        leaves = frozenset().union(*(v.leaves for v in values))
-    return Value(tuple(dims), origin, leaves=leaves, **known)  # type: ignore[arg-type]
+        known["leaves"] = frozenset().union(*(v.leaves for v in values))
+    return Value(tuple(dims), origin, **known)  # type: ignore[arg-type]
 
 
 def together(values: Sequence[Value], dims: Sequence[Dim]) -> tuple[Along, ...]:
     """Returns the axes of leaves along each axis of a result of several parameters."""
     return tuple(
-        frozenset().union(
-            *(v.along_axis(a) for v in values if v.ndim and v.dims[a].size == dim.size)
-        )
+        joined(v.along_axis(a) for v in values if v.ndim and v.dims[a].size == dim.size)
         for a, dim in enumerate(dims)
     )
 
@@ -78,31 +75,29 @@ DRAWN = Reason("random numbers are drawn along it: another size draws others", "
 
 def pick(x: Value, axes: Sequence[int]) -> Value:
     """Returns a value with a selection of its axes, in a new order."""
+    return _moved(x, [x.dims[a] for a in axes], axes)
+
+
+def _moved(x: Value, dims: Sequence[Dim], axes: Sequence[int | None]) -> Value:
+    """Returns a value with other axes, each of which is one of today's, or none of them."""
     return x.but(
-        dims=tuple(x.dims[a] for a in axes),
-        along=tuple(x.along_axis(a) for a in axes),
-        one_hot=frozenset(i for i, a in enumerate(axes) if a in x.one_hot),
-        weighted=frozenset(i for i, a in enumerate(axes) if a in x.weighted),
+        dims=tuple(dims),
+        along=tuple(() if a is None else x.along_axis(a) for a in axes) if x.along else (),
+        one_hot=x.one_hot and tuple(i for i, a in enumerate(axes) if a in x.one_hot),
+        weighted=x.weighted and tuple(i for i, a in enumerate(axes) if a in x.weighted),
     )
 
 
 def spread(x: Value, shape: Sequence[int], places: Sequence[int]) -> Value:
     """Returns a value with its axes at these places among new ones."""
-    dims = [Dim(n) for n in shape]
-    place_of: dict[int, int] = {}
+    axes: list[int | None] = [None] * len(shape)
     for axis, place in enumerate(places):
-        if x.dims[axis].size != shape[place]:
+        if x.dims[axis].size == shape[place]:
+            axes[place] = axis
+        else:
             x.dims[axis].fix(REPEATED)
-            continue
-        dims[place] = x.dims[axis]
-        place_of[axis] = int(place)
-    along = {place: x.along_axis(axis) for axis, place in place_of.items()}
-    return x.but(
-        dims=tuple(dims),
-        along=tuple(along.get(place, frozenset()) for place in range(len(shape))),
-        one_hot=frozenset(place_of[a] for a in x.one_hot if a in place_of),
-        weighted=frozenset(place_of[a] for a in x.weighted if a in place_of),
-    )
+    dims = [Dim(n) if a is None else x.dims[a] for n, a in zip(shape, axes, strict=True)]
+    return _moved(x, dims, axes)
 
 
 def with_axis(x: Value, axis: int, dim: Dim) -> Value:

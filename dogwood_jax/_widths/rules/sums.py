@@ -14,7 +14,7 @@ from dogwood_jax._widths.rules.registry import (
     shapes_out,
     unknown,
 )
-from dogwood_jax._widths.values import Trace, Value, marks
+from dogwood_jax._widths.values import Trace, Value, joined, marks
 
 _WINDOW_SUM = "reduce_window_sum"
 
@@ -65,7 +65,10 @@ def _contraction(
             for axis in batch:
                 trace.set_aside(value, axis)
     axes = [
-        *((x.dims[a], x.along_axis(a) | y.along_axis(b)) for a, b in zip(batch_x, batch_y)),
+        *(
+            (x.dims[a], joined((x.along_axis(a), y.along_axis(b))))
+            for a, b in zip(batch_x, batch_y)
+        ),
         *((v.dims[a], v.along_axis(a)) for v, free in ((x, free_x), (y, free_y)) for a in free),
     ]
     dims, along = zip(*axes) if axes else ((), ())
@@ -173,7 +176,7 @@ def _summed(trace: Trace, x: Value, axes: set[int]) -> Value:
             x.dims[axis].root.summed = True
     kept = pick(x, [a for a in range(x.ndim) if a not in axes])
     summed = tuple(x.dims[a] for a in sorted(axes))
-    contracted = tuple(x.dims[a] for a in sorted(axes & x.weighted))
+    contracted = tuple(x.dims[a] for a in sorted(axes & {*x.weighted}))
     number = None if x.number is None else x.number * prod(d.size for d in summed)
     return kept.but(number=number, index=False, contracted=contracted, summed=summed)
 
