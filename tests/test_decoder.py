@@ -130,5 +130,5 @@ def test_layers_of_two_kinds_that_alternate_are_like_each_other_in_pairs():
     options = decoder.options_of(CONFIGS["gemma2"] | {"num_hidden_layers": 16})
     tokens = jax.ShapeDtypeStruct((2, 5), jnp.int32)
     widths = dw.trace(partial(decoder.apply, options), decoder.shapes(options), tokens)
-    pairs = widths.network.deep.layers.prefixes
+    pairs = widths.network.layers.prefixes
     assert pairs[:2] == tuple((f"model/layers/{n}", f"model/layers/{n + 1}") for n in (0, 2))

@@ -26,7 +26,7 @@ def layers_of(widths: Widths) -> dict[str, NumberedLayers]:
 
 def whole_program(network: Network) -> Program:
     """Returns the program of a network with all its layers."""
-    program: Program = network.read.program if network.deep is None else network.deep.program
+    program: Program = network.traced.program
     return program
 
 

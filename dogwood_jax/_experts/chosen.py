@@ -12,9 +12,10 @@ from dogwood_jax._experts.mixtures import Mixtures
 from dogwood_jax._experts.routers import Router, routers_of
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._judge.choice import Choice, Chosen
+from dogwood_jax._program.subprograms import Key
 from dogwood_jax._widths.dims import Dim, atoms
 from dogwood_jax._widths.trace import Traced
-from dogwood_jax._widths.values import Step, Value
+from dogwood_jax._widths.values import Value
 
 
 def choices_of(
@@ -51,15 +52,16 @@ def _chosen(traced: Traced, router: Router, everywhere: bool) -> Chosen:
         return Chosen(count, frozenset(dims))
     trace = traced.trace
     known = _atoms((*traced.leaves.values(), *trace.arguments))
-    made_inside = _atoms(v for step in trace.steps for v in (*step.operands, *step.results))
+    every = [*trace.steps]
+    made_inside = _atoms(v for step in every for v in (*step.operands, *step.results))
     dims |= {dim for dim in made_inside if dim.size == count and dim not in known}
-    steps, made = set[Step](), set[int]()
+    steps, made = set[Key](), set[int]()
     for index in sorted(router.dispatch):
-        step = trace.steps[index]
+        step = every[index]
         if any(v.number == count and id(v) not in made for v in step.operands):
-            steps.add(step)
+            steps.add(step.key)
         made |= {id(value) for value in step.results}
-    return Chosen(count, frozenset[Dim](dims), frozenset[Step](steps))
+    return Chosen(count, frozenset[Dim](dims), frozenset[Key](steps))
 
 
 def _atoms(values: Iterable[Value]) -> set[Dim]:

@@ -49,8 +49,9 @@ def routers_of(trace: Trace) -> list[Router]:
     Args:
         trace: the program as it was read, with all dimensions known.
     """
-    choices = [i for i, step in enumerate(trace.steps) if step.name in ("top_k", "approx_top_k")]
-    return [_router(trace.steps, index) for index in choices]
+    steps = [*trace.steps]
+    choices = [i for i, step in enumerate(steps) if step.name in ("top_k", "approx_top_k")]
+    return [_router(steps, index) for index in choices]
 
 
 def _router(steps: Sequence[Step], index: int) -> Router:

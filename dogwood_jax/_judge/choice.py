@@ -8,8 +8,8 @@ in other sizes. Small sizes have fewer experts, and fewer of them are chosen.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from dogwood_jax._program.subprograms import Key
 from dogwood_jax._widths.dims import Dim
-from dogwood_jax._widths.values import Step
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Chosen:
 
     count: int
     dims: frozenset[Dim]
-    steps: frozenset[Step] = frozenset()
+    steps: frozenset[Key] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,6 @@ def dims_of(pairs: Iterable[tuple[Chosen, int]]) -> dict[Dim, int]:
     return {dim: count for chosen, count in pairs for dim in chosen.dims}
 
 
-def factors_of(pairs: Iterable[tuple[Chosen, int]]) -> Mapping[Step, float]:
-    """Returns what numbers are multiplied by there, by the step that takes the number."""
+def factors_of(pairs: Iterable[tuple[Chosen, int]]) -> Mapping[Key, float]:
+    """Returns what numbers are multiplied by there, by the keys of the steps that take them."""
     return {step: n / chosen.count for chosen, n in pairs for step in chosen.steps}

@@ -21,10 +21,10 @@ from dogwood_jax._judge.lines import with_line
 from dogwood_jax._judge.seen import PIECES
 from dogwood_jax._program.interpret import called, interpret
 from dogwood_jax._program.program import Program
-from dogwood_jax._program.subprograms import scan_counts, sub_programs
+from dogwood_jax._program.subprograms import Key, scan_counts, sub_programs
 from dogwood_jax._widths.dims import Dim, atoms
 from dogwood_jax._widths.trace import Traced
-from dogwood_jax._widths.values import Step, Value
+from dogwood_jax._widths.values import Reading, Step, Value
 
 SizeOf = Callable[[Dim], int]
 
@@ -45,14 +45,14 @@ def _constant(array: Any, aval: Any) -> _SizedConstant:
 
 
 def in_sizes(
-    traced: Traced, size_of: SizeOf, factors: Mapping[Step, float] = MappingProxyType({})
+    traced: Traced, size_of: SizeOf, factors: Mapping[Key, float] = MappingProxyType({})
 ) -> Any:
     """Returns a program in other sizes, a ``ClosedJaxpr``.
 
     Args:
         traced: the program as it was read.
         size_of: the new size of each dimension.
-        factors: what a number is multiplied by, by the step that takes the number. A
+        factors: what a number is multiplied by, by the key of the step that takes the number. A
             number that makes a sum a mean follows the size without being named here.
 
     Raises:
@@ -78,27 +78,26 @@ def in_sizes(
 def least_sizes(traced: Traced) -> dict[Dim, int]:
     """Returns how many entries dimensions must have: more than are picked of them."""
     found = dict[Dim, int]()
-    for step in traced.trace.steps:
-        if step.name in ("top_k", "approx_top_k"):
-            params = step.eqn.params
-            axis = params.get("axis", params.get("reduction_dimension", -1))
-            whole, picked = (value.dims[axis].root for value in (step.operands[0], step.results[0]))
-            least = picked.size + (picked.size < whole.size)
-            found[whole] = max(least, found.get(whole, 0))
+    for step in traced.trace.program.flat(names=("top_k", "approx_top_k")):
+        params = step.eqn.params
+        axis = params.get("axis", params.get("reduction_dimension", -1))
+        whole, picked = (value.dims[axis].root for value in (step.operands[0], step.results[0]))
+        least = picked.size + (picked.size < whole.size)
+        found[whole] = max(least, found.get(whole, 0))
     return found
 
 
 class _Writer:
     """Binds the equations of a program again, in other sizes."""
 
-    def __init__(self, size_of: SizeOf, factors: Mapping[Step, float]) -> None:
+    def __init__(self, size_of: SizeOf, factors: Mapping[Key, float]) -> None:
         self._size_of, self._factors = size_of, factors
         self._callers: list[Any] = []
 
     def run(
-        self, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Any], read: Sequence[Step]
+        self, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Any], read: Reading
     ) -> list[Any]:
-        left = iter(read)
+        left = read.steps((*self._callers,))
 
         def equation(eqn: Any, operands: list[Any]) -> Sequence[Any]:
             step = next(left)
@@ -119,7 +118,9 @@ class _Writer:
 
     def _scaled(self, operands: list[Any], step: Step) -> list[Any]:
         """Returns operands with another number, where the number follows from a size."""
-        ratio = self._factors.get(step) or ratio_of_mean(step, self._size_of)
+        ratio = (self._factors and self._factors.get(step.key)) or ratio_of_mean(
+            step, self._size_of
+        )
         if (
             ratio is None or called(step.eqn) is not None
         ):  # the equations inside have steps of their own
@@ -158,8 +159,8 @@ class _Writer:
         self._callers.append(eqn)
         if name in _LOOPS:
             results = _LOOPS[name](self, eqn, operands, step)
-        elif (program := called(eqn)) is not None and step.programs:
-            results = self.run(*program, operands, step.programs[0])
+        elif (program := called(eqn)) is not None and step.inside:
+            results = self.run(*program, operands, step.inside[0])
         else:
             made_by = with_line(self._callers) if name in PIECES else eqn
             with user_context(made_by.source_info.traceback):
@@ -194,7 +195,7 @@ class _Writer:
         bits = eqn.primitive.bind(*operands, **eqn.params | {"shape": shape})
         return bits.reshape((*operands[0].shape, *map(self._size_of, dims)))
 
-    def _closed(self, program: Any, arguments: Sequence[Any], read: Sequence[Step]) -> Any:
+    def _closed(self, program: Any, arguments: Sequence[Any], read: Reading) -> Any:
         """Returns a program of an equation in other sizes, for arguments of these shapes."""
 
         def run(*arguments: Any) -> list[Any]:
@@ -211,7 +212,7 @@ class _Writer:
 
         def body(carry: Any, xs: Any) -> Any:
             results = self.run(
-                program.jaxpr, program.consts, [*consts, *carry, *xs], step.programs[0]
+                program.jaxpr, program.consts, [*consts, *carry, *xs], step.inside[0]
             )
             results = [
                 jnp.asarray(r.array) if isinstance(r, _SizedConstant) else r for r in results
@@ -231,7 +232,7 @@ class _Writer:
     def _while(self, eqn: Any, operands: list[Any], step: Step) -> Sequence[Any]:
         p = eqn.params
         n_cond, n_body = p["cond_nconsts"], p["body_nconsts"]
-        of_cond, of_body = step.programs
+        of_cond, of_body = step.inside
         given, consts = operands[:n_cond], operands[n_cond : n_cond + n_body]
         cond, body = p["cond_jaxpr"], p["body_jaxpr"]
 
@@ -251,7 +252,7 @@ class _Writer:
     def _cond(self, eqn: Any, operands: list[Any], step: Step) -> Sequence[Any]:
         which, *arguments = operands
 
-        def branch(program: Any, read: Sequence[Step]) -> Any:
+        def branch(program: Any, read: Reading) -> Any:
             def run(*arguments: Any) -> list[Any]:
                 results = self.run(program.jaxpr, program.consts, arguments, read)
                 results = [r.array if isinstance(r, _SizedConstant) else r for r in results]
@@ -259,7 +260,7 @@ class _Writer:
 
             return run
 
-        branches = [branch(*pair) for pair in zip(eqn.params["branches"], step.programs)]
+        branches = [branch(*pair) for pair in zip(eqn.params["branches"], step.inside)]
         return jax.lax.switch(which, branches, *arguments)  # type: ignore[no-any-return]
 
 

@@ -248,7 +248,7 @@ class _Reader:
     def _run(
         self, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[_Table | None], read: Any
     ) -> list[_Table | None]:
-        left = iter(read or ())
+        left = iter(() if read is None else read.steps())
 
         def equation(eqn: Any, operands: list[_Table | None]) -> Sequence[_Table | None]:
             return self._equation(eqn, operands, next(left, None))
@@ -258,7 +258,7 @@ class _Reader:
     def _equation(
         self, eqn: Any, operands: list[_Table | None], sized: Any
     ) -> Sequence[_Table | None]:
-        programs = () if sized is None else sized.programs
+        programs = () if sized is None else sized.inside
         if (program := called(eqn)) is not None:
             self._callers.append(eqn)
             results = self._run(*program, operands, programs[0] if programs else None)

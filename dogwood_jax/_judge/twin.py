@@ -23,12 +23,11 @@ from dogwood_jax._judge.choice import Choice, Chosen, dims_of, factors_of
 from dogwood_jax._judge.claim import Case, Side
 from dogwood_jax._judge.resize import CannotResize, in_sizes, least_sizes
 from dogwood_jax._judge.tables import first_other_table
-from dogwood_jax._program.subprograms import entries, every_constant
+from dogwood_jax._program.subprograms import Key, entries, every_constant
 from dogwood_jax._widths.dims import Dim, atoms, factors, pieces, spread_out
 from dogwood_jax._widths.layout import Layout, Product, Units, resized, size_of, units_of
 from dogwood_jax._widths.roles import spots_along
 from dogwood_jax._widths.trace import Traced
-from dogwood_jax._widths.values import Step
 
 # No array of a twin has more entries than this.
 _MOST = 10_000_000
@@ -67,7 +66,7 @@ class LargerProgram:
     """
 
     traced: Traced | None
-    numbers: Mapping[Step, float] = field(default_factory=dict)
+    numbers: Mapping[Key, float] = field(default_factory=dict)
     choices: Sequence[Choice] = ()
 
 

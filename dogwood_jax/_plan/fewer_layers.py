@@ -11,8 +11,10 @@ layers in today's sizes nor the few that are tried show it.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from itertools import groupby
 from math import isclose
 from typing import Any
 
@@ -20,12 +22,13 @@ import jax
 from jax.tree_util import DictKey, SequenceKey
 
 from dogwood_jax._base.trees import PyTree, leaf_path
+from dogwood_jax._growth.growth import Change, Growth
 from dogwood_jax._program.like_layers import LikeLayers, find_like_layers
 from dogwood_jax._program.program import Program
 from dogwood_jax._program.subprograms import numbers_of
 from dogwood_jax._widths.layout import units_of
-from dogwood_jax._widths.trace import read_program
-from dogwood_jax._widths.widths import Deep, Widths
+from dogwood_jax._widths.trace import Traced, read_program
+from dogwood_jax._widths.widths import Recipe, Widths
 
 # How many more layers may be kept because they grow otherwise than the second one.
 _MOST_OTHERS = 6
@@ -37,22 +40,27 @@ class FewerLayers:
 
     Attributes:
         widths: the widths of the whole network.
-        deep: its program.
-        kept: the layers.
+        layers: its like layers.
+        kept: those that stand for all.
     """
 
     widths: Widths
-    deep: Deep
+    layers: LikeLayers
     kept: tuple[int, ...]
 
     def cut(self, variables: PyTree) -> PyTree:
         """Returns variables of the whole network, in any sizes, without the other layers."""
-        return _cut(variables, self.deep.layers, self.kept)
+        return _cut(variables, self.layers, self.kept)
 
     @property
     def program(self) -> Program:
         """The network's program without the other layers."""
-        return self.deep.layers.keeping(self.deep.program, self.kept)
+        return self._traced.program
+
+    @property
+    def _traced(self) -> Traced:
+        traced: Traced = self.widths.network.traced  # type: ignore[union-attr]
+        return traced.keeping(self.layers, self.kept)
 
     def called(self, program: Program) -> Program | None:
         """Returns a program of variables that were cut, with arrays called as in the network.
@@ -60,7 +68,7 @@ class FewerLayers:
         They are in the order of the network's program, too. It is None if it takes other arrays.
         """
         assert self.widths.network is not None
-        places = _places(self.widths.network.variables, self.deep.layers, self.kept)
+        places = _places(self.widths.network.variables, self.layers, self.kept)
         known = {place: path for path, place in places.items()}
         paths = [None if path is None else known.get(path) for path, _ in program.arguments]
         own = _paths(self.program)
@@ -98,15 +106,13 @@ class FewerLayers:
 
         It is None if these sizes have other like layers.
         """
-        layers = self.deep.layers
-        return layers.keeping(whole, self.kept) if find_like_layers(whole) == layers else None
+        is_like = find_like_layers(whole) == self.layers
+        return self.layers.keeping(whole, self.kept) if is_like else None
 
     @property
     def read(self) -> Widths:
         """The widths of these layers, read in the order of the network's own program."""
-        is_read = self.kept == self.deep.layers.few
-        traced = self.deep.few if is_read else read_program(self.program)[0]
-        return _with_layers(self.widths, traced)
+        return _with_layers(self.widths, self._traced)
 
     def read_like(self, other: Program, *, is_cut: bool) -> Widths | None:
         """Returns the widths of these layers, read in the order in which a program takes arrays.
@@ -122,14 +128,93 @@ class FewerLayers:
         paths = _paths(program)
         if is_cut:
             assert self.widths.network is not None
-            places = _places(self.widths.network.variables, self.deep.layers, self.kept)
+            places = _places(self.widths.network.variables, self.layers, self.kept)
             known = {places[path]: path for path in paths if path in places}
             if sorted(known) != sorted(_paths(other)):
                 return None
             paths = [known[path] for path in _paths(other)]
-        is_read = self.kept == self.deep.layers.few and paths == _paths(program)
-        traced = self.deep.few if is_read else read_program(program.in_order(paths))[0]
-        return _with_layers(self.widths, traced)
+        if paths == _paths(program):
+            return self.read
+        return _with_layers(self.widths, read_program(program.in_order(paths))[0])
+
+    @cached_property
+    def _places(self) -> dict[str, tuple[int, Any]]:
+        """The layer of the first array that each width occurs in, and where in the layer it does.
+
+        Widths that begin outside of the layers have none.
+        """
+        found: dict[str, tuple[int, Any] | None] = {}
+        for leaf in self.widths.leaves:
+            place = self.layers.place_of(leaf.path)
+            for axis, layout in enumerate(leaf.axes):
+                for index, units in enumerate(units_of(layout)):
+                    at = None if place is None else (place[0], (place[1], axis, index))
+                    found.setdefault(units.width, at)
+        return {name: place for name, place in found.items() if place is not None}
+
+    @cached_property
+    def like(self) -> dict[str, str | None]:
+        """The width of the second layer that is like each width of the layers that are left out."""
+        second = {place: name for name, (layer, place) in self._places.items() if layer == 1}
+        left_out = {*range(len(self.layers))} - {*self.kept}
+        widths = self._places.items()
+        return {name: second.get(place) for name, (layer, place) in widths if layer in left_out}
+
+    def of_all(self, growth: Growth, known: Mapping[str, Change]) -> Iterator[Change]:
+        """Yields the changes of all layers, where others have what the second layer has.
+
+        Args:
+            growth: the growth of all layers, without recipes.
+            known: the changes of the layers that stand for all, by name of the width.
+        """
+        left_out = {*range(len(self.layers))} - {*self.kept}
+        for change in growth.changes:
+            its = known.get(self.like.get(change.width) or change.width, change)
+            recipe = its.recipe
+            if recipe is not None and its.width != change.width:
+                layer, _ = self._places[change.width]
+                recipe = _each(recipe, lambda entries: self._renamed(entries, layer))  # noqa: B023
+            elif recipe is not None and self._is_of_all(its):
+                recipe = _each(recipe, lambda entries: self._extended(entries, left_out))
+            yield replace(its, width=change.width, recipe=recipe)
+
+    def _is_of_all(self, change: Change) -> bool:
+        """Whether a width, or what makes up for it, is of more layers than its own and the next."""
+        layer, _ = self._places.get(change.width, (None, None))
+        entries = (entry for f in fields(Recipe) for entry in getattr(change.recipe, f.name))
+        return layer is None or (
+            not layer and any(max(self._of(e), default=0) > 1 for e in entries)
+        )
+
+    def _of(self, entry: Any) -> list[int]:
+        """Returns the layers of the arrays that an entry of a recipe names."""
+        parts = entry if isinstance(entry, tuple) else (entry,)
+        found = (self.layers.layer_of(part) for part in parts if isinstance(part, str))
+        return [layer for layer in found if layer is not None]
+
+    def _extended(self, entries: Sequence[Any], layers: Collection[int]) -> tuple[Any, ...]:
+        """Returns entries of a recipe, those of the second layer for other layers, too."""
+        found = list[Any]()
+        for layer, own in groupby(entries, lambda entry: min(self._of(entry), default=None)):
+            its = tuple(own)
+            found += its
+            for other in sorted(layers) if layer == 1 else ():
+                found += self._renamed(its, other)
+        return tuple(found)
+
+    def _renamed(self, entry: Any, layer: int) -> Any:
+        """Returns the same of another layer in the place of the second, and of the layer after it.
+
+        The last layer comes after the second where others are left out.
+        """
+        if isinstance(entry, tuple):
+            return tuple(self._renamed(part, layer) for part in entry)
+        place = self.layers.place_of(entry) if isinstance(entry, str) else None
+        if place is None or place[0] not in (1, len(self.layers) - 1):
+            return entry
+        family, rest = place[1]
+        prefix = self.layers.prefixes[layer + (place[0] != 1)][family]
+        return f"{prefix}/{rest}" if rest else prefix
 
 
 def fewer_layers(widths: Widths, sizes: Mapping[str, int]) -> FewerLayers | None:
@@ -139,24 +224,30 @@ def fewer_layers(widths: Widths, sizes: Mapping[str, int]) -> FewerLayers | None
         widths: the widths of the whole network.
         sizes: new sizes by name of the width.
     """
-    deep = None if widths.network is None else widths.network.deep
-    kept = None if deep is None else _representing(widths, sizes, deep.layers)
-    return None if deep is None or kept is None else FewerLayers(widths, deep, kept)
+    layers = None if widths.network is None else widths.network.layers
+    kept = None if layers is None else _representing(widths, sizes, layers)
+    return None if layers is None or kept is None else FewerLayers(widths, layers, kept)
 
 
-def read_so_far(widths: Widths) -> Widths:
-    """Returns the widths of the layers whose equations were read, without reading others."""
-    assert widths.network is not None
-    deep = widths.network.deep
-    return widths if deep is None else _with_layers(widths, deep.few)
+def few_layers_of(widths: Widths) -> Widths:
+    """Returns the widths of the layers that stand for all where all grow alike."""
+    layers = None if widths.network is None else widths.network.layers
+    return widths if layers is None else FewerLayers(widths, layers, layers.few).read
 
 
-def _with_layers(widths: Widths, traced: Any) -> Widths:
-    """Returns the widths of a network of which only some layers were read."""
+def _each(recipe: Recipe, of: Callable[[Any], Any]) -> Recipe:
+    """Returns a recipe with what becomes of the entries of each of its fields."""
+    known = {field.name: getattr(recipe, field.name) for field in fields(recipe)}
+    changed = {name: of(entries) for name, entries in known.items() if isinstance(entries, tuple)}
+    return replace(recipe, **changed)
+
+
+def _with_layers(widths: Widths, traced: Traced) -> Widths:
+    """Returns the widths of a network without the layers that a program does not have."""
     return replace(
         widths,
         leaves=tuple(leaf for leaf in widths.leaves if leaf.path in traced.leaves),
-        network=replace(widths.network, read=traced, deep=None),  # type: ignore[type-var]
+        network=replace(widths.network, traced=traced, leaves_out=False),  # type: ignore[type-var]
     )
 
 

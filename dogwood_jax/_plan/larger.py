@@ -6,6 +6,7 @@ larger model's program tells both, and where it has more layers, what they must 
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -17,12 +18,11 @@ from dogwood_jax._depth.repeated import repeated_insertions
 from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._modules.resizing import modules_say_numbers
-from dogwood_jax._plan.fewer_layers import fewer_layers, read_so_far
+from dogwood_jax._plan.fewer_layers import fewer_layers
 from dogwood_jax._plan.obstacles import other_images
 from dogwood_jax._plan.target import sizes_of_target
 from dogwood_jax._program.kernels import kernels_of, with_references
 from dogwood_jax._program.program import Program
-from dogwood_jax._widths.by_analogy import Analogy
 from dogwood_jax._widths.dims import LAYERS
 from dogwood_jax._widths.layout import Layout, Units, units_of
 from dogwood_jax._widths.trace import read_network, read_program
@@ -62,7 +62,7 @@ class Larger:
     names: Mapping[str, str] | None = None
     notes: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def sizes(self) -> dict[str, int]:
         """Sizes of the network's widths in the larger model, where its program tells them."""
         if self.widths is None or self.names is None:
@@ -137,7 +137,7 @@ def read_larger(
         return traced[arrays]
 
     is_own = target_apply == network.apply  # a method is another object each time
-    if is_own and not is_deeper and network.deep is not None:
+    if is_own and not is_deeper:
         if (few := _by_few_layers(widths, target, inputs)) is not None:
             return few
 
@@ -183,8 +183,7 @@ def _with_insertions(
     explained = {*paired.values(), *(i.path for i in found)}
     kept |= {path: array for path, array in shapes.items() if path not in explained}
     if inputs is None:
-        few = read_so_far(widths)
-        inputs = GrownSizes(few, sizes_of_target(few, kept, {}, [])).inputs()
+        inputs = GrownSizes(widths, sizes_of_target(widths, kept, {}, [])).inputs()
     its = larger(inputs)
     return Larger(kept, found, widths=its, names=same_widths(widths, its, paired, stacked))
 
@@ -200,11 +199,13 @@ def _by_few_layers(widths: Widths, target: PyTree, inputs: tuple[Any, ...] | Non
         inputs: its inputs, if they do not follow from its shapes.
     """
     network, shapes = widths.network, arrays_of(leaves_by_path(target))
-    assert network is not None and network.deep is not None
+    assert network is not None
     kept = {leaf.path: shapes[leaf.path] for leaf in widths.leaves if leaf.path in shapes}
-    sizes, layers = sizes_of_target(widths, kept, {}, []), network.deep.layers
+    if network.layers is None:
+        return None
+    sizes = sizes_of_target(widths, kept, {}, [])
     fewer = fewer_layers(widths, sizes)
-    if fewer is None or fewer.kept != layers.few:
+    if fewer is None or fewer.kept != network.layers.few:
         return None
     if inputs is None:
         inputs = GrownSizes(fewer.read, sizes).inputs()
@@ -216,12 +217,10 @@ def _by_few_layers(widths: Widths, target: PyTree, inputs: tuple[Any, ...] | Non
     if called is None or not fewer.is_like_all(program, sizes):
         return None
     traced, its = read_program(called)
-    its = replace(its, network=Network(network.apply, None, inputs, read=traced))
+    its = replace(its, network=Network(network.apply, None, inputs, traced))
     names = same_widths(fewer.read, its, {leaf.path: leaf.path for leaf in its.leaves}, {})
-    places = tuple((name, place) for place, name in enumerate(names))
-    every = Analogy(layers).sequence(places, range(len(layers)), lambda pair: pair[0])
-    larger = [*names.values()]
-    return Larger(kept, widths=its, names={name: larger[place] for name, place in every})
+    others = ((name, second) for name, second in fewer.like.items() if second in names)
+    return Larger(kept, widths=its, names=names | {name: names[its] for name, its in others})
 
 
 def _read_by_own_function(

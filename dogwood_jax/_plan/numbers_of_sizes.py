@@ -17,14 +17,13 @@ from dogwood_jax._judge.lines import is_of_library, line_of, with_line
 from dogwood_jax._judge.resize import ratio_of_mean
 from dogwood_jax._judge.tables import tables_along
 from dogwood_jax._modules.resizing import sizes_in
-from dogwood_jax._plan.fewer_layers import read_so_far
+from dogwood_jax._plan.fewer_layers import few_layers_of
 from dogwood_jax._program.interpret import called
-from dogwood_jax._program.primitives.table import primitive
+from dogwood_jax._program.primitives.table import functions, primitive
 from dogwood_jax._program.program import Program
-from dogwood_jax._program.subprograms import numbers_of
+from dogwood_jax._program.subprograms import Key, numbers_of
 from dogwood_jax._widths.dims import parts_of
 from dogwood_jax._widths.trace import Traced
-from dogwood_jax._widths.values import Step, flat
 from dogwood_jax._widths.widths import Widths
 
 # What somebody may multiply a power of a size by.
@@ -74,7 +73,7 @@ class _Number(NamedTuple):
     Attributes:
         number: the number.
         name: the primitive that takes it.
-        step: its step.
+        step: the key of its step.
         widths: the widths of the units, or of the units that a product was last summed over.
         is_summed: whether they are the latter alone.
         is_scored: whether two activations are contracted over them.
@@ -84,7 +83,7 @@ class _Number(NamedTuple):
 
     number: float
     name: str
-    step: Step
+    step: Key
     widths: Collection[str]
     is_summed: bool
     is_scored: bool
@@ -92,31 +91,39 @@ class _Number(NamedTuple):
     equations: Sequence[Any]
 
 
-def _numbers(growth: Growth, traced: Traced) -> Iterator[_Number]:
-    """Yields the numbers of a program that act on units that grow, but for those of means."""
+def _numbers(
+    growth: Growth, traced: Traced, names: Collection[str] | None = None
+) -> Iterator[_Number]:
+    """Yields the numbers of a program that act on units that grow, but for those of means.
+
+    Args:
+        growth: the growth.
+        traced: the network's program.
+        names: the primitives that take them; None for all.
+    """
     sizes = GrownSizes(growth.widths, growth.sizes)
-    for step, callers in flat(traced.trace.program):
-        values = (*step.operands, *step.results)
+    for step in traced.trace.program.flat(names=names):
         number = next((v.number for v in step.operands[::-1] if v.number is not None), None)
         if not number or called(step.eqn) is not None or ratio_of_mean(step, sizes) is not None:
             continue
+        values = (*step.operands, *step.results)
         own = {d for value in values for d in value.dims if sizes(d) != d.size}
         grows = own or {d for v in values for d in v.contracted if sizes(d) != d.size}
         parts = {part for dim in grows for part in (dim.root, *parts_of(dim))}
-        if names := {sizes.names[part] for part in parts if part in sizes.names}:
+        if own_names := {sizes.names[part] for part in parts if part in sizes.names}:
             yield _Number(
                 float(number),
                 step.name,
-                step,
-                names & growth.change.keys(),
+                step.key,
+                own_names & growth.change.keys(),
                 not own,
                 any(part.bilinear for part in parts),
-                is_library=is_of_library(equations := [s.eqn for s in (*callers, step)]),
+                is_library=is_of_library(equations := (*step.callers, step.eqn)),
                 equations=equations,
             )
 
 
-def numbers_of_sizes(growth: Growth, traced: Traced) -> dict[Step, NumberOfSize]:
+def numbers_of_sizes(growth: Growth, traced: Traced) -> dict[Key, NumberOfSize]:
     """Returns numbers that act on units that grow and may follow from how many these are.
 
     Args:
@@ -124,11 +131,11 @@ def numbers_of_sizes(growth: Growth, traced: Traced) -> dict[Step, NumberOfSize]
         traced: the network's program.
 
     Returns:
-        The numbers by the step that takes them.
+        The numbers by the key of the step that takes them.
     """
     layouts = [layout for leaf in growth.widths.leaves for layout in leaf.axes]
     stay = {old for old, new in chain(*(sizes_in(a, growth.sizes) for a in layouts)) if old == new}
-    found = dict[Step, NumberOfSize]()
+    found = dict[Key, NumberOfSize]()
     for its in _numbers(growth, traced):
         ways, changes = list[_Way](), [growth.change[name] for name in sorted(its.widths)]
         if its.is_scored:
@@ -151,7 +158,7 @@ def tables_of(widths: Widths, names: Collection[str]) -> list[str]:
     """
     if widths.network is None:
         return []
-    widths = read_so_far(widths)
+    widths = few_layers_of(widths)
     dims = GrownSizes(widths, {}).names
     assert widths.network is not None
     found = tables_along(widths.network.traced, {d: n for d, n in dims.items() if n in names})
@@ -167,8 +174,8 @@ def scales_of_sums(growth: Growth, traced: Traced, own: Program) -> Iterator[str
         own: that of its function in the new sizes, which has these numbers, too.
     """
     known = {*numbers_of(own.jaxpr)}
-    for its in _numbers(growth, traced):
-        if its.is_summed and not its.is_library and primitive(its.name).powers:
+    for its in _numbers(growth, traced, functions(lambda law: law.powers is not None)):
+        if its.is_summed and not its.is_library:
             if abs(its.number) != 1 and its.number in known:
                 yield (
                     f"{', '.join(sorted(its.widths))}: the constant {its.number:.6g} scales what "

@@ -20,7 +20,6 @@ from dogwood_jax._base.trees import PyTree
 from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._judge.resize import CannotResize, in_sizes
 from dogwood_jax._modules.resizing import Resizing, says_numbers
-from dogwood_jax._plan.fewer_layers import read_so_far
 from dogwood_jax._program.interpret import called
 from dogwood_jax._program.program import Program
 from dogwood_jax._program.subprograms import equations
@@ -101,8 +100,7 @@ def own_program(
         cut: leaves layers out of variables.
     """
     try:
-        grown = GrownSizes(read_so_far(widths), sizes)  # enough for the sizes of inputs
-        return _own_program(widths, grown, target, cut)
+        return _own_program(widths, GrownSizes(widths, sizes), target, cut)
     except UnfitArrays as error:
         return Rejected(str(error), is_checked=False, follows_shapes=True)
     except Exception as error:  # any function may raise that knows its sizes

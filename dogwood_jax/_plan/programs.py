@@ -118,9 +118,9 @@ class Programs:
     def _with_larger(self, larger: Widths) -> Compared:
         """Returns some layers of both networks; or all layers."""
         assert larger.network is not None
-        fewer, deep = self.fewer, larger.network.deep
-        if fewer is not None and deep is None and len(larger.leaves) == len(fewer.read.leaves):
+        fewer, layers = self.fewer, larger.network.layers
+        if fewer is not None and layers is None and len(larger.leaves) == len(fewer.read.leaves):
             return Compared(fewer.read, None, larger)
-        if fewer is None or deep is None or deep.layers.prefixes != fewer.deep.layers.prefixes:
+        if fewer is None or layers is None or layers.prefixes != fewer.layers.prefixes:
             return Compared(self.widths, None, larger)
-        return Compared(fewer.read, None, FewerLayers(larger, deep, fewer.kept).read)
+        return Compared(fewer.read, None, FewerLayers(larger, layers, fewer.kept).read)

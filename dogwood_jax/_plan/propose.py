@@ -157,7 +157,7 @@ def draft(request: Request, larger: Larger | None) -> Draft:
 
 def _is_any(change: Change) -> bool:
     """Whether a change does anything."""
-    return (change.new, change.sources) != (change.old, tuple(range(change.old)))
+    return change.new != change.old or change.sources != tuple(range(change.old))
 
 
 def _misfits(growth: Growth) -> Iterator[str]:

@@ -19,7 +19,6 @@ from dogwood_jax._plan.silence import heard, silenced
 from dogwood_jax._program.like_layers import LikeLayers
 from dogwood_jax._search.problem import other_numbers
 from dogwood_jax._search.search import searched
-from dogwood_jax._widths.by_analogy import Analogy, NotAlike
 from dogwood_jax._widths.reasons import kind_of
 from dogwood_jax._widths.widths import Recipe, Widths
 from dogwood_jax.strategies import Strategy
@@ -46,8 +45,7 @@ def searched_of(
     told = (note for c in growth.changes for note in growth.widths[c.width].notes)
     if any(kind_of(note) == "drawn" for note in told):
         return
-    deep = None if network.network is None else network.network.deep
-    alike = [*_alike(None if deep is None else deep.layers)]
+    alike = [*_alike(None if network.network is None else network.network.layers)]
     names = [change.width for change in growth.changes if change.new > change.old]
     open_names = {*heard(programs.network, names), *chosen}
     known = silenced(network, names, programs.network)
@@ -63,11 +61,9 @@ def searched_of(
         for case in cases:
             for found in searched(few, case, chosen, alike, open_names):
                 changes = found.changes
-                if deep is not None and compared.widths is not programs.widths:
-                    try:
-                        changes = _spread(growth, found, deep.layers)
-                    except NotAlike:
-                        continue
+                if programs.fewer is not None and compared.widths is not programs.widths:
+                    by_name = {change.width: change for change in changes}
+                    changes = tuple(programs.fewer.of_all(growth, by_name))
                 notes = dict.fromkeys(growth.notes)
                 for before, change in zip(growth.changes, changes, strict=True):
                     of_both = [[*notes_of(network, c, is_seen=is_seen)] for c in (before, change)]
@@ -98,32 +94,6 @@ def for_removal(widths: Widths, name: str) -> Recipe | None:
         if found is not None:
             return found.change[name].recipe
     return None
-
-
-def _spread(growth: Growth, found: Growth, layers: LikeLayers) -> tuple[Change, ...]:
-    """Returns the changes of all layers, where others have what the second layer has.
-
-    Args:
-        growth: the growth of all layers, without recipes.
-        found: that of the layers that stand for all.
-        layers: the like layers.
-
-    Raises:
-        NotAlike: if it is open what becomes of other layers.
-    """
-    analogy, every = Analogy(layers), range(len(layers))
-
-    def recipe(change: Change) -> Recipe | None:
-        if change.recipe is None or analogy.is_of_one_layer(change.width, change.recipe):
-            return change.recipe
-        return analogy.recipe(change.recipe, every)
-
-    own = {change.width: replace(change, recipe=recipe(change)) for change in found.changes}
-    parts = tuple((c.width, c.recipe, place) for place, c in enumerate(own.values()))
-    spread = analogy.sequence(parts, every, lambda part: part[0])
-    known = [*own.values()]
-    like = {width: replace(known[n], width=width, recipe=its) for width, its, n in spread}
-    return tuple((like | own)[change.width] for change in growth.changes)
 
 
 def _alike(layers: LikeLayers | None) -> Iterator[Callable[[str], str]]:

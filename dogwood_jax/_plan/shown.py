@@ -37,9 +37,8 @@ from dogwood_jax._plan.own_function import (
 )
 from dogwood_jax._plan.programs import Programs
 from dogwood_jax._program.program import Program
-from dogwood_jax._widths.by_analogy import Analogy
+from dogwood_jax._program.subprograms import Key
 from dogwood_jax._widths.trace import Traced
-from dogwood_jax._widths.values import Step
 from dogwood_jax._widths.widths import Widths
 
 _ROUNDING = "only one of both programs has {}, so outputs may differ by what that rounds"
@@ -221,7 +220,9 @@ def shown(
             continue
         if verdict.is_shown:
             rounding = map(_ROUNDING.format, verdict.rounding)
-            notes = (*growth.notes, *rounding, *_scales(growth, few, own))
+            notes = (*growth.notes, *rounding)
+            if isinstance(own, Program):
+                notes += (*dict.fromkeys(scales_of_sums(growth, _traced(growth), own)),)
             return replace(growth, notes=notes, evidence=evidence)
         _check_gradients(verdict)
         unshown = Unshown([*reasons(verdict)], verdict)
@@ -241,23 +242,6 @@ def shown(
         evidence = replace(evidence, assumes=NUMBERS_STAY)
         notes = (KNOWS_SIZES,) * (target is None and not own.is_checked)
     return replace(growth, notes=(*growth.notes, *notes), evidence=evidence)
-
-
-def _scales(growth: Growth, few: Growth, own: Program | Rejected | None) -> Sequence[str]:
-    """Returns notes on numbers of the network's own function, see ``scales_of_sums``.
-
-    Args:
-        growth: the growth.
-        few: the same of the layers that stand for all.
-        own: the function in the new sizes.
-    """
-    network = growth.widths.network
-    if not isinstance(own, Program) or network is None:
-        return ()
-    notes = tuple(dict.fromkeys(scales_of_sums(few, _traced(few), own)))
-    if network.deep is None or len(few.widths.leaves) == len(growth.widths.leaves):
-        return notes
-    return Analogy(network.deep.layers).sequence(notes, range(len(network.deep.layers)))
 
 
 def _other_splits(growth: Growth, own: Program) -> tuple[str, ...]:
@@ -326,7 +310,7 @@ def _judged(
     growth: Growth,
     its: Traced | None,
     families: Sequence[Family],
-    numbers: Mapping[Step, float] = MappingProxyType({}),
+    numbers: Mapping[Key, float] = MappingProxyType({}),
     *,
     as_it_is: bool = False,
 ) -> tuple[Verdict, Evidence]:

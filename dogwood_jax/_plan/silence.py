@@ -20,7 +20,7 @@ import numpy as np
 from dogwood_jax import strategies
 from dogwood_jax._growth.growth import Change, Growth
 from dogwood_jax._judge.twin import LargerProgram, claim
-from dogwood_jax._plan.fewer_layers import read_so_far
+from dogwood_jax._plan.fewer_layers import few_layers_of
 from dogwood_jax._search.problem import (
     FAR,
     Arrays,
@@ -147,13 +147,14 @@ def _like(path: str) -> str:
 
 def _silences(widths: Widths, names: Iterable[str]) -> dict[str, Silence]:
     """Returns what silences widths. Each is found out once for a network."""
-    if widths.network is None:
+    names = [name for name in names if name in widths]
+    if widths.network is None or not names:
         return {}
-    found, names = widths.network.found, [name for name in names if name in widths]
-    some, deep = read_so_far(widths), widths.network.deep
+    found = widths.network.found
+    some, layers = few_layers_of(widths), widths.network.layers
     for name in (one for one in names if one not in found):
         paths = (occurrence.path for occurrence in widths[name].occurrences)
-        in_layers = deep and any(deep.layers.layer_of(path) is not None for path in paths)
+        in_layers = layers and any(layers.layer_of(path) is not None for path in paths)
         alike = (its for its in some if some[its].occurrences and _like(its) == _like(name))
         its = next(alike, name) if in_layers else name
         if its not in found:

@@ -182,8 +182,8 @@ def by_name(
             if is_place:
                 width = widths.of(*place)
             else:
-                is_array = isinstance(place, str) and bool(widths.leaves_at(place))
-                is_name = place in widths or not is_array
+                is_name = place in widths or not isinstance(place, str)
+                is_name = is_name or not widths.leaves_at(place)
                 width = widths[place] if is_name else widths.within(place, interface=interface)
             yield width.name, value
         except KeyError as error:

@@ -23,6 +23,7 @@ def interpret(
     *,
     constant: Callable[[Any, Any], V],
     equation: Callable[[Any, list[V]], Sequence[V]],
+    known: dict[Any, V] | None = None,
 ) -> list[V]:
     """Reads every equation of a program; returns the values of its results.
 
@@ -33,19 +34,23 @@ def interpret(
         constant: takes a constant of the program, and its shape and dtype; returns its value.
         equation: takes an equation and the values of its operands; returns the values of its
             results.
+        known: takes the value of each variable.
     """
-    known: dict[Any, V] = {}
+    known = {} if known is None else known
 
-    def read(atom: Any) -> V:
-        return constant(atom.val, atom.aval) if isinstance(atom, jex.Literal) else known[atom]
+    def read(atoms: Sequence[Any]) -> list[V]:
+        return [
+            constant(atom.val, atom.aval) if isinstance(atom, jex.Literal) else known[atom]
+            for atom in atoms
+        ]
 
     for var, const in zip(jaxpr.constvars, consts, strict=True):
         known[var] = constant(const, var.aval)
     known.update(zip(jaxpr.invars, arguments, strict=True))
     for eqn in jaxpr.eqns:
-        results = equation(eqn, [read(atom) for atom in eqn.invars])
+        results = equation(eqn, read(eqn.invars))
         known.update(zip(eqn.outvars, results, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
+    return read(jaxpr.outvars)
 
 
 def called(eqn: Any) -> tuple[Any, Sequence[Any]] | None:

@@ -59,11 +59,6 @@ class LikeLayers:
         """The layers that stand for all: the second one does for those after it but the last."""
         return (0, 1, len(self) - 1)
 
-    @property
-    def more(self) -> tuple[int, ...]:
-        """The same layers and two more, which show whether others are like the second one."""
-        return (0, 1, 2, 3, len(self) - 1)
-
     def layer_of(self, path: str) -> int | None:
         """Returns which layer an array is in, or None."""
         place = self.place_of(path)

@@ -9,6 +9,7 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 
 from dogwood_jax._base.trees import struct
+from dogwood_jax._program.primitives.entries import ENTRIES
 
 # An equation and those that run it, by identity, see ``key_of``.
 Key = tuple[int, ...]
@@ -60,6 +61,8 @@ def has_program(value: Any) -> bool:
 
 def sub_programs(eqn: Any) -> list[tuple[Any, Sequence[Any]]]:
     """Returns the programs among an equation's parameters, with their constants."""
+    if eqn.primitive.name in ENTRIES:  # most equations
+        return []
     found: list[tuple[Any, Sequence[Any]]] = []
     for name in sorted(eqn.params):
         value = eqn.params[name]

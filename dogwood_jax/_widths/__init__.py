@@ -10,7 +10,6 @@ a table, with the layout of every axis of every array. Between them, in this ord
 | ``rules/`` | one rule for each primitive: which dimensions of operands and results are the same |
 | ``quantized`` | weights of small integers, which get zeros |
 | ``roles`` | which weights are outgoing, because they are contracted over units |
-| ``by_analogy`` | the widths of many like layers, of which only some are read |
 | ``naming`` | turns dimensions into widths with names, and axes into layouts |
 | ``widths`` | the result: ``Widths``, ``Width``, ``Leaf`` |
 

@@ -57,7 +57,8 @@ def keys_and_values(trace: Trace) -> Iterator[tuple[Step, Sequence[Value]]]:
 def _pairs(trace: Trace) -> Iterator[tuple["_Contraction", "_Contraction", int]]:
     """Yields the contractions of each attention, and which operand of the second the scores are."""
     known: dict[Sequence[int], _Contraction] = {}
-    contractions = (_Contraction.of(step) for step in trace.steps if _is_of_activations(step))
+    steps = trace.program.flat(names=("dot_general",))
+    contractions = (_Contraction.of(step) for step in steps if _is_of_activations(step))
     for second in contractions:
         for scores in (0, 1):
             first = known.get(_key((*second.batch, *second.contracted, *second.free[scores])))
@@ -89,7 +90,7 @@ class _Contraction(NamedTuple):
 
 
 def _is_of_activations(step: Step) -> bool:
-    return step.name == "dot_general" and all(v.origin == "data" for v in step.operands)
+    return all(value.origin == "data" for value in step.operands)
 
 
 def _labels(

@@ -386,7 +386,7 @@ def ones_split_off(old: Sequence[Dim], new: Sequence[Dim]) -> Iterator[SplitOff]
 def hand_down(dims: Iterable[Dim]) -> None:
     """Gives every part of a structured dimension what is known of the whole."""
     seen: dict[int, Dim] = {}
-    stack = [d.root for d in dims]
+    stack = [dim.root for dim in dict.fromkeys(dims)]
     while stack:
         dim = stack.pop()
         if id(dim) not in seen:

@@ -10,6 +10,7 @@ import itertools
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -30,18 +31,17 @@ from dogwood_jax._base.failed_calls import explaining
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import PyTree, mirrors
 from dogwood_jax._program.kernels import Kernels, with_references
-from dogwood_jax._program.like_layers import find_like_layers
+from dogwood_jax._program.like_layers import LikeLayers, find_like_layers
 from dogwood_jax._program.program import Program
-from dogwood_jax._widths.by_analogy import all_layers
-from dogwood_jax._widths.dims import Dim, hand_down, unify
+from dogwood_jax._widths.dims import Dim, hand_down, spread_out, unify
 from dogwood_jax._widths.naming import label_of, laid_out, module_of, names_of
 from dogwood_jax._widths.quantized import is_quantized, note_quantized
 from dogwood_jax._widths.reader import run
 from dogwood_jax._widths.reasons import Reason
-from dogwood_jax._widths.roles import Roles
+from dogwood_jax._widths.roles import Roles, spots_along
 from dogwood_jax._widths.rules import axes, control, elementwise, lookup, sums  # noqa: F401
-from dogwood_jax._widths.values import LeafAxis, Trace, Value, flat
-from dogwood_jax._widths.widths import Deep, Facts, Network, Widths, make_widths, no_such
+from dogwood_jax._widths.values import LeafAxis, Trace, Value
+from dogwood_jax._widths.widths import Facts, Network, Widths, make_widths, no_such
 
 Place = tuple[str, int]
 
@@ -115,8 +115,7 @@ def trace(
     widths = read_network(apply, variables, *inputs, fix=fix, tie=tie, kernels=kernels)
     network = widths.network
     assert network is not None
-    program = network.traced.program if network.deep is None else network.deep.program
-    if unread := _unread(program):
+    if unread := _unread(network.traced.program):
         warnings.warn(
             f"trace: apply reads nothing of {', '.join(unread)}, as a function does that closes "
             "over other variables; only a larger model tells how these arrays grow",
@@ -147,21 +146,10 @@ def read_network(
             f"{len(paths)} arrays, as a function does that closes over others: "
             "`lambda v, x: model.apply(variables, x)`"
         )
-    network = Network(apply, program.variables, tuple(program.inputs))
-    layers = None if fixed or tied else find_like_layers(program)
-    if layers is not None:
-        some: dict[tuple[int, ...], Traced] = {}
-
-        def read_some(kept: tuple[int, ...]) -> Widths:
-            some[kept], widths = read_program(layers.keeping(program, kept))
-            return widths
-
-        widths = all_layers(read_some, layers)
-        if widths is not None:
-            deep = Deep(program, layers, some[layers.few], lambda: read_program(program)[0])
-            return replace(widths, network=replace(network, deep=deep))
     traced, widths = read_program(program, fixed, tied)
-    return replace(widths, network=replace(network, read=traced))
+    leaves_out = not fixed and not tied
+    network = Network(apply, program.variables, tuple(program.inputs), traced, leaves_out)
+    return replace(widths, network=network)
 
 
 def read_program(
@@ -182,9 +170,8 @@ def _widths_of(leaves: dict[str, Value], trace: Trace) -> Widths:
         trace: what its equations say of them.
     """
     roles = Roles(trace, [value.dims for value in leaves.values()])
-    made = (value for step, _ in flat(trace.program) for value in step.results)
-    values = itertools.chain(trace.arguments, made, leaves.values())
-    hand_down(dim for value in values for dim in value.dims)
+    made = (value for reading in trace.program.every() for value in reading.known.values())
+    hand_down(dim for value in itertools.chain(made, leaves.values()) for dim in value.dims)
     names, former = names_of(leaves, roles, trace)
     note_quantized(roles, trace)
     arrays = laid_out(leaves, names, roles, trace)
@@ -245,6 +232,31 @@ class Traced:
                 for dim in output.dims:
                     dim.root.interface = True
             self.trace.use(output, "add")
+        self._few: dict[tuple[int, ...], Traced] = {}
+
+    @cached_property
+    def layers(self) -> LikeLayers | None:
+        """Its like layers, if units lie in each as they do where only a few layers are left."""
+        layers = find_like_layers(self.program)
+        if layers is None:
+            return None
+        few = self.keeping(layers, layers.few).leaves
+        return layers if all(_lie_alike(few[path], self.leaves[path]) for path in few) else None
+
+    def keeping(self, layers: LikeLayers, kept: tuple[int, ...]) -> "Traced":
+        """Returns what is learned of the program without all of its like layers but some."""
+        if kept not in self._few:
+            self._few[kept], _ = read_program(layers.keeping(self.program, kept))
+        return self._few[kept]
+
+
+def _lie_alike(one: Value, other: Value) -> bool:
+    """Whether units lie alike along the axes of two arrays."""
+    sizes = (
+        [[spot.atom.size for spot in spots_along(0, 0, spread_out(dim))] for dim in value.dims]
+        for value in (one, other)
+    )
+    return next(sizes) == next(sizes)
 
 
 def _shape(value: Value) -> tuple[int, ...]:

@@ -7,13 +7,19 @@ them.
 
 import itertools
 import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
-from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
+import jax
+import jax.extend.core as jex
+import jax.numpy as jnp
+import numpy as np
+
+from dogwood_jax._base.trees import concrete
 from dogwood_jax._program.primitives.axes import Axes
 from dogwood_jax._program.primitives.table import axes_of, primitive
+from dogwood_jax._program.subprograms import Key, key_of
 from dogwood_jax._widths.dims import Dim, SplitOff
 from dogwood_jax._widths.widths import Kind
 
@@ -119,22 +125,23 @@ class Use:
                 fan.update(at.axis for at in value.along_axis(axis) if at.leaf == self.leaf)
 
 
-@dataclass(eq=False, slots=True)
-class Step:
+class Step(NamedTuple):
     """An equation as it was read.
 
     Attributes:
         eqn: the equation.
+        callers: the equations that run it.
         operands: the values it takes, whose dimensions say which sizes belong together.
         results: the values it makes.
-        programs: the steps of each program inside it, in the order in which they were read.
+        inside: what was read of the programs inside it, in this order.
         times: how often it runs, by the lengths of the loops around it.
     """
 
     eqn: Any
+    callers: tuple[Any, ...]
     operands: Sequence[Value]
     results: Sequence[Value]
-    programs: Sequence[Sequence["Step"]]
+    inside: Sequence["Reading"]
     times: int
 
     @property
@@ -143,23 +150,92 @@ class Step:
         return str(self.eqn.primitive.name)
 
     @property
+    def key(self) -> Key:
+        """What tells it from other steps."""
+        return key_of(self.eqn, self.callers)
+
+    @property
     def axes(self) -> Axes | None:
         """Which axes of operands and result are the same; None if that is not known."""
         shapes = [[dim.size for dim in value.dims] for value in (*self.operands, self.results[0])]
         return axes_of(self.name, self.eqn.params, shapes[:-1], shapes[-1])
 
 
-def flat(
-    steps: Sequence[Step], callers: tuple[Step, ...] = ()
-) -> Iterator[tuple[Step, tuple[Step, ...]]]:
-    """Yields all steps of a program, and of the programs inside them, each with those that run it.
+class Reading:
+    """A program as it was read: the value of each of its variables.
 
-    Steps inside another one come before it.
+    Steps are made when they are asked for, because objects that stay are slow to make.
+
+    Args:
+        jaxpr: the program.
+        times: how often it runs.
+
+    Attributes:
+        jaxpr: the program.
+        known: the value of each variable.
+        inside: by the identity of an equation, what was read of the programs inside it.
     """
-    for step in steps:
-        for inner in step.programs:
-            yield from flat(inner, (*callers, step))
-        yield step, callers
+
+    def __init__(self, jaxpr: Any, times: int) -> None:
+        self.jaxpr, self.times = jaxpr, times
+        self.known: dict[Any, Value] = {}
+        self.inside: dict[int, list[Reading]] = {}
+
+    def steps(self, callers: tuple[Any, ...] = ()) -> Iterator[Step]:
+        """Yields the steps of the program, without those inside of them.
+
+        Args:
+            callers: the equations that run the program.
+        """
+        return (self._step(eqn, callers) for eqn in self.jaxpr.eqns)
+
+    def _step(self, eqn: Any, callers: tuple[Any, ...]) -> Step:
+        operands = [self._value(atom) for atom in eqn.invars]
+        results = [self.known[var] for var in eqn.outvars]
+        return Step(eqn, callers, operands, results, self.inside.get(id(eqn), ()), self.times)
+
+    def _value(self, atom: Any) -> Value:
+        return constant(atom.val, atom.aval) if isinstance(atom, jex.Literal) else self.known[atom]
+
+    def every(self) -> Iterator["Reading"]:
+        """Yields the program and all programs inside of it."""
+        yield self
+        for inner in itertools.chain.from_iterable(self.inside.values()):
+            yield from inner.every()
+
+    def flat(
+        self, callers: tuple[Any, ...] = (), names: Collection[str] | None = None
+    ) -> Iterator[Step]:
+        """Yields all steps, those inside of another one before it.
+
+        Args:
+            callers: the equations that run the program.
+            names: those of the primitives that are asked for; None for all.
+        """
+        for eqn in self.jaxpr.eqns:
+            for inner in self.inside.get(id(eqn), ()):
+                yield from inner.flat((*callers, eqn), names)
+            if names is None or eqn.primitive.name in names:
+                yield self._step(eqn, callers)
+
+
+def constant(array: Any, aval: Any) -> Value:
+    """Returns what is known of a constant: its dimensions, and the number that all entries are."""
+    dims = tuple(Dim(n) for n in aval.shape)
+    dtype = getattr(array, "dtype", np.dtype(float))
+    if jnp.issubdtype(dtype, jax.dtypes.extended):  # a key, and what is drawn with it never changes
+        return Value(dims, "constant")
+    array = concrete(array)
+    if array is None:
+        return Value(dims, "data")
+    if not dims and array.dtype.kind != "c":  # most constants; the NumPy calls below are slow
+        number = float(array)
+        return Value((), "constant", number=number)
+    if not np.iscomplexobj(array):  # bfloat16 and the like are no numbers to NumPy
+        array = array.astype(np.result_type(array, float) if array.dtype.kind in "biuf" else float)
+    is_one = array.size and not np.iscomplexobj(array)
+    is_one = is_one and (array.min() == array.max() or np.isnan(array).all())
+    return Value(dims, "constant", number=float(array.flat[0]) if is_one else None)
 
 
 # A dimension along an axis of a leaf.
@@ -172,7 +248,7 @@ class Trace:
     def __init__(self) -> None:
         self.inputs: list[Dim] = []  # of the network's inputs
         self.arguments: list[Value] = []  # the inputs
-        self.programs: list[Sequence[Step]] = []  # the programs read so far, from outside
+        self.programs: list[Reading] = []  # the programs read so far, from outside
         self.times = 1  # how often the equation that is read runs
         self.uses: dict[int, Use] = {}
         # Where units are read: the leaf is contracted over them.
@@ -189,16 +265,16 @@ class Trace:
         self._clock = itertools.count()
 
     @property
-    def program(self) -> Sequence[Step]:
-        """The steps of the program, once it was read."""
-        (steps,) = self.programs
-        return steps
+    def program(self) -> Reading:
+        """The program, once it was read."""
+        (reading,) = self.programs
+        return reading
 
-    @cached_property
-    def steps(self) -> list[Step]:
+    @property
+    def steps(self) -> Iterator[Step]:
         """All steps of the program that compute something, in its order."""
-        every = (step for step, _ in flat(self.program))
-        return [step for step in every if not step.programs or primitive(step.name).runs]
+        every = self.program.flat()
+        return (step for step in every if not step.inside or primitive(step.name).runs)
 
     def use(self, value: Value, how: str) -> list[Use]:
         """Notes that data meets a parameter."""

@@ -22,7 +22,6 @@ from dogwood_jax._base.tables import (
     wrapped,
 )
 from dogwood_jax._program.like_layers import LikeLayers
-from dogwood_jax._program.program import Program
 from dogwood_jax._widths.dims import SPATIAL
 from dogwood_jax._widths.layout import Concat, Layout, Product, Role, Units, size_of, units_of
 
@@ -198,23 +197,6 @@ class Tried:
 
 
 @dataclass(frozen=True, eq=False)
-class Deep:
-    """The program of a network of which some layers stand for many like ones.
-
-    Attributes:
-        program: the whole program.
-        layers: which layers are alike.
-        few: what was learned of the program with the layers that stand for all.
-        read: reads the whole program.
-    """
-
-    program: Program
-    layers: LikeLayers
-    few: Any
-    read: Callable[[], Any]
-
-
-@dataclass(frozen=True, eq=False)
 class Network:
     """The function that was traced, kept to trace it in other sizes or to run it.
 
@@ -222,22 +204,22 @@ class Network:
         apply: the function of variables and inputs.
         variables: its variables, with a ``jax.ShapeDtypeStruct`` for every array.
         inputs: the inputs, in the same way.
-        read: what was learned of its program, if all of it was read.
-        deep: the program, if not.
+        traced: what was learned of its program.
+        leaves_out: whether like layers may be left out where it is evaluated.
         found: what silences widths, by name, as far as it was asked, see ``silenced``.
     """
 
     apply: Callable[..., Any]
     variables: Any
     inputs: tuple[Any, ...]
-    read: Any = None
-    deep: Deep | None = None
+    traced: Any
+    leaves_out: bool = False
     found: dict[str, Any] = field(default_factory=dict)
 
-    @cached_property
-    def traced(self) -> Any:
-        """What was learned of its program. It is read now, if only some of its layers were."""
-        return self.read if self.deep is None else self.deep.read()
+    @property
+    def layers(self) -> LikeLayers | None:
+        """Its like layers, if they are so many that leaving them out is worth it."""
+        return self.traced.layers if self.leaves_out else None
 
     def random_inputs(self, key: jax.Array) -> tuple[Any, ...]:
         """Returns inputs with random numbers for the arrays of floats and small integers."""
@@ -358,9 +340,13 @@ class Widths(Mapping[str, Width]):
 
     def leaves_at(self, path: str) -> list[Leaf]:
         """Returns the array at a path, or those at it behind some collection (``params/``)."""
-        return [leaf for leaf in self.leaves if leaf.path == path] or [
-            leaf for leaf in self.leaves if leaf.path.endswith(f"/{path}")
-        ]
+        if (leaf := self._by_path.get(path)) is not None:
+            return [leaf]
+        return [leaf for leaf in self.leaves if leaf.path.endswith(f"/{path}")]
+
+    @cached_property
+    def _by_path(self) -> dict[str, Leaf]:
+        return {leaf.path: leaf for leaf in self.leaves}
 
     def leaf(self, path: str) -> Leaf:
         """Returns the array at a path, with or without its leading collection (``params/``).

@@ -7,14 +7,13 @@ from typing import Any
 import jax.numpy as jnp
 
 from dogwood_jax._program.primitives.entries import ENTRIES
-from dogwood_jax._program.primitives.table import folded, functions, primitive
+from dogwood_jax._program.primitives.table import folded, functions
 from dogwood_jax._program.shards import mesh_axes
 from dogwood_jax._widths.dims import DEVICES, REPEATED, Dim, parts_of, unify
 from dogwood_jax._widths.rules.registry import (
     mixed,
     origin_of,
     rule,
-    shapes_out,
     together,
     unknown,
 )
@@ -23,16 +22,16 @@ from dogwood_jax._widths.values import Trace, Value
 
 @rule(*ENTRIES)
 def _of_entries(trace: Trace, eqn: Any, *values: Value) -> list[Value]:
-    law = primitive(eqn.primitive.name)
-    (shape, *_) = shapes_out(eqn)
+    law = ENTRIES[eqn.primitive.name]
+    shape = eqn.outvars[0].aval.shape
     if law.same:
         return [*values]
-    if any(value.ndim not in (0, len(shape)) for value in values):
-        return unknown(trace, eqn, *values)  # a bitcast to smaller elements adds an axis
     index, wrapped = _indices(eqn, values)
     known: dict[str, Any] = {"number": _number(eqn, values), "index": index, "wrapped": wrapped}
     if law.takes == 1:
-        x, *_ = values
+        x = values[0]
+        if x.ndim != len(shape):  # a bitcast to smaller elements adds an axis
+            return unknown(trace, eqn, *values)
         if law.pole or eqn.params.get("y", 1) < 0:
             trace.use(x, "positive")
         if not law.linear:
@@ -59,13 +58,11 @@ def _aligned(shape: Sequence[int], values: Sequence[Value]) -> tuple[Dim, ...]:
 
     An axis of size 1 beside a longer one is broadcast: it has no part in the result's axis.
     """
-    dims = []
+    dims, arrays = [], [value.dims for value in values if value.dims]
     for axis, size in enumerate(shape):
         found: Dim | None = None
-        for value in values:
-            if not value.ndim:
-                continue
-            dim = value.dims[axis]
+        for its in arrays:
+            dim = its[axis]
             if dim.size != size:
                 dim.fix(REPEATED)
             elif found is None:
@@ -93,11 +90,13 @@ def _sums(values: Sequence[Value], *, is_sum: bool) -> dict[str, Any]:
 def _number(eqn: Any, values: Sequence[Value]) -> float | None:
     """Computes with known numbers, so that constants are recognised however they were made."""
     name, numbers = eqn.primitive.name, [value.number for value in values]
-    if name == "convert_element_type":
-        return _converted(numbers[0], eqn.params["new_dtype"])
     if name == "select_n":
         return None if numbers[0] is None else numbers[1 + int(numbers[0])]
-    law = primitive(name)
+    if None in numbers:
+        return None
+    if name == "convert_element_type":
+        return _converted(numbers[0], eqn.params["new_dtype"])
+    law = ENTRIES[name]
     if law.fold is None:
         return numbers[0] if law.takes == 1 and law.linear else None
     found = folded(name, *numbers)
@@ -145,6 +144,8 @@ def _name(trace: Trace, eqn: Any, x: Value) -> list[Value]:
 def _indices(eqn: Any, values: Sequence[Value]) -> tuple[bool | Dim, bool | Dim]:
     """Returns what the integers that are computed of others still are, see ``Value``."""
     name = eqn.primitive.name
+    if not any(value.index or value.wrapped for value in values):
+        return False, False
     if name == "convert_element_type":
         is_float = jnp.issubdtype(eqn.params["new_dtype"], jnp.inexact)
         is_same = not is_float or values[0].origin == "data"
