@@ -9,9 +9,9 @@ What repeats is called a layer here. In a network in which two kinds of layers a
 layers.
 """
 
+import itertools
 import re
-from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -144,37 +144,50 @@ def find_like_layers(program: Program) -> LikeLayers | None:
 
 def _lengths(numbers: np.ndarray) -> list[int]:
     """Returns the distances between equal equations that occur most often."""
-    last: dict[int, deque[int]] = {}
-    distances: Counter[int] = Counter()
-    for index, number in enumerate(numbers.tolist()):
-        before = last.setdefault(number, deque(maxlen=_BETWEEN))
-        distances.update(index - other for other in before)
-        before.append(index)
-    return [distance for distance, _ in distances.most_common(_TRIED)]
+    order = np.argsort(numbers, kind="stable")
+    distances = list[np.ndarray]()
+    for nth in range(1, _BETWEEN + 1):
+        one, other = order[:-nth], order[nth:]
+        distances.append((other - one)[numbers[one] == numbers[other]])
+    found, counts = np.unique(np.concatenate(distances), return_counts=True)
+    return [int(found[index]) for index in np.argsort(-counts, kind="stable")[:_TRIED]]
 
 
 class _LayerReading:
-    """What the variables of a program are, as far as layers are told by them."""
+    """What the equations of a program read, as far as layers are told by it.
+
+    Variables are numbers, because NumPy compares those of all layers at once.
+    """
 
     def __init__(self, program: Program) -> None:
-        self._jaxpr, self._arguments = program.jaxpr.jaxpr, program.arguments
-        self._paths = program.paths
-        # Numbers instead of pairs and lists, because Python's collector follows each of those.
-        self._made: dict[Any, int] = {
-            var: index for index, eqn in enumerate(self._jaxpr.eqns) for var in eqn.outvars
-        }
-        self._places: dict[Any, int] = {
-            var: place for eqn in self._jaxpr.eqns for place, var in enumerate(eqn.outvars)
-        }
-        self._reading_arrays = {
-            index
-            for index in range(len(self._jaxpr.eqns))
-            if any(atom in self._paths for atom in self._reads(index))
-        }
+        jaxpr, paths = program.jaxpr.jaxpr, program.paths
+        self._arguments = program.arguments
+        outside = [*jaxpr.constvars, *jaxpr.invars]
+        results = [len(eqn.outvars) for eqn in jaxpr.eqns]
+        every = itertools.chain(outside, *(eqn.outvars for eqn in jaxpr.eqns))
+        numbers = {var: number for number, var in enumerate(every)}
+        reads = [
+            (numbers[atom], index)
+            for index, eqn in enumerate(jaxpr.eqns)
+            for atom in eqn.invars
+            if not isinstance(atom, jex.Literal)
+        ]
+        returned = (numbers[var] for var in jaxpr.outvars if not isinstance(var, jex.Literal))
+        # The variables that are read, with the equations that read them; those that are returned.
+        self._read, self._reader = np.asarray(reads).T
+        self._returned = np.asarray([*returned], int)
+        # By variable: the equation that makes it, or -1; which of its results; its array's path.
+        self._made = np.repeat([-1, *range(len(results))], [len(outside), *results])
+        first = np.cumsum([0, len(outside), *results])[self._made + 1]
+        self._place = np.arange(len(numbers)) - first
+        self._paths = [paths.get(var) for var in numbers]
+        self._is_array = np.asarray([path is not None for path in self._paths])
 
-    def _reads(self, index: int) -> list[Any]:
-        """Returns the variables that an equation reads."""
-        return [a for a in self._jaxpr.eqns[index].invars if not isinstance(a, jex.Literal)]
+    def _reads(self, first: int, end: int) -> np.ndarray:
+        """Returns the variables that equations read, one after another."""
+        begin, end = np.searchsorted(self._reader, [first, end])
+        found: np.ndarray = self._read[begin:end]
+        return found
 
     def layers(self, begin: int, count: int, length: int) -> LikeLayers | None:
         """Returns the layers that have this many equations each.
@@ -184,60 +197,70 @@ class _LayerReading:
             count: how many such equations there are.
             length: how many equations a layer has.
         """
-        repeats = [self._repeats(index, length) for index in range(begin, begin + count)]
-        first, count = _longest(np.asarray(repeats))
+        first, count = _longest(self._repeat(begin, count, length))
         first += begin
         for start in self._beginnings(first, length) if count >= length else ():
             layers = (first + count + length - start) // length
-            if layers >= FEWEST:
+            if layers >= FEWEST and self._is_chain(start, length, layers):
                 prefixes = self._prefixes(start, length, layers)
                 if prefixes is not None:
                     found = LikeLayers(start, length, self._with_collections(prefixes))
-                    if self._is_closed(found):
+                    if self._have_their_own(found):
                         return found
         return None
 
-    def _repeats(self, index: int, length: int) -> bool:
-        """Whether an equation reads what the same equation of the next layer reads, one later."""
-        return all(
-            a is b or self._is_next(a, b, length)
-            for a, b in zip(self._reads(index), self._reads(index + length), strict=True)
-        )
+    def _repeat(self, begin: int, count: int, length: int) -> np.ndarray:
+        """Whether equations read what the same ones of the next layer read, one layer later."""
+        its = self._reads(begin, begin + count)
+        later = self._reads(begin + length, begin + length + count)
+        made, made_later = self._made[its], self._made[later]
+        is_next = (made >= 0) & (made + length == made_later)
+        is_next &= self._place[its] == self._place[later]
+        are_arrays = self._is_array[its] & self._is_array[later]
+        differ = np.flatnonzero(~((its == later) | is_next | are_arrays))
+        repeat = np.ones(count, bool)
+        repeat[self._reader[differ + np.searchsorted(self._reader, begin)] - begin] = False
+        return repeat
 
-    def _is_next(self, one: Any, other: Any, length: int) -> bool:
-        index, its = self._made.get(one), self._made.get(other)
-        if index is not None and its is not None:
-            return index + length == its and self._places[one] == self._places[other]
-        return one in self._paths and other in self._paths
+    def _layered(self, start: int, length: int, layer: int) -> Iterator[tuple[int, int, int]]:
+        """Yields the arrays that equations of the first layer and of another read instead.
+
+        Yields:
+            The equation of the first layer, its array, and that of the other layer.
+        """
+        its = self._reads(start, start + length)
+        other = self._reads(start + layer * length, start + (layer + 1) * length)
+        begin = np.searchsorted(self._reader, start)
+        for place in np.flatnonzero(self._is_array[its] & (its != other)):
+            yield int(self._reader[begin + place]), its[place], other[place]
 
     def _beginnings(self, first: int, length: int) -> list[int]:
         """Returns where layers may begin: after an equation that reads arrays of a layer."""
-        ends = (
-            index for index in range(first, first + length) if self._layered(index, index + length)
-        )
+        ends = dict.fromkeys(reader for reader, _, _ in self._layered(first, length, 1))
         return [first, *(index + 1 for index in ends)]
 
-    def _layered(self, index: int, its: int) -> list[tuple[str, str]]:
-        """Returns the paths of arrays that two equations read, where these are different ones."""
-        if index not in self._reading_arrays:
-            return []
-        return [
-            (self._paths[a], self._paths[b])
-            for a, b in zip(self._reads(index), self._reads(its), strict=True)
-            if a is not b and a in self._paths
-        ]
+    def _is_chain(self, start: int, length: int, layers: int) -> bool:
+        """Whether what layers make is read by the layer after them, or is the first layer's."""
+        end = start + layers * length
+        made = self._made[self._read]
+        begins = start + (self._reader - start) // length * length
+        is_inside = (self._reader >= start) & (self._reader < end)
+        is_near = np.where(
+            is_inside, (made < start + length) | (made >= begins - length), made >= end - length
+        )
+        returned = self._made[self._returned]
+        is_last = (returned >= end - length) | (returned < start) | (returned >= end)
+        return bool(np.all(is_near | (made < start) | (made >= end)) and np.all(is_last))
 
     def _prefixes(self, start: int, length: int, layers: int) -> tuple[tuple[str, ...], ...] | None:
         """Returns what the paths of each layer's arrays begin with, or None if they do not tell."""
         found: list[dict[str, str]] = [{} for _ in range(layers)]
-        reading = self._reading_arrays.intersection(range(start, start + length))
         for layer in range(1, layers):
-            for index in reading:
-                for path, its in self._layered(index, index + layer * length):
-                    pair = _differing(path, its)
-                    if pair is None or found[layer].setdefault(pair[0], pair[1]) != pair[1]:
-                        return None
-                    found[0][pair[0]] = pair[0]
+            for _, its, other in self._layered(start, length, layer):
+                pair = _differing(self._paths[its], self._paths[other])  # type: ignore[arg-type]
+                if pair is None or found[layer].setdefault(pair[0], pair[1]) != pair[1]:
+                    return None
+                found[0][pair[0]] = pair[0]
         families = [*found[0]]
         if not families or any([*prefixes] != families for prefixes in found[1:]):
             return None
@@ -250,7 +273,7 @@ class _LayerReading:
 
         Those may be unread, so that the program does not show them.
         """
-        paths = list(self._paths.values())
+        paths = [path for path in self._paths if path is not None]
         others = dict.fromkeys(path.partition("/")[0] for path in paths if "/" in path)
         found = [[*of_layer] for of_layer in prefixes]
         for family in zip(*prefixes, strict=True):
@@ -263,35 +286,18 @@ class _LayerReading:
                         of_layer.append(prefix)
         return tuple(map(tuple, found))
 
-    def _is_closed(self, layers: LikeLayers) -> bool:
-        """Whether each layer reads its own arrays and the layer before, and nothing else does."""
+    def _have_their_own(self, layers: LikeLayers) -> bool:
+        """Whether each layer alone reads its arrays, and every layer has the same ones."""
         if layers.has_names_twice:
             return False
-        start, length = layers.start, layers.length
-        end = start + len(layers) * length
-        first, last = range(start, start + length), range(end - length, end)
-        for index in range(len(self._jaxpr.eqns)):
-            layer = (index - start) // length if start <= index < end else None
-            for atom in self._reads(index):
-                path = self._paths.get(atom)
-                if path is not None and layers.layer_of(path) not in (None, layer):
-                    return False
-                made = self._made.get(atom, -1)
-                if layer is None:
-                    is_near = made in last
-                else:
-                    is_near = made in first or made >= start + (layer - 1) * length
-                if start <= made < end and not is_near:
-                    return False
-        results = [var for var in self._jaxpr.outvars if not isinstance(var, jex.Literal)]
-        made_last = all(
-            self._made[var] in last or not start <= self._made[var] < end
-            for var in results
-            if var in self._made
-        )
-        returned = (self._paths[var] for var in results if var in self._paths)
-        has_own = any(layers.layer_of(path) is not None for path in returned)
-        return made_last and not has_own and self._have_the_same_arrays(layers)
+        layer_of = np.full(len(self._made), -1)
+        for number in np.flatnonzero(self._is_array):
+            layer = layers.layer_of(self._paths[number])  # type: ignore[arg-type]
+            layer_of[number] = -1 if layer is None else layer
+        its, reader = layer_of[self._read], (self._reader - layers.start) // layers.length
+        is_own = np.all((its < 0) | (its == reader))
+        is_returned = np.any(layer_of[self._returned] >= 0)
+        return bool(is_own and not is_returned and self._have_the_same_arrays(layers))
 
     def _have_the_same_arrays(self, layers: LikeLayers) -> bool:
         """Whether every layer has the same arrays, read or unread."""
