@@ -27,7 +27,7 @@ from dogwood_jax._program.like_layers import LikeLayers, find_like_layers
 from dogwood_jax._program.program import Program
 from dogwood_jax._program.subprograms import numbers_of
 from dogwood_jax._widths.layout import units_of
-from dogwood_jax._widths.trace import Traced, read_program
+from dogwood_jax._widths.trace import Traced
 from dogwood_jax._widths.widths import Recipe, Widths
 
 # How many more layers may be kept because they grow otherwise than the second one.
@@ -104,38 +104,22 @@ class FewerLayers:
     def of(self, whole: Program) -> Program | None:
         """Returns a program of the whole network, in other sizes, without the other layers.
 
-        It is None if these sizes have other like layers.
+        It is None if it has other like layers or arrays.
         """
-        is_like = find_like_layers(whole) == self.layers
-        return self.layers.keeping(whole, self.kept) if is_like else None
+        layers = find_like_layers(whole)
+        if layers is None or layers.prefixes != self.layers.prefixes:
+            return None
+        few, own = layers.keeping(whole, self.kept), _paths(self.program)
+        return few.in_order(own) if sorted(_paths(few)) == sorted(own) else None
 
     @property
     def read(self) -> Widths:
         """The widths of these layers, read in the order of the network's own program."""
-        return _with_layers(self.widths, self._traced)
-
-    def read_like(self, other: Program, *, is_cut: bool) -> Widths | None:
-        """Returns the widths of these layers, read in the order in which a program takes arrays.
-
-        Args:
-            other: the program of these layers in other sizes.
-            is_cut: whether its variables were cut, so that arrays may have other names.
-
-        Returns:
-            The widths, called as in the whole network; None if the program takes other arrays.
-        """
-        program = self.program
-        paths = _paths(program)
-        if is_cut:
-            assert self.widths.network is not None
-            places = _places(self.widths.network.variables, self.layers, self.kept)
-            known = {places[path]: path for path in paths if path in places}
-            if sorted(known) != sorted(_paths(other)):
-                return None
-            paths = [known[path] for path in _paths(other)]
-        if paths == _paths(program):
-            return self.read
-        return _with_layers(self.widths, read_program(program.in_order(paths))[0])
+        return replace(
+            self.widths,
+            leaves=tuple(leaf for leaf in self.widths.leaves if leaf.path in self._traced.leaves),
+            network=replace(self.widths.network, traced=self._traced, leaves_out=False),  # type: ignore[type-var]
+        )
 
     @cached_property
     def _places(self) -> dict[str, tuple[int, Any]]:
@@ -240,15 +224,6 @@ def _each(recipe: Recipe, of: Callable[[Any], Any]) -> Recipe:
     known = {field.name: getattr(recipe, field.name) for field in fields(recipe)}
     changed = {name: of(entries) for name, entries in known.items() if isinstance(entries, tuple)}
     return replace(recipe, **changed)
-
-
-def _with_layers(widths: Widths, traced: Traced) -> Widths:
-    """Returns the widths of a network without the layers that a program does not have."""
-    return replace(
-        widths,
-        leaves=tuple(leaf for leaf in widths.leaves if leaf.path in traced.leaves),
-        network=replace(widths.network, traced=traced, leaves_out=False),  # type: ignore[type-var]
-    )
 
 
 def _paths(program: Program) -> list[str]:

@@ -136,10 +136,8 @@ def read_larger(
                 raise ValueError("\n- ".join(lines)) from error
         return traced[arrays]
 
-    is_own = target_apply == network.apply  # a method is another object each time
-    if is_own and not is_deeper:
-        if (few := _by_few_layers(widths, target, inputs)) is not None:
-            return few
+    if not is_deeper and (few := _by_few_layers(widths, target, target_apply, inputs)) is not None:
+        return few
 
     def others() -> Iterator[Larger]:
         for found in placed:
@@ -188,14 +186,21 @@ def _with_insertions(
     return Larger(kept, found, widths=its, names=same_widths(widths, its, paired, stacked))
 
 
-def _by_few_layers(widths: Widths, target: PyTree, inputs: tuple[Any, ...] | None) -> Larger | None:
-    """Returns what the network's own function tells of a larger model's layers that stand for all.
+def _by_few_layers(
+    widths: Widths,
+    target: PyTree,
+    target_apply: Callable[..., Any],
+    inputs: tuple[Any, ...] | None,
+) -> Larger | None:
+    """Returns what a function tells of a larger model's layers that stand for all.
 
-    It is None if the function does not take these layers alone, or others grow in other ways.
+    It is None if the function has no such layers, or others grow in other ways. The network's own
+    function may take these layers alone.
 
     Args:
         widths: the widths of a deep network.
         target: the larger model's variables.
+        target_apply: its function.
         inputs: its inputs, if they do not follow from its shapes.
     """
     network, shapes = widths.network, arrays_of(leaves_by_path(target))
@@ -209,15 +214,16 @@ def _by_few_layers(widths: Widths, target: PyTree, inputs: tuple[Any, ...] | Non
         return None
     if inputs is None:
         inputs = GrownSizes(fewer.read, sizes).inputs()
+    is_own = target_apply == network.apply  # a method is another object each time
     try:
-        program = Program(network.apply, fewer.cut(target), inputs)
+        program = Program(target_apply, fewer.cut(target) if is_own else target, inputs)
     except Exception:  # any function may raise that knows its sizes
         return None
-    called = fewer.called(program)
-    if called is None or not fewer.is_like_all(program, sizes):
+    called = fewer.called(program) if is_own else fewer.of(program)
+    if called is None or (is_own and not fewer.is_like_all(program, sizes)):
         return None
     traced, its = read_program(called)
-    its = replace(its, network=Network(network.apply, None, inputs, traced))
+    its = replace(its, network=Network(target_apply, None, inputs, traced))
     names = same_widths(fewer.read, its, {leaf.path: leaf.path for leaf in its.leaves}, {})
     others = ((name, second) for name, second in fewer.like.items() if second in names)
     return Larger(kept, widths=its, names=names | {name: names[its] for name, its in others})

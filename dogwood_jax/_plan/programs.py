@@ -102,17 +102,13 @@ class Programs:
         if fewer is not None:
             own = own_program(widths, sizes, target, fewer.cut)
             is_like = isinstance(own, Program) and fewer.is_like_all(own, sizes)
-            like = fewer.read_like(own, is_cut=True) if is_like else None  # type: ignore[arg-type]
-            if isinstance(own, Program) and like is not None:
-                assert like.network is not None
-                paths = [path for path, _ in like.network.traced.program.arguments]
-                yield Compared(like, own.called(paths))
+            if is_like and (called := fewer.called(own)) is not None:  # type: ignore[arg-type]
+                yield Compared(fewer.read, called)
         own = own_program(widths, sizes, target)
         few = None if fewer is None or isinstance(own, Rejected) else fewer.of(own)
         if fewer is not None and few is not None:
-            if (like := fewer.read_like(few, is_cut=False)) is not None:
-                yield Compared(like, few)
-                return
+            yield Compared(fewer.read, few)
+            return
         yield Compared(widths, own)
 
     def _with_larger(self, larger: Widths) -> Compared:
