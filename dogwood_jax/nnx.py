@@ -15,7 +15,6 @@ import jax
 from flax import nnx
 
 import dogwood_jax as dw
-from dogwood_jax import _old_nnx as old
 from dogwood_jax._arrays.unshared import unshared
 from dogwood_jax._base.arguments import (
     BY_WIDTH,
@@ -79,7 +78,6 @@ def trace(
     return dw.trace(*function_of(model), *inputs, fix=fix, tie=tie, kernels=kernels)
 
 
-@old.takes_old_form(old.plan, trace)
 def plan(
     widths: dw.Widths,
     sizes: Mapping[Any, int] | None = None,
@@ -137,7 +135,6 @@ def plan(
     return replace(growth, structure=None) if target is None else growth
 
 
-@old.takes_old_form(old.grow, trace, plan)
 def grow(
     model: Module,
     growth: dw.Growth,
@@ -182,7 +179,6 @@ def grow(
     return with_state(larger, dw.grow(nnx.state(model), growth, key=key, fresh=values, copy=copy))
 
 
-@old.takes_old_form(old.deepen)
 def deepen(
     model: nnx.Module,
     target: Module,
@@ -370,7 +366,6 @@ def grow_optimizer(
     return optimizer_of(wide_model, optimizer, begin, state, step)
 
 
-@old.takes_old_form(old.upcycle, trace)
 def upcycle(
     widths: dw.Widths,
     experts: Mapping[Any, int] | None = None,

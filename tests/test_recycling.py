@@ -306,25 +306,11 @@ def test_a_module_of_equinox_may_hold_functions():
 
 
 @pytest.mark.long
-def test_masks_may_have_former_names_or_be_none_at_all():
+def test_masks_may_be_none_at_all():
     tx = dw.recycling(optax.adam(1e-2), widths(), key=KEY, every=1)
     params = perceptron()
     _, state = jax.jit(tx.update)(gradients(params), tx.init(params), params, masks={})
     assert int(state.renewed) == 0
-
-    block, x = nn.MultiHeadDotProductAttention(2, qkv_features=8, out_features=3), jnp.float32(X)
-    params = jax.jit(block.init)(KEY, x)
-    its_widths = dw.trace(block.apply, params, x)
-    former = {new: old for old, new in its_widths._former.items() if old != new}
-    name = next(name for name in former if name.endswith("[value_dim]"))
-    mask = jnp.arange(its_widths[name].size) == 1
-    tx = dw.recycling(optax.adam(1e-2), its_widths, key=KEY)
-    grads = jax.tree.map(jnp.ones_like, params)
-    one, other = (
-        jax.jit(tx.update)(grads, tx.init(params), params, masks={key: mask})[0]
-        for key in (name, former[name])
-    )
-    same(one, other)
 
 
 @pytest.mark.long

@@ -17,8 +17,3 @@
 
 Growths are made by ``plan`` and read by ``grow`` and ``grow_opt_state``.
 """
-
-# By these names version 0.1.0 pickled what is its own.
-from dogwood_jax._growth.growth import Change, Growth
-
-__all__ = ["Change", "Growth"]

@@ -115,14 +115,6 @@ _TEXT = ArgumentKind(
 )
 
 
-# What former versions wrote, and nothing asks for.
-_FORMER: Mapping[type, tuple[str, ...]] = {
-    Facts: ("zero_hazard", "free_hazard", "recipes", "copy_hazards", "hazards"),
-    Recipe: ("constants", "multiple", "obstacle", "rounding"),
-    Widths: ("conflicts", "tried"),
-}
-
-
 def _encoded(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and type(value).__name__ in _TYPES:
         members = {
@@ -177,10 +169,6 @@ def _decoded(value: Any) -> Any:
     if kind is None:
         raise ValueError(f"{_EXPECTED}, got an object without {_TYPE!r}")
     cls = _known(_TYPES, kind, "type")
-    for name in _FORMER.get(cls, ()):
-        members.pop(name, None)
-    if cls is Widths:
-        members.setdefault("is_saved", True)
     hints = _hints(cls)
     for name in members:
         _known(hints, name, f"member of {kind}")

@@ -515,9 +515,6 @@ class Growth:
         # Without the cached hash: hashes of strings differ between processes.
         return {name: getattr(self, name) for name in (*_FIELDS, "evidence")}
 
-    def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__.update(state)
-
     def __str__(self) -> str:
         rows: list[tuple[str, ...]] = [("array", "before", "after", "new entries")]
         changed = []

@@ -19,21 +19,16 @@ _KERNELS = ("kernel", "weight", "w")
 _COLLECTIONS = ("params", "batch_stats")
 
 
-def names_of(
-    leaves: dict[str, Value], roles: Roles, trace: Trace
-) -> tuple[dict[Dim, str], dict[Dim, str]]:
-    """Returns the name of each width, by its dimension, and notes what only its place tells.
-
-    The second names are those of version 0.2.0, where they are others.
-    """
+def names_of(leaves: dict[str, Value], roles: Roles, trace: Trace) -> dict[Dim, str]:
+    """Returns the name of each width, by its dimension, and notes what only its place tells."""
     paths = list(leaves)
     _fix_units_that_no_array_makes(roles)
     label_attention(trace, roles)
     _note_factors_of_size_1(trace)
     _label_groups(roles)
-    names, former = _names(paths, roles, trace)
+    names = _names(paths, roles, trace)
     _note_scores_of_one_unit(names)
-    return names, former
+    return names
 
 
 def laid_out(
@@ -134,11 +129,11 @@ def _note_scores_of_one_unit(atoms: Iterable[Dim]) -> None:
             atom.note(Reason(note, "must_stay"))
 
 
-def _names(paths: list[str], roles: Roles, trace: Trace) -> tuple[dict[Dim, str], dict[Dim, str]]:
-    """Names every width by the module that first produces it; see ``names_of``.
+def _names(paths: list[str], roles: Roles, trace: Trace) -> dict[Dim, str]:
+    """Names every width by the module that first produces it.
 
     If some kernel of the module has no part in the width, as in the parameters of a whole block,
-    the name says which array produces it. It did not in version 0.2.0.
+    the name says which array produces it.
     """
     places: dict[Dim, list[Spot]] = {}
     for spots in roles.spots.values():
@@ -152,9 +147,7 @@ def _names(paths: list[str], roles: Roles, trace: Trace) -> tuple[dict[Dim, str]
         return (-roles.produces(spot), not random, order, spot.leaf, spot.axis, spot.start)
 
     names: dict[Dim, str] = {}
-    former: dict[Dim, str] = {}
     taken: set[str] = set()
-    taken_formerly: set[str] = set()
     best = {atom: min(spots, key=rank) for atom, spots in places.items()}
     # A module that produces one width gives it its name.
     produced = Counter(
@@ -189,17 +182,12 @@ def _names(paths: list[str], roles: Roles, trace: Trace) -> tuple[dict[Dim, str]
         whole = module if is_whole else inside_of(path)
         choices = [*([whole] if alone else []), *([f"{owner}[{label}]"] if label else []), *rest]
         names[atom] = _first_free(choices, taken)
-        label = HEAD_DIM if label == VALUE_DIM else label
-        choices = [*([module] if alone else []), *([f"{owner}[{label}]"] if label else []), *rest]
-        old = _first_free(choices, taken_formerly)
-        if old != names[atom]:
-            former[atom] = old
     first_use = {
         atom: min(trace.uses.get(spot.leaf, Use(spot.leaf)).order for spot in spots)
         for atom, spots in places.items()
     }
     in_order = sorted(names.items(), key=lambda item: (bool(item[0].fixed), first_use[item[0]]))
-    return dict(in_order), former
+    return dict(in_order)
 
 
 def _first_free(choices: Iterable[str], taken: set[str]) -> str:

@@ -5,9 +5,7 @@ People read the sentence. Code asks for the kind, and never looks at the words.
 
 from typing import Any, Literal
 
-ReasonKind = Literal[
-    "", "suspicion", "must_stay", "silent", "drawn", "picked", "integers", "unread"
-]
+ReasonKind = Literal["", "must_stay", "silent", "drawn", "picked", "integers", "unread"]
 
 
 class Reason(str):
@@ -16,7 +14,6 @@ class Reason(str):
     Attributes:
         kind: one of these, otherwise ``""``:
 
-            - ``"suspicion"``: a constant looks computed from the size (in files of 0.2.0).
             - ``"must_stay"``: a number must stay the same, or follow from the size, such as a
               constant that scales a sum over the width. The larger model's program shows whether
               it does.

@@ -172,7 +172,7 @@ def _widths_of(leaves: dict[str, Value], trace: Trace) -> Widths:
     roles = Roles(trace, [value.dims for value in leaves.values()])
     made = (value for reading in trace.program.every() for value in reading.known.values())
     hand_down(dim for value in itertools.chain(made, leaves.values()) for dim in value.dims)
-    names, former = names_of(leaves, roles, trace)
+    names = names_of(leaves, roles, trace)
     note_quantized(roles, trace)
     arrays = laid_out(leaves, names, roles, trace)
     facts = {
@@ -182,7 +182,6 @@ def _widths_of(leaves: dict[str, Value], trace: Trace) -> Widths:
             next(iter(dim.fixed), None),
             tuple(dim.notes),
             label=label_of(dim),
-            former=former.get(dim, ""),
         )
         for dim, name in names.items()
     }

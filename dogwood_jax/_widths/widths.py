@@ -128,7 +128,6 @@ class Width:
             the network's arrays show by themselves. It has one unit before the growth.
         label: what its units are, where its name says so: ``"heads"``, ``"kv_heads"``,
             ``"groups"``, ``"head_dim"`` or the like; else empty.
-        former: its name in version 0.2.0, if that was another one; it is found by this, too.
         whole: all widths of the network. They have no part in comparisons.
     """
 
@@ -140,7 +139,6 @@ class Width:
     notes: tuple[str, ...] = ()
     inside: str | None = None
     label: str = ""
-    former: str = ""
     whole: "Widths | None" = field(default=None, compare=False, repr=False)
 
     @property
@@ -189,11 +187,6 @@ class Facts:
     notes: tuple[str, ...] = ()
     inside: str | None = None
     label: str = ""
-    former: str = ""
-
-
-class Tried:
-    """What pickles of version 0.2.0 hold in the place of a function. Nothing reads it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -286,23 +279,14 @@ class Widths(Mapping[str, Width]):
         is_saved = self.is_saved or self.network is not None
         return {"leaves": self.leaves, "facts": self.facts, "network": None, "is_saved": is_saved}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        known = {name: state[name] for name in ("leaves", "facts")}
-        # Former versions did not write whether there was a function.
-        self.__dict__.update(known, network=None, is_saved=state.get("is_saved", True))
-
-    @cached_property
-    def _former(self) -> dict[str, str]:
-        return {facts.former: name for name, facts in self.facts if facts.former}
-
     def __getitem__(self, name: str) -> Width:
         try:
-            return self._widths[name if name in self._widths else self._former[name]]
+            return self._widths[name]
         except KeyError:
             raise KeyError(no_such("width", name, self._widths)) from None
 
     def __contains__(self, name: object) -> bool:  # without a search for names like it
-        return name in self._widths or name in self._former
+        return name in self._widths
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._widths)
