@@ -14,6 +14,7 @@ from dogwood_jax._growth.growth import Growth
 from dogwood_jax._plan.fewer_layers import FewerLayers, fewer_layers
 from dogwood_jax._plan.own_function import Rejected, own_program
 from dogwood_jax._program.program import Program
+from dogwood_jax._widths.layout import units_of
 from dogwood_jax._widths.trace import Traced
 from dogwood_jax._widths.widths import Widths
 
@@ -46,8 +47,11 @@ class Compared:
         structure = None if self.larger is not None else growth.structure
         known = {leaf.path: leaf for leaf in growth.widths.leaves}  # which weights are outgoing
         leaves = tuple(known[leaf.path] for leaf in self.widths.leaves)
-        widths = replace(self.widths, leaves=leaves, facts=growth.widths.facts)
-        return replace(growth, widths=widths, structure=structure)
+        own = {units.width for leaf in leaves for axis in leaf.axes for units in units_of(axis)}
+        facts = tuple((name, its) for name, its in growth.widths.facts if name in own)
+        changes = tuple(change for change in growth.changes if change.width in own)
+        widths = replace(self.widths, leaves=leaves, facts=facts)
+        return replace(growth, widths=widths, changes=changes, structure=structure)
 
 
 class Programs:
@@ -100,7 +104,7 @@ class Programs:
             return
         widths, sizes, target, fewer = self.widths, self.sizes, self.target, self.fewer
         if fewer is not None:
-            own = own_program(widths, sizes, target, fewer.cut)
+            own = own_program(fewer.read, sizes, target, fewer.cut)
             is_like = isinstance(own, Program) and fewer.is_like_all(own, sizes)
             if is_like and (called := fewer.called(own)) is not None:  # type: ignore[arg-type]
                 yield Compared(fewer.read, called)

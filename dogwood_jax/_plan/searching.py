@@ -55,8 +55,6 @@ def searched_of(
         if isinstance(one.own, Rejected):
             compared = programs.written_again
         few = compared.of(growth)
-        own = (c for c in few.changes if few.widths[c.width].occurrences)
-        few = replace(few, changes=tuple(own))
         cases = [*_cases(few, compared, families)]
         for case in cases:
             for found in searched(few, case, chosen, alike, open_names):

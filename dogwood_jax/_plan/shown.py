@@ -221,7 +221,7 @@ def shown(
         if verdict.is_shown:
             rounding = map(_ROUNDING.format, verdict.rounding)
             notes = (*growth.notes, *rounding)
-            if isinstance(own, Program):
+            if isinstance(own, Program) and any(scales_of_sums(few, _traced(few), own)):
                 notes += (*dict.fromkeys(scales_of_sums(growth, _traced(growth), own)),)
             return replace(growth, notes=notes, evidence=evidence)
         _check_gradients(verdict)

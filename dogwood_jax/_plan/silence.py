@@ -31,7 +31,7 @@ from dogwood_jax._search.problem import (
     network_sample,
 )
 from dogwood_jax._search.together import Together
-from dogwood_jax._widths.layout import Layout, Role, Units, resized, spread
+from dogwood_jax._widths.layout import Layout, Role, Units, resized, spread, units_of
 from dogwood_jax._widths.reasons import Reason
 from dogwood_jax._widths.widths import Widths
 
@@ -108,10 +108,10 @@ def silenced(widths: Widths, names: Iterable[str], of: Widths) -> Widths:
         return widths
     leaves, told = [], {name for name, its in known.items() if not its.learns}
     for leaf in widths.leaves:
-        axes = (
-            _with_roles(leaf.path, axis, layout, found) for axis, layout in enumerate(leaf.axes)
-        )
-        leaves.append(replace(leaf, axes=tuple(axes)))
+        if any(units.width in found for axis in leaf.axes for units in units_of(axis)):
+            axes = (_with_roles(leaf.path, n, axis, found) for n, axis in enumerate(leaf.axes))
+            leaf = replace(leaf, axes=tuple(axes))
+        leaves.append(leaf)
     facts = (
         (name, replace(its, notes=(*its.notes, _NEVER)) if name in told else its)
         for name, its in widths.facts

@@ -23,7 +23,7 @@ from dogwood_jax._program.program import Program
 from dogwood_jax._program.sameness import Sameness
 
 # How many equations the like layers must have, so that it is worth while.
-WORTH = 1000
+WORTH = 300
 
 # How many layers there must be.
 FEWEST = 6

@@ -9,7 +9,7 @@ import itertools
 import operator
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 import jax.extend.core as jex
@@ -34,6 +34,7 @@ class LeafAxis(NamedTuple):
 
 
 Along = tuple[LeafAxis, ...]
+T = TypeVar("T")
 
 # Ways of using a leaf. If a leaf is used in several ways, the highest number decides on its new
 # entries.
@@ -312,8 +313,8 @@ class Trace:
         self.aside += marks(value, axis)
 
 
-def joined(several: Iterable[Along]) -> Along:
-    """Returns the axes of leaves that lie along any of some axes."""
+def joined(several: Iterable[tuple[T, ...]]) -> tuple[T, ...]:
+    """Returns what any of several tuples holds; one of them, if the others are empty."""
     found = [*filter(None, several)]
     return found[0] if len(found) == 1 else tuple(dict.fromkeys(itertools.chain(*found)))
 

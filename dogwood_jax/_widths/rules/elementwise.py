@@ -17,7 +17,7 @@ from dogwood_jax._widths.rules.registry import (
     together,
     unknown,
 )
-from dogwood_jax._widths.values import Trace, Value
+from dogwood_jax._widths.values import Trace, Value, joined
 
 
 @rule(*ENTRIES)
@@ -70,7 +70,7 @@ def _aligned(shape: Sequence[int], values: Sequence[Value]) -> tuple[Dim, ...]:
             else:
                 unify(found, dim)
         dims.append(Dim(size) if found is None else found)
-    return tuple(dims)
+    return arrays[0] if arrays and dims == [*arrays[0]] else tuple(dims)
 
 
 def _sums(values: Sequence[Value], *, is_sum: bool) -> dict[str, Any]:
@@ -81,10 +81,11 @@ def _sums(values: Sequence[Value], *, is_sum: bool) -> dict[str, Any]:
     """
     data = [v for v in values if v.origin == "data"]
     alone = [v for v in values if len(data) < 2 and (v.origin != "constant" or not data)]
-    contracted = [d for v in alone for d in v.contracted]
+    contracted = [value.contracted for value in alone]
     for value in data if is_sum and len(data) > 1 else ():
-        contracted += (d for d in value.contracted if any(p.bilinear for p in parts_of(d)))
-    return {"contracted": (*contracted,), "summed": tuple(d for v in alone for d in v.summed)}
+        its = (d for d in value.contracted if any(part.bilinear for part in parts_of(d)))
+        contracted.append(tuple(its))
+    return {"contracted": joined(contracted), "summed": joined(v.summed for v in alone)}
 
 
 def _number(eqn: Any, values: Sequence[Value]) -> float | None:
