@@ -783,7 +783,7 @@ def test_a_tree_as_maxtext_saves_it_grows(tmp_path):
     def first(variables, tokens):
         return apply({**variables, "layers": [variables["layers"]["block"]]}, tokens)
 
-    growth = dw.plan(dw.trace(first, tree, tokens), {"layers/block": 33})
+    growth = dw.plan(dw.trace(first, tree, tokens), {"layers/block/up": 33})
     tx = optax.adamw(optax.linear_schedule(0, 1e-3, 9))
 
     def as_saved(tree, state):

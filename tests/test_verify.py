@@ -673,16 +673,6 @@ def test_a_module_stays_in_its_mode():
     assert all(jax.tree.leaves(same))
 
 
-@pytest.mark.long
-def test_growths_that_change_outputs_are_not_verified():
-    small, wide = Small(6, nnx.Rngs(0)), Small(9, nnx.Rngs(1))
-    for strategy in (dw.strategies.random(), dw.strategies.replicate(noise=0.1)):
-        with pytest.warns(DeprecationWarning):
-            grown = dw.nnx.grow(small, wide, data(jnp.float32), strategy=strategy, key=KEY)
-        small.eval(), grown.eval()
-        assert abs(grown(data(jnp.float32)) - small(data(jnp.float32))).max() > 1e-3
-
-
 class Noisy(nnx.Module):
     """Draws a mask in every mode."""
 
