@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any, Self
+from typing import Any, Literal
 
 import jax
 
@@ -80,19 +80,28 @@ class Refused(ValueError):
     Attributes:
         problems: what speaks against it, a line each.
         samples: how many samples are equal before and after it, where others differ.
+        differences: what another program computes instead, a line each, if it was evaluated.
+        then: what may be tried: ``"starts"``, other new entries; ``"fillings"``, other new layers;
+            ``"nothing"``; or ``""`` for all that there is.
     """
 
-    def __init__(self, problems: Iterable[str], samples: int = 0) -> None:
+    def __init__(
+        self,
+        problems: Iterable[str],
+        samples: int = 0,
+        differences: Iterable[str] = (),
+        then: Literal["", "starts", "fillings", "nothing"] = "",
+    ) -> None:
         self.problems: Sequence[str] = tuple(problems)
-        self.samples = samples
+        self.samples, self.differences, self.then = samples, tuple(differences), then
         super().__init__(listed("cannot plan this growth", self.problems))
 
-    def after(self, ways_out: Iterable[str]) -> Self:
+    def after(self, ways_out: Iterable[str]) -> "Refused":
         """Returns this error with what may be done before it."""
-        return type(self)([*ways_out, *self.problems], self.samples)
+        return Refused([*ways_out, *self.problems], self.samples, self.differences, self.then)
 
     def __reduce__(self) -> Any:
-        return type(self), (self.problems, self.samples)
+        return type(self), (self.problems, self.samples, self.differences, self.then)
 
 
 class UnfitArrays(ValueError):

@@ -1,4 +1,4 @@
-"""How a deeper network can compute what a network does: ``insertions``, ``fillings``."""
+"""How a deeper network can compute what a network does: ``insertions``, ``Fillings``."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -41,56 +41,48 @@ def insertions(
     """
     assert larger.network is not None
     program, options = larger.network.traced.program, {"copy": copy, "interleave": interleave}
-    problems, is_proposed = list[ValueError](), False
+    unfit, is_proposed = list[Fillings](), False
     for placed in placements(widths, program, rename=rename, **options):
-        try:
-            growth, quickly = Growth(widths, (), insertions=placed), bool(problems)
-            for filled in fillings(growth, widths, larger, quickly=quickly):
-                is_proposed = True
-                yield filled
-        except ValueError as problem:
-            problems.append(problem)
-    if problems and not is_proposed:
-        raise problems[0]
+        growth = Growth(widths, (), insertions=placed)
+        found = Fillings(growth, widths, larger, quickly=bool(unfit))
+        for filled in found:
+            is_proposed = True
+            yield filled
+        unfit.append(found)
+    if unfit and not is_proposed:
+        raise ValueError(listed(UNSHOWN, [unfit[0].why_none]))
 
 
-def fillings(
-    growth: Growth, network: Widths, larger: Widths, *, quickly: bool = False
-) -> Iterator[tuple[Insertion, ...]]:
-    """Yields the insertions of a growth with fillings for new layers, the most likely ones first.
+class Fillings:
+    """The insertions of a growth with fillings for new layers, the most likely ones first.
 
     Args:
         growth: the growth, whose new layers are free.
         network: the network's widths, with its program.
         larger: those of the deeper network.
         quickly: whether to try only a few fillings.
-
-    Raises:
-        ValueError: if no filling leaves outputs as they are, or nothing can be evaluated.
     """
-    assert network.network is not None
-    free = replace(growth, insertions=with_kinds(growth.insertions, larger))
-    try:
-        trial, is_filled = Trial(free, network.network.traced, larger), False
-    except (CannotShrink, CannotResize) as error:
-        raise ValueError(listed(UNSHOWN, [f"they cannot be evaluated: {error}"])) from error
-    for filling in trial.that_fit(quickly=quickly):
-        is_filled = True
-        yield tuple(filling.get(one.path, one) for one in free.insertions)
-    if not is_filled:
-        raise NothingFits(trial)
 
+    def __init__(
+        self, growth: Growth, network: Widths, larger: Widths, *, quickly: bool = False
+    ) -> None:
+        assert network.network is not None
+        self._free = with_kinds(growth.insertions, larger)
+        self._trial: Trial | str
+        self._quickly = quickly
+        try:
+            free = replace(growth, insertions=self._free)
+            self._trial = Trial(free, network.network.traced, larger)
+        except (CannotShrink, CannotResize) as error:
+            self._trial = f"they cannot be evaluated: {error}"
 
-class NothingFits(ValueError):
-    """Why no filling of new layers leaves outputs as they are. It is found out when it is read."""
-
-    def __init__(self, trial: Trial) -> None:
-        super().__init__(trial)
+    def __iter__(self) -> Iterator[tuple[Insertion, ...]]:
+        if isinstance(self._trial, str):
+            return
+        for filling in self._trial.that_fit(quickly=self._quickly):
+            yield tuple(filling.get(one.path, one) for one in self._free)
 
     @property
-    def said(self) -> str:
-        """The same in one line."""
-        return f"{UNSHOWN}: {explanation(*self.args)}"
-
-    def __str__(self) -> str:
-        return listed(UNSHOWN, [explanation(*self.args)])
+    def why_none(self) -> str:
+        """Why no filling leaves outputs as they are."""
+        return self._trial if isinstance(self._trial, str) else explanation(self._trial)

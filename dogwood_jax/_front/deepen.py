@@ -22,7 +22,7 @@ from dogwood_jax._base.arguments import (
     expect_given,
     expect_values,
 )
-from dogwood_jax._base.problems import listed
+from dogwood_jax._base.problems import Refused, listed
 from dogwood_jax._base.trees import (
     PyTree,
     in_order_of,
@@ -169,11 +169,13 @@ def deepen(
     widths, larger = trace(apply, variables, *inputs), trace(target_apply, target, *inputs)
     proposals = insertions(widths, larger, rename=rename, copy=copy, interleave=interleave)
 
-    def show(found: tuple[Insertion, ...]) -> Growth:
+    def show(found: tuple[Insertion, ...]) -> Growth | Refused:
         growth = Growth(widths, (), insertions=found)
         return shown_by(growth, Programs(growth, widths, larger))
 
     growth = first_shown(show, proposals)
+    if isinstance(growth, Refused):
+        raise growth
     deeper = _inserted(variables, growth.insertions, target, key)
     if batch is not None:
         deeper = with_statistics(target_apply, deeper, growth.insertions, batch)

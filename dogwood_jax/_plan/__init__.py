@@ -6,12 +6,11 @@ comes a growth.
 | file | what it does |
 |---|---|
 | ``request`` | what the caller asks for |
-| ``propose`` | the growth that programs propose |
-| ``decide`` | which proposal an evaluation accepts |
+| ``propose`` | the growths that programs propose |
+| ``decide`` | which growth an evaluation accepts |
 | ``asked`` | the sizes and strategies of widths that a growth is asked for |
 | ``sizes`` | how they follow from a request |
 | ``family`` | what rooms beside the core add: experts, heads, rotary embeddings |
-| ``extensions`` | how widths get more units: by which strategy |
 | ``resampled`` | positions and patches of images of another size |
 | ``removals`` | how widths lose units |
 | ``obstacles`` | what keeps a width from a new size before anything is evaluated |

@@ -1,21 +1,22 @@
 """Decides about the growth that programs propose: ``decide``.
 
-An evaluation accepts the proposal, or refuses it. Then other proposals come: a search finds arrays
-that make up for sizes and numbers, units are copied in another way, other layers of the larger
-model are the new ones. If all are refused, the caller reads why the one was that is right
-for most samples, or the last one of those.
+One growth after the other is evaluated until one is accepted: the one that programs propose; those
+in which a search finds arrays that make up for sizes and numbers; those in which units are copied
+in another way, or other layers of the larger model are the new ones. If all are refused, the
+caller reads why the one was that is right for most samples.
 """
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
+from typing import NamedTuple
 
 import jax
 
 from dogwood_jax._base.problems import Refused, listed_in
 from dogwood_jax._base.trees import arrays_of, leaves_by_path
-from dogwood_jax._depth.insertions import NothingFits, fillings
+from dogwood_jax._depth.insertions import Fillings
+from dogwood_jax._depth.layers import UNSHOWN
 from dogwood_jax._depth.repeated import NO_STREAM, scaled_insertions
 from dogwood_jax._growth.evidence import Evidence
 from dogwood_jax._growth.growth import Change, Growth
@@ -26,22 +27,14 @@ from dogwood_jax._plan.larger import ANOTHER, Larger, is_deeper, read_larger
 from dogwood_jax._plan.notes import notes_of
 from dogwood_jax._plan.numbers_of_sizes import tables_of
 from dogwood_jax._plan.obstacles import only_under_a_norm
-from dogwood_jax._plan.own_function import ITS_OWN_NUMBERS, Contradicted, contradicted
+from dogwood_jax._plan.own_function import ITS_OWN_NUMBERS, Rejected
 from dogwood_jax._plan.programs import Programs
-from dogwood_jax._plan.propose import Proposal, draft
+from dogwood_jax._plan.propose import Proposal, proposals
 from dogwood_jax._plan.removals import NO_MERGE
 from dogwood_jax._plan.request import Request
 from dogwood_jax._plan.resampled import by_widths, inputs_of
 from dogwood_jax._plan.searching import searched_of
-from dogwood_jax._plan.shown import (
-    NeverLearns,
-    OpenNumbers,
-    Unshown,
-    first_shown,
-    fitting,
-    shown,
-    shown_by,
-)
+from dogwood_jax._plan.shown import first_shown, fitting, shown, shown_by
 from dogwood_jax._plan.silence import SEEN, heard, silenced
 from dogwood_jax._plan.sizes import target_in_sizes, ways_out, whole
 from dogwood_jax._widths.rules.registry import DRAWN
@@ -58,23 +51,48 @@ _NO_WAY = (
 )
 
 
+class _Tried(NamedTuple):
+    """What has become of a growth that was tried.
+
+    Attributes:
+        found: the growth; if it is not accepted, why it is refused.
+        rank: of refusals, the one with the largest rank is told: that of the first larger model,
+            for most samples, of the last proposal, of its first growth.
+    """
+
+    found: Growth | Refused
+    rank: tuple[int, ...]
+
+
 def decide(request: Request) -> Growth:
     """Returns the growth that is accepted.
 
     Raises:
-        ValueError: if none is, with all that speaks against the first proposal.
+        ValueError: if none is, with all that speaks against the one that is right for most samples.
     """
     structure = None if request.target is None else jax.tree.structure(request.target)
-    request = by_widths(request)
+    told: _Tried | None = None
+    for tried in _tried(by_widths(request)):
+        if isinstance(tried.found, Growth):
+            return replace(tried.found, structure=structure)
+        if told is None or tried.rank > told.rank:
+            told = tried
+    assert told is not None and isinstance(told.found, Refused)
+    raise told.found
+
+
+def _tried(request: Request) -> Iterator[_Tried]:
+    """Yields what becomes of one growth after the other."""
     if request.target is None and request.target_apply is not None:
-        target, sizes = target_in_sizes(request.widths, request.sizes)
+        problems: list[str] = []
+        target, sizes = target_in_sizes(request.widths, request.sizes, problems)
+        if problems:
+            yield _Tried(Refused(problems), (0,))
+            return
         request = replace(request, target=target, sizes=sizes)
-    return replace(_decided(request), structure=structure)
-
-
-def _decided(request: Request) -> Growth:
     if request.target is None:
-        return _with_larger(request, None)
+        yield from _tried_with(request, None)
+        return
     shapes = arrays_of(leaves_by_path(request.target))
     request = replace(request, widths=whole(request.families, request.widths, shapes))
     try:
@@ -91,101 +109,86 @@ def _decided(request: Request) -> Growth:
         if instead := [*itertools.chain(*its)]:
             raise Refused([*instead, *listed_in(str(error))]) from error
         raise
-    try:
-        return _with_larger(request, larger)
-    except ValueError:
-        for other in larger.others:
-            with suppress(ValueError):
-                return _with_larger(request, other)
-        raise
+    for number, one in enumerate(itertools.chain([larger], larger.others)):
+        for found, rank in _tried_with(request, one):
+            yield _Tried(found, (-number, *rank))
 
 
-def _with_larger(request: Request, larger: Larger | None) -> Growth:
-    """Returns the growth to the larger model, or by sizes if there is none.
-
-    Raises:
-        ValueError: if none is accepted, with what speaks against the one that is right for most
-            samples.
-    """
-    refused: ValueError | None = None
-    for proposal in draft(request, larger).proposals():
-        try:
-            return _proposed(request, proposal, larger)
-        except ValueError as error:
-            if refused is None or _samples(error) >= _samples(refused):
-                refused = error
-    assert refused is not None
+def _tried_with(request: Request, larger: Larger | None) -> Iterator[_Tried]:
+    """Yields what becomes of the growths to a larger model, or by sizes if there is none."""
+    proposal: Proposal | None = None
+    for number, found in enumerate(proposals(request, larger)):
+        if isinstance(found, Refused):
+            yield _Tried(found, (0, number, 0))
+            return
+        proposal = found
+        if not _is_claim(request, proposal):
+            its = _without_claim(request, proposal, larger)
+            yield _Tried(its, (0, number, 0))
+            continue
+        for turn, its in enumerate(_in_turn(request, proposal)):
+            if isinstance(its, Refused):
+                its = its.after([*_heard_of(proposal), *proposal.ways_out])
+            samples = its.samples if isinstance(its, Refused) else 0
+            yield _Tried(its, (samples, number, -turn))
     # In a multiple of the size, old units may keep their numbers; a router may choose as few.
-    grown = [change.width for change in proposal.growth.changes]
-    before, copies = proposal.asked.before, proposal.copies
-    if _is_claim(request, proposal) and (copies is not None or tables_of(before, grown)):
-        with suppress(ValueError):
-            return _by_own_numbers(request, proposal)
-    raise refused
+    if proposal is not None and _is_claim(request, proposal):
+        before, copies = proposal.asked.before, proposal.copies
+        grown = [change.width for change in proposal.growth.changes]
+        if copies is not None or tables_of(before, grown):
+            yield from _by_own_numbers(request, proposal)
 
 
-def _samples(error: ValueError) -> int:
-    return error.samples if isinstance(error, Refused) else 0
-
-
-def _proposed(request: Request, found: Proposal, larger: Larger | None) -> Growth:
-    """Returns the growth that is proposed, or one in which arrays make up for sizes."""
-    if not _is_claim(request, found):
-        return _without_claim(request, found, larger)
-    refused, widths, errors = None, found.growth.widths, list[Refused]()
-    for growth, programs in _in_turn(request, found, errors):
-        its = replace(found, growth=growth)
-        try:
-            return _accepted(request, its, programs)
-        except Unshown as unshown:
-            error: Refused = _contradiction(request, found, unshown)
-        except OpenNumbers as why:
-            raise why.after(found.ways_out) from why.__cause__
-        except Refused as why:
-            error = why.after(found.ways_out)
-            error.__cause__ = why.__cause__
-        except NothingFits as nothing:
-            if found.asked.larger.is_unlikely:
-                raise
-            another = [ANOTHER] if request.target_apply is None else []
-            error = Refused([*ways_out(request.families, found.asked), *another, nothing.said])
-            error.__cause__ = nothing
-        errors.append(error)
-        if refused is None or _samples(error) > _samples(refused):
-            refused = error
-    if refused is None:
-        need = (c for c in found.growth.changes if c.strategy.needs_recipe)
-        refused = Refused([*found.ways_out, *(only_under_a_norm(widths[c.width], c) for c in need)])
-    grown = [c.width for c in found.growth.changes if c.new > c.old and c.strategy.begins_exact]
-    reasons = [_HEARD.format(name) for name in heard(found.asked.before, grown)]
-    reasons += (f"{n}: {DRAWN}; {_NO_DRAWS}" for n in grown if DRAWN in widths[n].notes)
-    raise refused.after(reasons) from refused.__cause__
-
-
-def _by_own_numbers(request: Request, found: Proposal) -> Growth:
-    """Returns the growth by the network's own function in the new sizes, as by another function.
-
-    Raises:
-        ValueError: if there is none.
-    """
+def _by_own_numbers(request: Request, found: Proposal) -> Iterator[_Tried]:
+    """Yields what becomes of growths by the network's own function, as by another function."""
     widths = found.asked.widths
-    if request.target is not None or request.merge is not None or widths.network is None:
-        raise ValueError
-    apply = widths.network.apply
-    return decide(replace(request, widths=widths, sizes=found.asked.named, target_apply=apply))
+    if request.target is None and request.merge is None and widths.network is not None:
+        programs = Programs(found.growth, found.asked.before)
+        if not any(isinstance(one.own, Rejected) for one in programs):
+            apply, sizes = widths.network.apply, found.asked.named
+            own = replace(request, widths=widths, sizes=sizes, target_apply=apply)
+            yield from (_Tried(its.found, (-1,)) for its in _tried(own))
 
 
-def _in_turn(
-    request: Request, found: Proposal, errors: Sequence[Refused]
-) -> Iterator[tuple[Growth, Programs | None]]:
-    """Yields growths to evaluate, with the programs to compare.
+def _heard_of(found: Proposal) -> Iterator[str]:
+    """Yields of which widths outputs depend on new units, and along which numbers are drawn."""
+    changes = [c for c in found.growth.changes if c.new > c.old and c.strategy.begins_exact]
+    grown = [change.width for change in changes]
+    yield from map(_HEARD.format, heard(found.asked.before, grown))
+    notes = {name: found.growth.widths[name].notes for name in grown}
+    yield from (f"{name}: {DRAWN}; {_NO_DRAWS}" for name in grown if DRAWN in notes[name])
+
+
+def _in_turn(request: Request, found: Proposal) -> Iterator[Growth | Refused]:
+    """Yields what becomes of a growth that is to keep outputs, and of others in its place."""
+    refused, before, programs = list[Refused](), found.asked.before, None
+    if before.network is not None:
+        programs = Programs(found.growth, before, found.asked.larger.widths, request.target)
+    for growth in _growths_in_turn(request, found, programs, refused):
+        its = _evaluated(request, replace(found, growth=growth), programs)
+        yield its
+        if isinstance(its, Refused):
+            refused.append(its)
+            if its.then == "nothing":
+                return
+    if not refused:
+        widths, changes = found.growth.widths, found.growth.changes
+        need = (change for change in changes if change.strategy.needs_recipe)
+        yield Refused(only_under_a_norm(widths[change.width], change) for change in need)
+
+
+def _growths_in_turn(
+    request: Request, found: Proposal, programs: Programs | None, refused: Sequence[Refused]
+) -> Iterator[Growth]:
+    """Yields growths to evaluate.
 
     If the network computes with a size that changes, arrays that make up for it come first.
 
     Args:
         request: the arguments of ``plan``.
         found: the growth that programs propose.
-        errors: why those were refused that were yielded so far.
+        programs: the larger programs, or None if there is no function.
+        refused: why those were refused that were yielded so far.
     """
     growth, asked, before = found.growth, found.asked, found.asked.before
     changing = [c.width for c in growth.changes if c.new != c.old and request.check]
@@ -197,37 +200,28 @@ def _in_turn(
     told = (note for c in silent.changes for note in notes_of(silent.widths, c, is_seen=True))
     silent = replace(silent, notes=tuple(dict.fromkeys((*growth.notes, *told))))
     grows = [c for c in growth.changes if c.new > c.old and c.recipe is None]
-    programs = None
-    if before.network is not None:
-        programs = Programs(growth, before, asked.larger.widths, request.target)
     can_search = programs is not None and bool(grows) and found.copies is None
     can_search &= request.check and request.merge is None and not asked.larger.is_unlikely
 
-    def by_search() -> Iterator[tuple[Growth, Programs | None]]:
+    def by_search() -> Iterator[Growth]:
         assert programs is not None
         layers = tuple(map(in_silence, growth.insertions))
         ways = {way.widths: way for way in (growth, quiet, silent)}  # equal ones are one
         for way in reversed(ways.values()):
             begun = replace(way, insertions=layers)
-            every = any(map(_asks_for_others, errors))
+            every = any(one.then == "starts" for one in refused)
             for its in searched_of(
                 begun, asked.strategies, programs, request.families, every=every
             ):
-                yield replace(its, insertions=growth.insertions), programs
+                yield replace(its, insertions=growth.insertions)
 
     is_first = can_search and any(c.width in loud for c in grows)
     if is_first:
         yield from by_search()
     if not any(c.strategy.needs_recipe and c.recipe is None for c in grows):
-        yield silent, programs
-    if can_search and (not is_first or any(map(_asks_for_others, errors))):
+        yield silent
+    if can_search and (not is_first or any(one.then == "starts" for one in refused)):
         yield from by_search()
-
-
-def _asks_for_others(error: Refused) -> bool:
-    """Whether new entries should begin otherwise, although most samples do not show it."""
-    why = error.__cause__
-    return isinstance(error, NeverLearns) or (isinstance(why, Unshown) and why.is_seldom)
 
 
 def _is_claim(request: Request, found: Proposal) -> bool:
@@ -244,39 +238,38 @@ def _may_be_run(request: Request, found: Proposal) -> bool:
     return bool(changes) and is_closed and widths.network is not None
 
 
-def _without_claim(request: Request, found: Proposal, larger: Larger | None) -> Growth:
+def _without_claim(request: Request, found: Proposal, larger: Larger | None) -> Growth | Refused:
     """Returns a growth that need not keep outputs.
 
     New layers do nothing all the same, and copies compute what they copy.
     """
     way, network = _way_to_copy(request, found), found.asked.widths.network
+    if isinstance(way, Refused):
+        return way
     growth = _rescaled(request, found, in_way(found.growth, way))
-    depth, new = request.depth, growth.insertions
-    if new and (depth is None or depth.scaled):
-        plain = draft(replace(request, keep=None, merge=None, strategy=None), larger)
-        exact = next(plain.proposals())
-        exact = replace(exact, growth=in_way(exact.growth, without_noise(way)))
-        try:
-            silenced = next(_fillings(exact))
-        except NothingFits as nothing:
-            if depth is None:
-                raise
-            raise Refused([NO_STREAM]) from nothing
+    depth, new = request.depth, found.growth.insertions
+    if isinstance(growth, Growth) and new and (depth is None or depth.scaled):
+        plain = replace(request, keep=None, merge=None, strategy=None)
+        exact = next(proposals(plain, larger))
+        if isinstance(exact, Refused):
+            return exact
+        filled = _filled(replace(exact, growth=in_way(exact.growth, without_noise(way))))
+        if isinstance(filled, Refused):
+            return filled if depth is None else Refused([NO_STREAM])
+        silent = filled.insertions
         if depth is not None:
             assert found.asked.larger.widths is not None
             order = [leaf.path for leaf in found.asked.larger.widths.leaves]
-            silenced = scaled_insertions(new, silenced, order)
-        growth = replace(growth, insertions=silenced)
+            silent = scaled_insertions(new, silent, order)
+        growth = replace(growth, insertions=silent)
     is_own = request.target is None and network is not None and found.copies is None
-    return fitting(growth) if request.check and is_own and _may_be_run(request, found) else growth
+    if isinstance(growth, Growth) and request.check and is_own and _may_be_run(request, found):
+        return fitting(growth)
+    return growth
 
 
-def _rescaled(request: Request, found: Proposal, growth: Growth) -> Growth:
-    """Returns a growth in which the widths that are to keep outputs grow as they would alone.
-
-    Raises:
-        Refused: if they would not keep outputs alone.
-    """
+def _rescaled(request: Request, found: Proposal, growth: Growth) -> Growth | Refused:
+    """Returns a growth in which the widths that are to keep outputs grow as they would alone."""
     copied = found.copies.changes if found.copies else {}
     own = (c for c in growth.changes if c.new > c.old and c.width not in copied)
     exact = tuple(c for c in own if c.strategy.begins_exact)
@@ -291,79 +284,81 @@ def _rescaled(request: Request, found: Proposal, growth: Growth) -> Growth:
     for searched in searched_of(alone, found.asked.strategies, programs, request.families):
         changes = (searched.change.get(change.width, change) for change in growth.changes)
         return replace(growth, changes=tuple(changes), notes=searched.notes)
-    raise Refused(found.ways_out)
+    return Refused(found.ways_out)
 
 
-def _way_to_copy(request: Request, found: Proposal) -> Mapping[str, Change]:
+def _way_to_copy(request: Request, found: Proposal) -> Mapping[str, Change] | Refused:
     """Returns the changes of copied units that keep outputs where nothing else changes, by width.
 
-    Raises:
-        Refused: if no way to copy them is shown to keep outputs.
+    If no way to copy them is shown to keep outputs, it returns that.
     """
     copies = found.copies
     if copies is None:
         return {}
     for way in (copies.changes, *copies.others):
         alone = Growth(found.growth.widths, tuple(without_noise(way).values()))
-        with suppress(Unshown, ValueError):
-            programs = Programs(alone, found.asked.before)
-            shown(alone, programs, request.families, as_it_is=copies.as_it_is)
+        programs = Programs(alone, found.asked.before)
+        if isinstance(shown(alone, programs, request.families, as_it_is=copies.as_it_is), Growth):
             return way
-    raise Refused([*copies.unshown, f"{_NO_WAY}; {copies.way_out}"])
+    return Refused([*copies.unshown, f"{_NO_WAY}; {copies.way_out}"])
 
 
-def _accepted(request: Request, found: Proposal, programs: Programs | None) -> Growth:
-    """Returns a growth with what an evaluation has shown of it.
+def _evaluated(request: Request, found: Proposal, programs: Programs | None) -> Growth | Refused:
+    """Returns a growth with what an evaluation has shown of it, or why it is refused."""
+    asked, growth = found.asked, found.growth
+    is_larger_seen = asked.larger.widths is not None and asked.larger.widths.network is not None
+    if not request.check:
+        filled = _filled(found) if growth.insertions else growth
+        unchecked = Evidence(why_not="planned with check=False")
+        return filled if isinstance(filled, Refused) else replace(filled, evidence=unchecked)
+    if not is_larger_seen and programs is not None:
+        way_out = _way_out_of(request, found)
+        return shown(growth, programs, request.families, way_out=way_out)
+    if not is_larger_seen:
+        is_unknown = asked.widths.is_saved and growth.changes
+        return Refused([_NO_PROGRAM]) if is_unknown else growth
+    assert programs is not None
+    if not growth.insertions:
+        return shown_by(growth, programs, request.families)
+    fillings = _fillings(found)
 
-    Raises:
-        Unshown: if the network's own function takes the new sizes and computes something else.
-        Refused: if nothing shows that outputs stay.
-        NothingFits: if no filling of new layers leaves outputs as they are.
-    """
-    asked = found.asked
-    if not request.check or (asked.larger.widths is not None and asked.larger.widths.network):
-        return _evaluated(request, found, programs)
-    if programs is not None:
-        return shown(found.growth, programs, request.families)
-    if asked.widths.is_saved and found.growth.changes:
-        raise Refused([_NO_PROGRAM])
-    return found.growth
-
-
-def _evaluated(request: Request, found: Proposal, programs: Programs | None) -> Growth:
-    """Returns a growth with what the larger model's function has shown of it."""
-    growth = found.growth
-    if not found.keeps_outputs:
-        return growth
-    if not request.check or programs is None:
-        if growth.insertions:
-            growth = replace(growth, insertions=next(_fillings(found)))
-        return replace(growth, evidence=Evidence(why_not="planned with check=False"))
-
-    def show(insertions: tuple[Insertion, ...]) -> Growth:
+    def show(insertions: tuple[Insertion, ...]) -> Growth | Refused:
         return shown_by(replace(growth, insertions=insertions), programs, request.families)
 
-    return first_shown(show, _fillings(found)) if growth.insertions else show(())
+    its = first_shown(show, fillings)
+    is_any = isinstance(its, Growth) or its.problems
+    return its if is_any else _nothing_fits(request, found, fillings)
 
 
-def _fillings(found: Proposal) -> Iterator[tuple[Insertion, ...]]:
+def _fillings(found: Proposal) -> Fillings:
     larger = found.asked.larger
     assert larger.widths is not None
-    return fillings(found.growth, found.asked.before, larger.widths, quickly=larger.is_unlikely)
+    return Fillings(found.growth, found.asked.before, larger.widths, quickly=larger.is_unlikely)
 
 
-def _contradiction(request: Request, found: Proposal, unshown: Unshown) -> Refused:
+def _filled(found: Proposal) -> Growth | Refused:
+    """Returns a growth with the first filling of new layers that fits."""
+    fillings = _fillings(found)
+    first = next(iter(fillings), None)
+    if first is None:
+        return Refused([f"{UNSHOWN}: {fillings.why_none}"])
+    return replace(found.growth, insertions=first)
+
+
+def _nothing_fits(request: Request, found: Proposal, fillings: Fillings) -> Refused:
+    """Returns why no filling of new layers leaves outputs as they are."""
+    if found.asked.larger.is_unlikely:  # what speaks against likelier layers is told
+        return Refused([UNSHOWN], then="nothing")
+    another = [ANOTHER] if request.target_apply is None else []
+    why = f"{UNSHOWN}: {fillings.why_none}"
+    return Refused([*ways_out(request.families, found.asked), *another, why])
+
+
+def _way_out_of(request: Request, found: Proposal) -> str:
+    """Returns what may be done where the network itself computes something else."""
     if found.copies is not None:
-        way_out = found.copies.way_out
-    elif request.merge is not None:
-        way_out = NO_MERGE
-    elif request.target is not None:
-        way_out = ITS_OWN_NUMBERS
-    else:  # the network's own function has been asked with rescaled arrays already
-        way_out = ANOTHER
-    reasons = [f"{reason}; {way_out}" for reason in unshown.args]
-    its = Contradicted(reasons, unshown.samples)
-    if unshown.is_evaluated:
-        its = contradicted("in these sizes, the network itself", reasons, unshown.samples)
-    its.__cause__ = unshown
-    return its
+        return ""  # it is among all ways out
+    if request.merge is not None:
+        return NO_MERGE
+    # By size, the network's own function has been asked with rescaled arrays already.
+    return ANOTHER if request.target is None else ITS_OWN_NUMBERS

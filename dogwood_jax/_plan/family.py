@@ -8,6 +8,7 @@ that a family does not define does nothing.
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from dogwood_jax._base.problems import Refused
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._judge.choice import Choice
 from dogwood_jax._plan.asked import Asked
@@ -35,11 +36,10 @@ class Family:
         """Returns the changes of widths whose units are copied; None if there are none."""
         return None
 
-    def rewritten(self, growth: Growth, asked: Asked) -> Iterator[Growth]:
+    def rewritten(self, growth: Growth, asked: Asked) -> Iterator[Growth | Refused]:
         """Yields growths to try in the place of one that is refused.
 
-        Raises:
-            Refused: if there would be one, but for another argument of the caller.
+        If there would be one, but for another argument of the caller, it yields that.
         """
         yield from ()
 

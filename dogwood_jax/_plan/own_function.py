@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from dogwood_jax._base.described import first_line
-from dogwood_jax._base.problems import Refused, UnfitArrays
+from dogwood_jax._base.problems import UnfitArrays
 from dogwood_jax._base.trees import PyTree
 from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._judge.resize import CannotResize, in_sizes
@@ -45,28 +45,6 @@ ITS_OWN_NUMBERS = (
 )
 
 WITH_TARGET = "pass target=, the larger model, whose numbers are right"
-
-
-class Contradicted(Refused):
-    """A growth that a program speaks against, because it computes something else.
-
-    Attributes:
-        reasons: what is something else.
-    """
-
-    reasons: tuple[str, ...] = ()
-
-
-class NeedsMore(Refused):
-    """A growth for which the network's own function asks for more widths to grow along."""
-
-
-def contradicted(whose: str, problems: Sequence[str], samples: int = 0) -> Contradicted:
-    """Returns the error that says what a program computes instead, see ``Refused``."""
-    said = (f"{whose} computes something else: {what}" for what in problems[:3])
-    error = Contradicted(said, samples)
-    error.reasons = tuple(problems)
-    return error
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,17 @@
-"""The growths that programs propose, before they are evaluated: ``draft``."""
+"""The growths that programs propose, before they are evaluated: ``proposals``."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from dogwood_jax import strategies
 from dogwood_jax._base.problems import Refused
 from dogwood_jax._growth.growth import Change, Growth
 from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._plan.asked import Asked
 from dogwood_jax._plan.copies import Copies, in_way
-from dogwood_jax._plan.extensions import extensions
 from dogwood_jax._plan.larger import Larger
 from dogwood_jax._plan.notes import notes_of
+from dogwood_jax._plan.obstacles import refusals
 from dogwood_jax._plan.removals import removals
 from dogwood_jax._plan.request import Request
 from dogwood_jax._plan.sizes import asked_of, ways_out
@@ -42,95 +43,8 @@ class Proposal:
     ways_out: Sequence[str]
 
 
-@dataclass(frozen=True)
-class Draft:
-    """What all proposals for a request share.
-
-    Attributes:
-        request: what the caller asks for.
-        asked: the sizes that follow from it.
-        copies: units that are copied with all that belongs to them, or None.
-        is_compared: whether the larger model's program is compared with the network's.
-        problems: why there can be no proposal.
-    """
-
-    request: Request
-    asked: Asked
-    copies: Copies | None
-    is_compared: bool
-    problems: Sequence[str]
-
-    def proposals(self) -> Iterator[Proposal]:
-        """Yields growths in the order in which they are tried.
-
-        Raises:
-            Refused: if there is no further growth, with all reasons.
-        """
-        found = self._proposal()
-        yield found
-        for other in found.copies.others if found.copies else ():
-            yield replace(found, growth=in_way(found.growth, other))
-        for family in self.request.families if self.is_compared else ():
-            for growth in family.rewritten(found.growth, self.asked):
-                yield replace(found, growth=growth)
-
-    @property
-    def keeps_outputs(self) -> bool:
-        exact = all(one.begins_exact for one in self.asked.strategies.values())
-        return self.request.depth is None and exact
-
-    @property
-    def _sizes(self) -> dict[str, int]:
-        """New sizes of all widths but those whose units are copied."""
-        copied = self.copies.changes if self.copies else {}
-        return {name: size for name, size in self.asked.sizes.items() if name not in copied}
-
-    def _proposal(self) -> Proposal:
-        request, asked, copies = self.request, self.asked, self.copies or Copies({})
-        keep, merge, problems = request.keep or {}, request.merge or {}, [*self.problems]
-        widths, larger = asked.widths, asked.larger
-        extended = extensions(asked, self._sizes, request.interface)
-        problems += extended.refusals
-        changes = {**copies.changes, **extended.changes}
-        changes |= removals(widths, keep, merge, request.interface, [*changes], problems)
-        made = [change for name in widths if (change := changes.get(name)) if _is_any(change)]
-
-        notes = [*larger.notes, *(copies.notes if self.keeps_outputs else copies.unshown)]
-        for change in made:
-            notes += notes_of(widths, change, is_seen=self.is_compared)
-        if problems:
-            raise Refused([*ways_out(request.families, asked), *problems])
-        notes += self._further_notes(made)
-        growth = Growth(
-            widths,
-            tuple(made),
-            tuple(dict.fromkeys(notes)),
-            insertions=larger.insertions,
-        )
-        if misfits := [*_misfits(growth)]:
-            raise Refused(misfits)
-        others = [copies.way_out] if copies.changes else []
-        return Proposal(
-            growth,
-            asked,
-            self.keeps_outputs,
-            copies if copies.changes else None,
-            [*dict.fromkeys([*others, *asked.ways_out])],
-        )
-
-    def _further_notes(self, made: Sequence[Change]) -> Iterator[str]:
-        """Yields notes on copied heads, on new layers, and on how a larger model splits axes."""
-        asked, depth = self.asked, self.request.depth
-        yield from asked.notes
-        if depth is not None:
-            yield _changes_outputs(depth, asked.larger.insertions)
-        if asked.larger.widths is None:
-            sizes = {change.width: change.new for change in made}
-            yield from splits(asked.widths, sizes, every=self.request.target is not None)
-
-
-def draft(request: Request, larger: Larger | None) -> Draft:
-    """Returns what all proposals for a request share.
+def proposals(request: Request, larger: Larger | None) -> Iterator[Proposal | Refused]:
+    """Yields growths in the order in which they are tried, or why there are no further ones.
 
     Args:
         request: the arguments of ``plan``.
@@ -139,20 +53,81 @@ def draft(request: Request, larger: Larger | None) -> Draft:
     problems: list[str] = []
     asked = asked_of(request, larger, problems)
     widths, larger = asked.widths, asked.larger
+    keeps = request.depth is None and all(one.begins_exact for one in asked.strategies.values())
     found = (family.copies(asked) for family in request.families)
-    copies = next((one for one in found if one is not None), None)
-    problems += copies.problems if copies else ()
-    made = Draft(request, asked, copies, False, problems)
-    others = [name for name, size in made._sizes.items() if size != widths[name].size]
-    keeps = made.keeps_outputs and request.keep is None and request.merge is None
-    is_copied = copies is not None and bool(copies.changes)
-    is_compared = keeps and request.check and bool(others or not is_copied)
+    copies = next((one for one in found if one is not None), None) or Copies({})
+    sizes = {name: size for name, size in asked.sizes.items() if name not in copies.changes}
+    others = any(size != widths[name].size for name, size in sizes.items())
+    is_compared = keeps and request.check and request.keep is None and request.merge is None
+    is_compared &= others or not copies.changes
     is_compared &= larger.widths is not None and not larger.insertions
-    if not is_compared and request.check and not problems:
+    problems += copies.problems
+    if request.check and not (is_compared or problems):
         problems += asked.alone
-    if copies and copies.others and not request.check:
+    if copies.others and not request.check:
         problems.append(_WHICH_COPIES)
-    return replace(made, is_compared=is_compared)
+    made = _changes(request, asked, copies, sizes, problems)
+    if problems:
+        yield Refused([*ways_out(request.families, asked), *problems])
+        return
+    notes = [*larger.notes, *(copies.notes if keeps else copies.unshown)]
+    for change in made:
+        notes += notes_of(widths, change, is_seen=is_compared)
+    notes += _further_notes(request, asked, made)
+    noted = tuple(dict.fromkeys(notes))
+    growth = Growth(widths, made, noted, insertions=larger.insertions)
+    if misfits := [*_misfits(growth)]:
+        yield Refused(misfits)
+        return
+    out = [copies.way_out] * bool(copies.changes)
+    copied = copies if copies.changes else None
+    first = Proposal(growth, asked, keeps, copied, [*dict.fromkeys([*out, *asked.ways_out])])
+    yield first
+    for other in copies.others if copied else ():
+        yield replace(first, growth=in_way(growth, other))
+    for family in request.families if is_compared else ():
+        for its in family.rewritten(growth, asked):
+            yield its if isinstance(its, Refused) else replace(first, growth=its)
+
+
+def _changes(
+    request: Request,
+    asked: Asked,
+    copies: Copies,
+    sizes: Mapping[str, int],
+    problems: list[str],
+) -> tuple[Change, ...]:
+    """Returns how widths change, in their order.
+
+    Args:
+        request: the arguments of ``plan``.
+        asked: the sizes that follow from it.
+        copies: units that are copied.
+        sizes: new sizes of the other widths.
+        problems: takes why some cannot change.
+    """
+    widths, changes = asked.widths, {**copies.changes}
+    for name, width in widths.items():
+        new = sizes.get(name, width.size)
+        if new != width.size:
+            strategy = asked.strategies.get(name) or strategies.zero_outgoing()
+            sources = strategy.sources(width.size, new)
+            changes[name] = Change(name, width.size, new, strategy, sources)
+            if strategy.method is None:
+                problems += refusals(width, changes[name], request.interface)
+    keep, merge = request.keep or {}, request.merge or {}
+    changes |= removals(widths, keep, merge, request.interface, [*changes], problems)
+    return tuple(changes[name] for name in widths if name in changes and _is_any(changes[name]))
+
+
+def _further_notes(request: Request, asked: Asked, made: Sequence[Change]) -> Iterator[str]:
+    """Yields notes on copied heads, on new layers, and on how a larger model splits axes."""
+    yield from asked.notes
+    if request.depth is not None:
+        yield _changes_outputs(request.depth, asked.larger.insertions)
+    if asked.larger.widths is None:
+        sizes = {change.width: change.new for change in made}
+        yield from splits(asked.widths, sizes, every=request.target is not None)
 
 
 def _is_any(change: Change) -> bool:

@@ -4,7 +4,6 @@
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from math import isnan
 from types import MappingProxyType
@@ -28,10 +27,7 @@ from dogwood_jax._plan.own_function import (
     KNOWS_SIZES,
     NUMBERS_STAY,
     WITH_TARGET,
-    Contradicted,
-    NeedsMore,
     Rejected,
-    contradicted,
     other_splits,
     says_sizes,
 )
@@ -47,67 +43,43 @@ _MOST_PROBLEMS = 5  # that are listed of fillings
 _NOT_EVALUATED = "the programs cannot be evaluated, so nothing shows that outputs stay: {}"
 
 
-class Unshown(Exception):
-    """The network's own function computes something else in the new sizes, or is not evaluated.
-
-    Attributes:
-        is_evaluated: whether it was evaluated.
-        samples: see ``Refused``.
-        is_seldom: whether numbers differ in some samples only, as where units are compared.
-    """
-
-    def __init__(self, problems: Sequence[str], verdict: Verdict | None = None) -> None:
-        super().__init__(*problems)
-        self.is_evaluated = verdict is not None
-        self.samples = 0 if verdict is None else verdict.samples
-        found = None if verdict is None else verdict.difference
-        self.is_seldom = self.samples > 1 and found is not None and np.isfinite(found.new)
-
-
-class OpenNumbers(Refused):
-    """Numbers of a program that may follow from a size, and no function tells whether they do."""
-
-
-class NeverLearns(Refused):
-    """A growth whose new units get no gradient, or one that is not finite."""
-
-
-class UnfitFilling(Refused):
-    """A growth with new layers in which something is not finite, or which would never learn."""
+# What was evaluated, or why it could not be.
+_Judged = tuple[Verdict, Evidence] | CannotShrink | CannotResize
 
 
 def first_shown(
-    show: Callable[[tuple[Insertion, ...]], Growth], fillings: Iterable[tuple[Insertion, ...]]
-) -> Growth:
+    show: Callable[[tuple[Insertion, ...]], Growth | Refused],
+    fillings: Iterable[tuple[Insertion, ...]],
+) -> Growth | Refused:
     """Returns the growth by the first filling of new layers that is shown.
 
     Args:
-        show: returns the growth by a filling with what was shown of it, or raises.
+        show: returns the growth by a filling with what was shown of it, or why it is refused.
         fillings: what is filled into new layers, the best filling first.
 
-    Raises:
-        ValueError: if none is shown, with what speaks against the first.
+    Returns:
+        The growth; if none is shown, what speaks against the first.
     """
     first, others = None, list[str]()
     for filling in fillings:
-        try:
-            return show(filling)
-        except (UnfitFilling, Contradicted) as error:
-            first, (why, *_) = first or error, error.problems
-            if why not in (first.problems[0], *others) and len(others) < _MOST_PROBLEMS:
-                filled = (i.path for i in filling if i.fill in ("constant", "identity"))
-                paths = (path for _, path in merged(("", path) for path in filled))
-                others.append(f"{', '.join(paths)} filled instead: {why}")
-    if first is None or isinstance(first, Contradicted):
-        raise first or Refused([])
-    raise Refused([*first.problems, *others])
+        found = show(filling)
+        if isinstance(found, Growth) or not (found.differences or found.then == "fillings"):
+            return found
+        first, (why, *_) = first or found, found.problems
+        if why not in (first.problems[0], *others) and len(others) < _MOST_PROBLEMS:
+            filled = (i.path for i in filling if i.fill in ("constant", "identity"))
+            paths = (path for _, path in merged(("", path) for path in filled))
+            others.append(f"{', '.join(paths)} filled instead: {why}")
+    if first is None or first.then != "fillings":
+        return first or Refused([])
+    return Refused([*first.problems, *others])
 
 
 def shown_by(
     growth: Growth,
     programs: Programs,
     families: Sequence[Family] = (),
-) -> Growth:
+) -> Growth | Refused:
     """Returns a growth with what the larger model's own program has shown of it.
 
     Args:
@@ -115,24 +87,24 @@ def shown_by(
         programs: the program, see ``Programs``.
         families: see ``Family``.
 
-    Raises:
-        ValueError: if the larger model computes something else, or nothing shows that it does not.
+    Returns:
+        The growth, or why it is refused: the larger model computes something else, or nothing shows
+        that it does not.
     """
     one = next(iter(programs))
-    few, its = one.of(growth), one.its
-    try:
-        verdict, evidence = _judged(few, its, families, as_it_is=True)
-    except OtherTable as error:
-        raise contradicted("the larger model", [str(error)]) from error
-    except (CannotShrink, CannotResize) as error:
-        raise Refused([_NOT_EVALUATED.format(error)]) from error
-    if not verdict.is_shown:
-        if growth.insertions and verdict.is_unfit:
-            raise UnfitFilling(reasons(verdict, ""))
-        _check_gradients(verdict)
-        raise contradicted("the larger model", [*reasons(verdict)], verdict.samples)
-    notes = (*growth.notes, *map(_ROUNDING.format, verdict.rounding))
-    return replace(growth, notes=notes, evidence=evidence)
+    judged = _judged(one.of(growth), one.its, families, as_it_is=True)
+    if isinstance(judged, OtherTable):
+        return _contradicted("the larger model", [str(judged)])
+    if isinstance(judged, ValueError):
+        return Refused([_NOT_EVALUATED.format(judged)])
+    verdict, evidence = judged
+    if verdict.is_shown:
+        notes = (*growth.notes, *map(_ROUNDING.format, verdict.rounding))
+        return replace(growth, notes=notes, evidence=evidence)
+    if growth.insertions and verdict.is_unfit:
+        return Refused(reasons(verdict, ""), then="fillings")
+    said = [*reasons(verdict)]
+    return _never_learns(verdict) or _contradicted("the larger model", said, verdict.samples)
 
 
 def what_shows(
@@ -157,24 +129,18 @@ def what_shows(
         families: see ``Family``.
         notes: what is said where outputs stay.
     """
-    found = list[tuple[int, Growth]]()
+    refused = list[tuple[int, Growth]]()
     for growth in growths:
         exact = _claiming(growth, True, notes)
-        problems: Sequence[str]
-        try:
-            programs = Programs(exact, network, larger, target)
-            return (shown if larger is None else shown_by)(exact, programs, families)
-        except Unshown as unshown:
-            problems, is_evaluated, samples = unshown.args, unshown.is_evaluated, unshown.samples
-        except Contradicted as error:
-            problems, is_evaluated, samples = error.reasons, True, error.samples
-        except Refused as error:
-            problems, is_evaluated, samples = error.problems, False, 0
-        evidence = None if is_evaluated else Evidence(why_not="; ".join(problems))
-        texts = [f"outputs change: {problem}" for problem in problems] if is_evaluated else []
+        programs = Programs(exact, network, larger, target)
+        found = (shown if larger is None else shown_by)(exact, programs, families)
+        if isinstance(found, Growth):
+            return found
+        texts = [f"outputs change: {difference}" for difference in found.differences]
+        evidence = None if texts else Evidence(why_not="; ".join(found.problems))
         unknown = _claiming(growth, False, (*growth.notes, *texts))
-        found.append((samples, replace(unknown, evidence=evidence)))
-    return max(found, key=lambda pair: pair[0])[1]
+        refused.append((found.samples, replace(unknown, evidence=evidence)))
+    return max(refused, key=lambda pair: pair[0])[1]
 
 
 def _claiming(growth: Growth, is_exact: bool, notes: Sequence[str]) -> Growth:
@@ -191,7 +157,8 @@ def shown(
     families: Sequence[Family] = (),
     *,
     as_it_is: bool = False,
-) -> Growth:
+    way_out: str = "",
+) -> Growth | Refused:
     """Returns a growth with what was shown of it, where the larger model's function is not given.
 
     Args:
@@ -199,49 +166,51 @@ def shown(
         programs: the programs, see ``Programs``.
         families: see ``Family``.
         as_it_is: whether the larger program chooses experts as it does, see ``Family.choices``.
+        way_out: what may be done where the network's own function computes something else.
 
-    Raises:
-        Unshown: if the network's own function takes the new sizes and computes something else.
-        ValueError: if nothing shows that outputs stay.
+    Returns:
+        The growth, or why it is refused: the network's own function computes something else in
+        these sizes, or nothing shows that outputs stay.
     """
-    unshown, few, own = Unshown(()), growth, None
+    refused, few, own = Refused([]), growth, None
     target = programs.target
     for one in programs:
         few, own = one.of(growth), one.own
         if isinstance(own, Rejected):
-            _check(few, own, target)
+            if problem := _rejected(few, own, target):
+                return Refused([problem])
             break
-        try:
-            verdict, evidence = _judged(few, one.its, families, as_it_is=as_it_is)
-        except OtherTable as error:
-            raise Unshown([str(error)], Verdict()) from error
-        except (CannotShrink, CannotResize) as error:
-            unshown = Unshown([_NOT_EVALUATED.format(error)])
+        judged = _judged(few, one.its, families, as_it_is=as_it_is)
+        if isinstance(judged, OtherTable):
+            return _itself([str(judged)], way_out, Verdict())
+        if isinstance(judged, ValueError):
+            refused = Refused([_with(_NOT_EVALUATED.format(judged), way_out)])
             continue
+        verdict, evidence = judged
         if verdict.is_shown:
-            rounding = map(_ROUNDING.format, verdict.rounding)
-            notes = (*growth.notes, *rounding)
+            notes = (*growth.notes, *map(_ROUNDING.format, verdict.rounding))
             if isinstance(own, Program) and any(scales_of_sums(few, _traced(few), own)):
                 notes += (*dict.fromkeys(scales_of_sums(growth, _traced(growth), own)),)
             return replace(growth, notes=notes, evidence=evidence)
-        _check_gradients(verdict)
-        unshown = Unshown([*reasons(verdict)], verdict)
+        if (never := _never_learns(verdict)) is not None:
+            return never
+        refused = _itself([*reasons(verdict)], way_out, verdict)
     notes = ()
     if isinstance(own, Program):
         if not (notes := _other_splits(few, own)):
-            raise unshown
+            return refused
     else:
         few = programs.written_again.of(growth)
-    try:
-        evidence = _rewritten(few, target, families, is_known=isinstance(own, Program))
-    except (CannotShrink, CannotResize) as error:
-        if isinstance(own, Program):
-            raise unshown from error
-        raise Refused([_NOT_EVALUATED.format(error)]) from error
+    found = _rewritten(few, families, is_known=isinstance(own, Program))
+    if isinstance(found, CannotShrink | CannotResize):
+        is_told = isinstance(own, Program)
+        return refused if is_told else Refused([_NOT_EVALUATED.format(found)])
+    if isinstance(found, Refused):
+        return found
     if isinstance(own, Rejected):
-        evidence = replace(evidence, assumes=NUMBERS_STAY)
+        found = replace(found, assumes=NUMBERS_STAY)
         notes = (KNOWS_SIZES,) * (target is None and not own.is_checked)
-    return replace(growth, notes=(*growth.notes, *notes), evidence=evidence)
+    return replace(growth, notes=(*growth.notes, *notes), evidence=found)
 
 
 def _other_splits(growth: Growth, own: Program) -> tuple[str, ...]:
@@ -253,48 +222,47 @@ def _other_splits(growth: Growth, own: Program) -> tuple[str, ...]:
 
 
 def _rewritten(
-    growth: Growth, target: PyTree, families: Sequence[Family], *, is_known: bool
-) -> Evidence:
+    growth: Growth, families: Sequence[Family], *, is_known: bool
+) -> Evidence | Refused | CannotShrink | CannotResize:
     """Returns what the network's program shows, written again in the new sizes.
 
     Args:
         growth: the growth.
-        target: the larger model's variables, or None.
         families: see ``Family``.
         is_known: whether numbers are known to stay what they are.
 
-    Raises:
-        Refused: if outputs change, or nothing shows that they stay.
-        CannotShrink, CannotResize: if it cannot be evaluated.
+    Returns:
+        The evidence; or why the growth is refused, or the program cannot be evaluated.
     """
-    traced = _traced(growth)
-    verdict, evidence = _judged(growth, None, families)
+    judged = _judged(growth, None, families)
+    if isinstance(judged, ValueError):
+        return judged
+    verdict, evidence = judged
     if not verdict.is_shown:
-        _check_gradients(verdict)
-        raise contradicted("in these sizes, the network", [*reasons(verdict)], verdict.samples)
-    if not is_known and (tables := tables_of(growth.widths, growth.change)):
-        raise OpenNumbers(tables)
-    if not is_known and (open_numbers := numbers_of_sizes(growth, traced)):
+        whose, said = "in these sizes, the network", [*reasons(verdict)]
+        return _never_learns(verdict) or _contradicted(whose, said, verdict.samples)
+    if is_known:
+        return evidence
+    if tables := tables_of(growth.widths, growth.change):
+        return Refused(tables, then="nothing")
+    if open_numbers := numbers_of_sizes(growth, _traced(growth)):
         moved = {step: number.ratio for step, number in open_numbers.items()}
-        with suppress(CannotShrink, CannotResize):
-            verdict, _ = _judged(growth, None, families, moved)
-        if not verdict.is_shown:
-            raise OpenNumbers(str(number) for number in open_numbers.values())
+        again = _judged(growth, None, families, moved)
+        if not isinstance(again, ValueError) and not again[0].is_shown:
+            return Refused(map(str, open_numbers.values()), then="nothing")
     return evidence
 
 
-def fitting(growth: Growth) -> Growth:
+def fitting(growth: Growth) -> Growth | Refused:
     """Returns a growth that need not keep outputs, if the network's own function takes its arrays.
 
     A function that knows its sizes need not take them. A note says so.
-
-    Raises:
-        ValueError: if the function does not take the new sizes, and should.
     """
     one = next(iter(Programs(growth, growth.widths)))
     if not isinstance(own := one.own, Rejected):
         return growth
-    _check(growth, own, None)
+    if problem := _rejected(growth, own, None):
+        return Refused([problem])
     if own.is_checked:
         return growth
     return replace(growth, notes=(*growth.notes, KNOWS_SIZES))
@@ -313,8 +281,8 @@ def _judged(
     numbers: Mapping[Key, float] = MappingProxyType({}),
     *,
     as_it_is: bool = False,
-) -> tuple[Verdict, Evidence]:
-    """Returns the verdict on a growth, and what was evaluated.
+) -> _Judged:
+    """Returns the verdict on a growth, and what was evaluated; or why nothing can be.
 
     Args:
         growth: the growth.
@@ -322,33 +290,31 @@ def _judged(
         families: see ``Family``.
         numbers: there, what numbers are multiplied by, see ``in_sizes``.
         as_it_is: whether the larger program chooses experts as it does, see ``Family.choices``.
-
-    Raises:
-        CannotShrink, CannotResize: if the programs cannot be evaluated.
     """
-    found: list[tuple[Verdict, Evidence]] = []
-    problem: CannotShrink | CannotResize | None = None
+    found, problems = list[tuple[Verdict, Evidence]](), list[CannotShrink | CannotResize]()
     ways = [way for one in families for way in one.choices(growth, its, as_it_is=as_it_is)]
     for choices in ways or [()]:
-        try:
-            found.append(_verdict_on(growth, LargerProgram(its, numbers, choices)))
-        except (CannotShrink, CannotResize) as error:
-            problem = problem or error
+        judged = _verdict_on(growth, LargerProgram(its, numbers, choices))
+        if isinstance(judged, ValueError):
+            problems.append(judged)
+        elif judged[0].is_shown:
+            return judged
         else:
-            if found[-1][0].is_shown:
-                return found[-1]
-    if not found and problem is not None:
-        raise problem
-    return max(found, key=lambda pair: pair[0].samples)  # the one that is equal for longest
+            found.append(judged)
+    # The one that is equal for longest.
+    return max(found, key=lambda pair: pair[0].samples) if found else problems[0]
 
 
-def _verdict_on(growth: Growth, larger: LargerProgram) -> tuple[Verdict, Evidence]:
+def _verdict_on(growth: Growth, larger: LargerProgram) -> _Judged:
     traced = _traced(growth)
-    case = claim(growth, traced, larger)
-    verdict = judge(case)
-    if not verdict.is_shown and case.is_twin and is_bearable(traced):
-        case = claim(growth, traced, larger, in_own_sizes=True)  # a table may end in the twin
+    try:
+        case = claim(growth, traced, larger)
         verdict = judge(case)
+        if not verdict.is_shown and case.is_twin and is_bearable(traced):
+            case = claim(growth, traced, larger, in_own_sizes=True)  # a table may end in the twin
+            verdict = judge(case)
+    except (CannotShrink, CannotResize) as error:
+        return error
     sizes = tuple((c.width, c.old, c.new) for c in case.growth.changes)
     return verdict, Evidence(verdict.samples, sizes, verdict.largest, verdict.unseen)
 
@@ -377,30 +343,50 @@ def reasons(verdict: Verdict, way_out: str = _COPIES) -> Iterator[str]:
         yield f"{spot(path, ())}: no sample shows that it stays"
 
 
-def _check_gradients(verdict: Verdict) -> None:
-    """Raises if nothing but gradients speaks against a growth."""
+def _never_learns(verdict: Verdict) -> Refused | None:
+    """Returns why a growth is refused if nothing but gradients speaks against it."""
     if verdict.gradients and not (verdict.difference or verdict.problem or verdict.unshown):
-        raise NeverLearns([verdict.gradients], verdict.samples)
+        return Refused([verdict.gradients], verdict.samples, then="starts")
+    return None
+
+
+def _contradicted(whose: str, differences: Sequence[str], samples: int = 0) -> Refused:
+    """Returns what a program computes instead, see ``Refused``."""
+    said = (f"{whose} computes something else: {what}" for what in differences[:3])
+    return Refused(said, samples, differences)
+
+
+def _itself(differences: Sequence[str], way_out: str, verdict: Verdict) -> Refused:
+    """Returns what the network's own function computes instead, and what may be done."""
+    found = verdict.difference
+    # Where only some samples differ, as where units are compared, other new entries may do.
+    is_seldom = verdict.samples > 1 and found is not None and np.isfinite(found.new)
+    its = "in these sizes, the network itself computes something else: "
+    said = (f"{its}{_with(difference, way_out)}" for difference in differences[:3])
+    return Refused(said, verdict.samples, differences, "starts" if is_seldom else "")
+
+
+def _with(problem: str, way_out: str) -> str:
+    return f"{problem}; {way_out}" if way_out else problem
 
 
 def _number(number: complex) -> str:
     return f"{number.real:.9g}" if not number.imag else f"{number:.9g}"
 
 
-def _check(growth: Growth, own: Rejected, target: PyTree) -> None:
-    """Raises if the network's own function does not take the new sizes, and should."""
+def _rejected(growth: Growth, own: Rejected, target: PyTree) -> str | None:
+    """Returns what is wrong if the network's own function should take the new sizes."""
     network = growth.widths.network
     assert network is not None
     if own.follows_shapes:
-        problem = (
+        return (
             "the network's own function follows the shapes of its arrays but does not take "
             f"these: {own.reason}; grow more widths along, or pass target= and target_apply="
         )
-        raise NeedsMore([problem])
     if target is None and says_numbers(network.variables):
         if not says_sizes(growth.widths, growth.sizes):  # a number of theirs may be half a size
-            problem = (
+            return (
                 "the network's own function does not take its modules in these sizes: "
                 f"{own.reason}; {WITH_TARGET}"
             )
-            raise Refused([problem])
+    return None

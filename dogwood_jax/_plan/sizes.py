@@ -8,7 +8,6 @@ from math import prod
 from typing import Any
 
 from dogwood_jax._base.arguments import is_integer
-from dogwood_jax._base.problems import Refused
 from dogwood_jax._base.trees import PyTree
 from dogwood_jax._modules.resizing import Resizing
 from dogwood_jax._plan.asked import Asked
@@ -143,28 +142,28 @@ def _meets_numbers(asked: Asked) -> bool:
     return bool(tables_of(asked.before, [n for n in sizes if sizes[n] > widths[n].size]))
 
 
-def target_in_sizes(widths: Widths, sizes: Mapping[Any, int]) -> tuple[PyTree, Mapping[str, int]]:
+def target_in_sizes(
+    widths: Widths, sizes: Mapping[Any, int], problems: list[str]
+) -> tuple[PyTree, Mapping[str, int]]:
     """Returns the network's variables in other sizes, to be a target, and the sizes of all widths.
 
     Args:
         widths: the widths of the network.
         sizes: new sizes by name of the width, or by place.
+        problems: takes what is wrong: sizes are of no widths or below today's, or modules among
+            the variables hold numbers that are not known in these sizes.
 
     Raises:
-        ValueError: if the network is not at hand, sizes are of no widths or below today's, or
-            modules among the variables hold numbers that are not known in these sizes.
+        ValueError: if the network is not at hand.
     """
     if widths.network is None:
         raise ValueError(NOT_AT_HAND)
-    problems: list[str] = []
     named = named_sizes(widths, sizes, problems)
     for name, size in named.items():
         problems += fewer(widths[name], size)
     resizing = Resizing(widths.leaves, named)
     target = resizing.resized(widths.network.variables)
     problems += (f"{problem}; {WITH_TARGET}" for problem in resizing.problems)
-    if problems:
-        raise Refused(problems)
     return target, widths.sizes | named
 
 

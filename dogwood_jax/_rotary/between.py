@@ -23,18 +23,19 @@ from dogwood_jax.strategies import Strategy
 class Rotary(Family):
     """New units between old ones, where old units have other numbers otherwise."""
 
-    def rewritten(self, growth: Growth, asked: Asked) -> Iterator[Growth]:
+    def rewritten(self, growth: Growth, asked: Asked) -> Iterator[Growth | Refused]:
         if any(facts.inside for _, facts in growth.widths.facts):  # old units lie elsewhere
             return
         changes = [change for change in growth.changes if _may_lie_between(growth, change, asked)]
         if not changes:
             return
         if copied := [change for change in changes if change.sources is not None]:
-            raise Refused(
+            yield Refused(
                 f"{change.width}: in the larger model, old units keep their numbers with new "
                 f"units between them, but strategies.{change.strategy}() copies units"
                 for change in copied
             )
+            return
         between = _Between({change.width: change.new // change.old for change in changes})
         widths = silenced(growth.widths, between.times, asked.before)
         yield replace(
