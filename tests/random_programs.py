@@ -1380,7 +1380,8 @@ def judge(
             p = weights(program, program.shapes(program.sizes), seed)
             how: dict[str, Any] = {"key": jax.random.key(seed)}
             if request.fresh:
-                big = {name: growth.shapes[name] for name in program.used}
+                shapes = growth.shapes | {i.path: i.shape for i in growth.insertions}
+                big = {name: shapes[name] for name in program.used}
                 how = {"fresh": weights(program, big, seed + 7, free=True)}
             if COMPILED:
                 grown = dw.grow(p, growth, **how)

@@ -568,6 +568,17 @@ def test_fresh_arrays_are_read_where_old_ones_go():
     np.testing.assert_allclose(large.apply(grown, x), small.apply(variables, x), rtol=1e-5)
 
 
+def test_fresh_stacks_have_the_new_layers():
+    def apply(params, x):
+        return jax.lax.scan(lambda x, w: (x + jnp.tanh(x @ w), None), x, params["layers"])[0]
+
+    small, large = ({"layers": jnp.ones((layers, 3, 3))} for layers in (2, 4))
+    growth = dw.plan(dw.trace(apply, small, jnp.ones((1, 3))), target=large, target_apply=apply)
+    assert dw.grow(small, growth, fresh=large)["layers"].shape == (4, 3, 3)
+    with pytest.raises(ValueError, match=r"layers: has shape \(2, 3, 3\) in fresh, but grows to"):
+        dw.grow(small, growth, fresh=small)
+
+
 class Decoder(nn.Module):
     """Flax numbers its layers through all blocks, so more blocks rename what comes after them."""
 

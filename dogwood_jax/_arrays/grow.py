@@ -253,8 +253,14 @@ def _grow_and_insert(
         gone = {path for path in leaves if growth.renamed(path) is None}
         needed = {i.path for i in growth.insertions}
         needed |= {growth.place(path) for path in leaves if path not in gone}
-        if missing := [f"{path}: not in fresh" for path in sorted(needed - larger.keys())]:
-            raise ValueError(listed("cannot grow these variables", missing))
+        problems = [f"{path}: not in fresh" for path in sorted(needed - larger.keys())]
+        problems += [
+            f"{i.path}: has shape {jnp.shape(larger[i.path])} in fresh, but grows to {i.shape}"
+            for i in growth.insertions
+            if i.path in larger and jnp.shape(larger[i.path]) != i.shape
+        ]
+        if problems:
+            raise ValueError(listed("cannot grow these variables", problems))
         new = dict(larger)  # by old paths, each of which may be another array's new one
         for insertion in growth.insertions:
             if insertion.old is not None:
