@@ -143,8 +143,8 @@ def _by_own_numbers(request: Request, found: Proposal) -> Iterator[_Tried]:
     """Yields what becomes of growths by the network's own function, as by another function."""
     widths = found.asked.widths
     if request.target is None and request.merge is None and widths.network is not None:
-        programs = Programs(found.growth, found.asked.before)
-        if not any(isinstance(one.own, Rejected) for one in programs):
+        compared = Programs(found.growth, found.asked.before).compared
+        if not isinstance(compared.own, Rejected):
             apply, sizes = widths.network.apply, found.asked.named
             own = replace(request, widths=widths, sizes=sizes, target_apply=apply)
             yield from (_Tried(its.found, (-1,)) for its in _tried(own))

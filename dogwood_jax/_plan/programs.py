@@ -1,11 +1,10 @@
-"""The larger programs that growths of the same sizes are compared with: ``Programs``.
+"""The larger program that growths of the same sizes are compared with: ``Programs``.
 
 The larger program is the larger model's own, if there is one. Else it is that of the network's own
 function in the new sizes, if it takes them. Else, as for a module whose config states sizes, it is
 the network's program written again in the new sizes.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -55,7 +54,7 @@ class Compared:
 
 
 class Programs:
-    """The larger programs that growths of the same sizes are compared with, each read once.
+    """The larger program that growths of the same sizes are compared with.
 
     Args:
         growth: one of the growths.
@@ -70,50 +69,34 @@ class Programs:
         self.widths = replace(growth.widths, network=network.network)
         self.sizes, self.target, self.larger = growth.sizes, target, larger
         self.network = network
-        self._known: list[Compared] = []
-        self._left = self._read()
 
     @cached_property
     def fewer(self) -> FewerLayers | None:
         """The layers that stand for all."""
         return fewer_layers(self.widths, self.sizes)
 
-    def __iter__(self) -> Iterator[Compared]:
-        """Yields programs in the order in which they are tried.
-
-        If the network's own function does not take these sizes, the last one is why.
-        """
-        place = 0
-        while True:
-            if place == len(self._known):
-                if (found := next(self._left, None)) is None:
-                    return
-                self._known.append(found)
-            yield self._known[place]
-            place += 1
+    @cached_property
+    def compared(self) -> Compared:
+        """The larger model's program, or that of the network's own function in the new sizes."""
+        widths, fewer = self.widths, self.fewer
+        if self.larger is not None:
+            return self._with_larger(self.larger)
+        if fewer is not None:
+            own = own_program(fewer.read, self.sizes, self.target, fewer.cut)
+            is_like = isinstance(own, Program) and fewer.is_like_all(own, self.sizes)
+            if is_like and (called := fewer.called(own)) is not None:  # type: ignore[arg-type]
+                return Compared(fewer.read, called)
+        own = own_program(widths, self.sizes, self.target)
+        few = None if fewer is None or isinstance(own, Rejected) else fewer.of(own)
+        if fewer is not None and few is not None:
+            return Compared(fewer.read, few)
+        return Compared(widths, own)
 
     @property
     def written_again(self) -> Compared:
         """The network's program, to be written again in the new sizes."""
         widths = self.widths if self.fewer is None else self.fewer.read
         return Compared(widths, None)
-
-    def _read(self) -> Iterator[Compared]:
-        if self.larger is not None:
-            yield self._with_larger(self.larger)
-            return
-        widths, sizes, target, fewer = self.widths, self.sizes, self.target, self.fewer
-        if fewer is not None:
-            own = own_program(fewer.read, sizes, target, fewer.cut)
-            is_like = isinstance(own, Program) and fewer.is_like_all(own, sizes)
-            if is_like and (called := fewer.called(own)) is not None:  # type: ignore[arg-type]
-                yield Compared(fewer.read, called)
-        own = own_program(widths, sizes, target)
-        few = None if fewer is None or isinstance(own, Rejected) else fewer.of(own)
-        if fewer is not None and few is not None:
-            yield Compared(fewer.read, few)
-            return
-        yield Compared(widths, own)
 
     def _with_larger(self, larger: Widths) -> Compared:
         """Returns some layers of both networks; or all layers."""

@@ -50,27 +50,23 @@ def searched_of(
     open_names = {*heard(programs.network, names), *chosen}
     known = silenced(network, names, programs.network)
     open_names |= {name for name in names if every or known[name] != growth.widths[name]}
-    for one in programs:
-        compared = one
-        if isinstance(one.own, Rejected):
-            compared = programs.written_again
-        few = compared.of(growth)
-        cases = [*_cases(few, compared, families)]
-        for case in cases:
-            for found in searched(few, case, chosen, alike, open_names):
-                changes = found.changes
-                if programs.fewer is not None and compared.widths is not programs.widths:
-                    by_name = {change.width: change for change in changes}
-                    changes = tuple(programs.fewer.of_all(growth, by_name))
-                notes = dict.fromkeys(growth.notes)
-                for before, change in zip(growth.changes, changes, strict=True):
-                    of_both = [[*notes_of(network, c, is_seen=is_seen)] for c in (before, change)]
-                    notes = dict.fromkeys(n for n in notes if n not in of_both[0])
-                    notes |= dict.fromkeys(of_both[1])
-                notes |= dict.fromkeys(_made_up_for(found, case))
-                yield replace(growth, changes=changes, notes=tuple(notes))
-        if cases:
-            return
+    compared = programs.compared
+    if isinstance(compared.own, Rejected):
+        compared = programs.written_again
+    few = compared.of(growth)
+    for case in _cases(few, compared, families):
+        for found in searched(few, case, chosen, alike, open_names):
+            changes = found.changes
+            if programs.fewer is not None and compared.widths is not programs.widths:
+                by_name = {change.width: change for change in changes}
+                changes = tuple(programs.fewer.of_all(growth, by_name))
+            notes = dict.fromkeys(growth.notes)
+            for before, change in zip(growth.changes, changes, strict=True):
+                of_both = [[*notes_of(network, c, is_seen=is_seen)] for c in (before, change)]
+                notes = dict.fromkeys(n for n in notes if n not in of_both[0])
+                notes |= dict.fromkeys(of_both[1])
+            notes |= dict.fromkeys(_made_up_for(found, case))
+            yield replace(growth, changes=changes, notes=tuple(notes))
 
 
 def for_removal(widths: Widths, name: str) -> Recipe | None:

@@ -91,7 +91,7 @@ def shown_by(
         The growth, or why it is refused: the larger model computes something else, or nothing shows
         that it does not.
     """
-    one = next(iter(programs))
+    one = programs.compared
     judged = _judged(one.of(growth), one.its, families, as_it_is=True)
     if isinstance(judged, OtherTable):
         return _contradicted("the larger model", [str(judged)])
@@ -172,45 +172,59 @@ def shown(
         The growth, or why it is refused: the network's own function computes something else in
         these sizes, or nothing shows that outputs stay.
     """
-    refused, few, own = Refused([]), growth, None
-    target = programs.target
-    for one in programs:
-        few, own = one.of(growth), one.own
-        if isinstance(own, Rejected):
-            if problem := _rejected(few, own, target):
-                return Refused([problem])
-            break
-        judged = _judged(few, one.its, families, as_it_is=as_it_is)
-        if isinstance(judged, OtherTable):
-            return _itself([str(judged)], way_out, Verdict())
-        if isinstance(judged, ValueError):
-            refused = Refused([_with(_NOT_EVALUATED.format(judged), way_out)])
-            continue
+    one = programs.compared
+    few, own = one.of(growth), one.own
+    if isinstance(own, Rejected):
+        return _written_again(growth, few, own, programs, families)
+    judged = _judged(few, one.its, families, as_it_is=as_it_is)
+    if isinstance(judged, OtherTable):
+        return _itself([str(judged)], way_out, Verdict())
+    assert isinstance(own, Program)
+    if isinstance(judged, ValueError):
+        refused = Refused([_with(_NOT_EVALUATED.format(judged), way_out)])
+    else:
         verdict, evidence = judged
         if verdict.is_shown:
             notes = (*growth.notes, *map(_ROUNDING.format, verdict.rounding))
-            if isinstance(own, Program) and any(scales_of_sums(few, _traced(few), own)):
+            if any(scales_of_sums(few, _traced(few), own)):
                 notes += (*dict.fromkeys(scales_of_sums(growth, _traced(growth), own)),)
             return replace(growth, notes=notes, evidence=evidence)
         if (never := _never_learns(verdict)) is not None:
             return never
         refused = _itself([*reasons(verdict)], way_out, verdict)
-    notes = ()
-    if isinstance(own, Program):
-        if not (notes := _other_splits(few, own)):
-            return refused
-    else:
-        few = programs.written_again.of(growth)
-    found = _rewritten(few, families, is_known=isinstance(own, Program))
+    if not (splits := _other_splits(few, own)):
+        return refused
+    found = _rewritten(few, families, is_known=True)
     if isinstance(found, CannotShrink | CannotResize):
-        is_told = isinstance(own, Program)
-        return refused if is_told else Refused([_NOT_EVALUATED.format(found)])
+        return refused
     if isinstance(found, Refused):
         return found
-    if isinstance(own, Rejected):
-        found = replace(found, assumes=NUMBERS_STAY)
-        notes = (KNOWS_SIZES,) * (target is None and not own.is_checked)
-    return replace(growth, notes=(*growth.notes, *notes), evidence=found)
+    return replace(growth, notes=(*growth.notes, *splits), evidence=found)
+
+
+def _written_again(
+    growth: Growth, few: Growth, own: Rejected, programs: Programs, families: Sequence[Family]
+) -> Growth | Refused:
+    """Returns a growth with what the network's program shows, written again in the new sizes.
+
+    Args:
+        growth: the growth.
+        few: the same of the layers that are compared.
+        own: why the network's own function does not take these sizes.
+        programs: see ``Programs``.
+        families: see ``Family``.
+    """
+    target = programs.target
+    if problem := _rejected(few, own, target):
+        return Refused([problem])
+    found = _rewritten(programs.written_again.of(growth), families, is_known=False)
+    if isinstance(found, Refused):
+        return found
+    if isinstance(found, ValueError):
+        return Refused([_NOT_EVALUATED.format(found)])
+    notes = (KNOWS_SIZES,) * (target is None and not own.is_checked)
+    evidence = replace(found, assumes=NUMBERS_STAY)
+    return replace(growth, notes=(*growth.notes, *notes), evidence=evidence)
 
 
 def _other_splits(growth: Growth, own: Program) -> tuple[str, ...]:
@@ -258,8 +272,8 @@ def fitting(growth: Growth) -> Growth | Refused:
 
     A function that knows its sizes need not take them. A note says so.
     """
-    one = next(iter(Programs(growth, growth.widths)))
-    if not isinstance(own := one.own, Rejected):
+    own = Programs(growth, growth.widths).compared.own
+    if not isinstance(own, Rejected):
         return growth
     if problem := _rejected(growth, own, None):
         return Refused([problem])
