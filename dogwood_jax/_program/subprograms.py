@@ -9,7 +9,7 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 
 from dogwood_jax._base.trees import struct
-from dogwood_jax._program.primitives.entries import ENTRIES
+from dogwood_jax._program.primitives.table import PRIMITIVES
 
 # An equation and those that run it, by identity, see ``key_of``.
 Key = tuple[int, ...]
@@ -61,7 +61,8 @@ def has_program(value: Any) -> bool:
 
 def sub_programs(eqn: Any) -> list[tuple[Any, Sequence[Any]]]:
     """Returns the programs among an equation's parameters, with their constants."""
-    if eqn.primitive.name in ENTRIES:  # most equations
+    record = PRIMITIVES.get(eqn.primitive.name)
+    if record is not None and not record.runs:  # most equations
         return []
     found: list[tuple[Any, Sequence[Any]]] = []
     for name in sorted(eqn.params):
