@@ -28,11 +28,11 @@ from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._judge import twin
 from dogwood_jax._judge.evaluate import evaluate
 from dogwood_jax._judge.judge import judge
-from dogwood_jax._judge.primitives import FUNCTIONS
 from dogwood_jax._judge.resize import in_sizes
 from dogwood_jax._judge.twin import LargerProgram, twin_of
 from dogwood_jax._plan import decide
 from dogwood_jax._plan.shown import reasons
+from dogwood_jax._program.primitives.functions import FUNCTIONS
 from dogwood_jax._program.program import Program
 from dogwood_jax._search import search
 from dogwood_jax._widths.roles import Roles

@@ -122,7 +122,6 @@ NAMED_FOR = {
     "_widths/rules": "which dimensions of operands and results are the same",
     "_widths/attention.py": "scores of attention are contractions of two activations",
     "_search/problem.py": "epsilons are small numbers that are added",
-    "_judge/primitives.py": "what primitives compute, with NumPy",
     "_judge/tables.py": "an iota and a broadcast, a few rows at a time",
     "_judge/evaluate.py": "how programs inside run, and bits that follow from places",
     "_judge/resize.py": "which parameters are sizes",

@@ -21,7 +21,6 @@ primitives.
 | ``samples`` | random variables and inputs, in many pieces of a function |
 | ``watch`` | what sees an evaluation, and nudges its numbers |
 | ``evaluate`` | a program computed with NumPy in float64 |
-| ``primitives`` | what primitives compute, where NumPy is faster than JAX or must differ |
 | ``choice`` | how many experts are chosen, where they are copied |
 | ``resize`` | a program written again in other sizes |
 

@@ -19,14 +19,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dogwood_jax._judge.primitives import (
+from dogwood_jax._program.interpret import called, interpret
+from dogwood_jax._program.primitives.functions import (
     FUNCTIONS,
     MOST_ROUNDS,
     OfEquation,
     random_bits_alike,
     unknown,
 )
-from dogwood_jax._program.interpret import called, interpret
 from dogwood_jax._program.primitives.table import primitive
 from dogwood_jax._program.subprograms import Key, key_of, scan_counts
 

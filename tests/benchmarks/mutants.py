@@ -213,7 +213,7 @@ MUTANTS = [
     ),
     Mutant(
         "judge: remainders of floats have the divisor's sign",
-        "_judge/primitives.py",
+        "_program/primitives/functions.py",
         "return np.fmod(a, b)",
         "return np.remainder(a, b)",
         "test_judge.py",
