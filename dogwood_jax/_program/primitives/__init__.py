@@ -9,13 +9,14 @@
 | ``sums`` | sums, products and other reductions |
 | ``control`` | what runs programs, and what draws random bits |
 | ``table`` | all records together, by name, and questions to them |
+| ``functions`` | what primitives compute, where NumPy is faster than JAX or must differ |
 
 Where to add: say that JAX gets a primitive ``halve``, which divides each entry by two.
 
 1. Its record is one line in ``entries``. A sum becomes the sum of the halves, and a factor stays
    the factor::
 
-       "halve": _linear(degree=1.0),
+       "halve": _linear(),
 
 2. Its example is one line of ``UNARY`` in ``tests/primitive_examples_elementwise``: the function
    and the range of numbers that it is tried with::
@@ -23,9 +24,9 @@ Where to add: say that JAX gets a primitive ``halve``, which divides each entry 
        "halve": (lax.halve, -3, 3),
 
 That is all. ``trace`` reads widths through it, because units stay units where each entry is a
-function of the entry at its place. Recipes take factors through it, optimizer states follow it, and
-the judge evaluates it with JAX. The tests of all examples check the record against JAX: whether the
-function is linear, what becomes of zero and of a factor, and that growths are exact.
+function of the entry at its place. Optimizer states follow it, and the judge evaluates it with JAX.
+The tests of all examples check the record against JAX: whether the function is linear, and that
+growths are exact.
 
 What a record does not state counts as not true. So a missing fact may refuse a growth, but never
 makes a wrong one. A primitive of another kind, such as a new loop, also needs a rule in

@@ -1,4 +1,4 @@
-"""What primitives compute, with NumPy: ``FUNCTIONS``.
+"""What primitives compute, with NumPy: ``FUNCTIONS``, ``folded``.
 
 What is not here, JAX computes on the host (``evaluate``). So an entry is a matter of speed, except
 for the entries that must differ from JAX. Casts stay in float64. Random bits follow from places.
@@ -508,6 +508,7 @@ FUNCTIONS: dict[str, Callable[..., Any] | OfEquation] = {
         "exp": np.exp,
         "exp2": np.exp2,
         "log": np.log,
+        "log2": np.log2,
         "expm1": np.expm1,
         "log1p": np.log1p,
         "sin": np.sin,
@@ -641,4 +642,27 @@ FUNCTIONS |= {
     "top_k": _top_k,
     "random_bits": _random_bits,
 }
-__all__ = ["FUNCTIONS", "MOST_ROUNDS", "OfEquation", "random_bits_alike", "unknown"]
+
+
+def folded(eqn: Any, numbers: Sequence[float]) -> float | None:
+    """Returns the number that a function of single entries makes of numbers.
+
+    It is None where that is not known, or is no real number.
+    """
+    function = FUNCTIONS.get(eqn.primitive.name)
+    if function is None or isinstance(function, OfEquation):
+        return None
+    dtypes = [atom.aval.dtype for atom in eqn.invars]
+    with np.errstate(all="ignore"):
+        try:
+            operands = (
+                np.asarray(number, float if jnp.issubdtype(dtype, jnp.floating) else dtype)
+                for number, dtype in zip(numbers, dtypes, strict=True)
+            )
+            found = function(*operands, **eqn.params)
+        except (ArithmeticError, TypeError, ValueError):  # as of small integers
+            return None
+    return None if np.iscomplexobj(found) else float(found)
+
+
+__all__ = ["FUNCTIONS", "MOST_ROUNDS", "OfEquation", "folded", "random_bits_alike", "unknown"]

@@ -22,7 +22,6 @@ class Primitive:
         linear_in_first: the same, where other operands stay.
         pole: whether it is not finite at zero.
         compares: whether it tells which operand is larger, or whether they are equal.
-        fold: computes it with numbers.
         terms: the operands that it adds, joins, or chooses from.
         powers: the powers of the operands that the result is a product of, entry by entry.
         contracts: whether it is a sum of products of its first two operands.
@@ -45,7 +44,6 @@ class Primitive:
     linear_in_first: bool = False
     pole: bool = False
     compares: bool = False
-    fold: Callable[..., Any] | None = None
     terms: slice | None = None
     powers: tuple[int, int] | None = None
     contracts: bool = False

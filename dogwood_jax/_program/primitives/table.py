@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 
 from dogwood_jax._program.primitives.axes import Axes
 from dogwood_jax._program.primitives.control import CONTROL
@@ -39,15 +38,3 @@ def is_linear(name: str, params: Mapping[str, Any]) -> bool:
     """Whether a primitive with these parameters is linear. A cast to integers is not."""
     is_float = jnp.issubdtype(params.get("new_dtype", float), jnp.inexact)
     return primitive(name).linear and bool(is_float)
-
-
-def folded(name: str, *numbers: Any) -> Any:
-    """Returns what a function makes of numbers, as JAX does; None where that is not known."""
-    fold = primitive(name).fold
-    if fold is None or any(number is None for number in numbers):
-        return None
-    with np.errstate(all="ignore"):
-        try:
-            return fold(*numbers)
-        except (ArithmeticError, TypeError, ValueError):  # such as of complex numbers
-            return None

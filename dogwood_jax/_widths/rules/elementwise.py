@@ -7,7 +7,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from dogwood_jax._program.primitives.entries import ENTRIES
-from dogwood_jax._program.primitives.table import folded, functions
+from dogwood_jax._program.primitives.functions import folded
+from dogwood_jax._program.primitives.table import functions
 from dogwood_jax._program.shards import mesh_axes
 from dogwood_jax._widths.dims import DEVICES, REPEATED, Dim, parts_of, unify
 from dogwood_jax._widths.rules.registry import (
@@ -97,11 +98,7 @@ def _number(eqn: Any, values: Sequence[Value]) -> float | None:
         return None
     if name == "convert_element_type":
         return _converted(numbers[0], eqn.params["new_dtype"])
-    law = ENTRIES[name]
-    if law.fold is None:
-        return numbers[0] if law.takes == 1 and law.linear else None
-    found = folded(name, *numbers)
-    return None if found is None or isinstance(found, complex) else float(found)
+    return folded(eqn, [number for number in numbers if number is not None])
 
 
 def _converted(number: float | None, dtype: Any) -> float | None:
