@@ -5,17 +5,17 @@ from dogwood_jax._program.primitives.record import Primitive
 
 MOVES: dict[str, Primitive] = {
     "broadcast_in_dim": Primitive(keeps=True, linear=True, axes=broadcast),
-    "reshape": Primitive(keeps=True, linear=True, pieces=True, axes=reshaped),
-    "squeeze": Primitive(keeps=True, linear=True, pieces=True, axes=reshaped),
+    "reshape": Primitive(keeps=True, linear=True, axes=reshaped),
+    "squeeze": Primitive(keeps=True, linear=True, axes=reshaped),
     "transpose": Primitive(keeps=True, linear=True, axes=transposed),
     "rev": Primitive(linear=True),
     "tile": Primitive(linear=True),
     # What takes some entries.
-    "dynamic_slice": Primitive(linear_in_first=True, indexed=True, pieces=True, stays=True),
-    "gather": Primitive(linear_in_first=True, indexed=True, pieces=True),
-    "slice": Primitive(linear=True, pieces=True, stays=True),
-    "split": Primitive(linear=True, pieces=True, stays=True),
-    "unstack": Primitive(linear=True, pieces=True),
+    "dynamic_slice": Primitive(linear_in_first=True, indexed=True, stays=True),
+    "gather": Primitive(linear_in_first=True, indexed=True),
+    "slice": Primitive(linear=True, stays=True),
+    "split": Primitive(linear=True, stays=True),
+    "unstack": Primitive(linear=True),
     # What takes the largest or smallest entries.
     "approx_top_k": Primitive(),
     "cummax": Primitive(),

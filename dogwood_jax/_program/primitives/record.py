@@ -30,7 +30,6 @@ class Primitive:
         keeps: whether the result has every entry of the operand, once or several times, each at
             the same place along every axis that stays. A reversed axis is not kept.
         indexed: whether operands behind the first one say which entries are taken.
-        pieces: whether it takes pieces of axes apart.
         stays: whether it cuts or joins along axes, but each axis keeps its index.
         joins: whether the result has entries of several operands.
         runs: whether it runs programs among its parameters, several times or one of them.
@@ -50,7 +49,6 @@ class Primitive:
     axes: Callable[[Mapping[str, Any], Sequence[Shape], Shape], Axes | None] | None = None
     keeps: bool = False
     indexed: bool = False
-    pieces: bool = False
     stays: bool = False
     joins: bool = False
     runs: bool = False
