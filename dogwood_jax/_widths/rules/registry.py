@@ -33,8 +33,13 @@ def shapes_out(eqn: Any) -> list[tuple[int, ...]]:
 
 
 def origin_of(values: Iterable[Value]) -> str:
-    origins = {v.origin for v in values}
-    return next((o for o in ("data", "parameter") if o in origins), "constant")
+    found = "constant"
+    for value in values:  # a loop, because each equation asks
+        if value.origin == "data":
+            return "data"
+        if value.origin == "parameter":
+            found = "parameter"
+    return found
 
 
 def mixed(values: Sequence[Value], dims: Sequence[Dim], **known: Any) -> Value:
