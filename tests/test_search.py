@@ -119,6 +119,18 @@ def test_like_layers_share_their_numbers(layers: int, monkeypatch: pytest.Monkey
     assert counts == [5]  # embed, scale, up, down and head
 
 
+def test_scales_that_are_not_along_their_last_axis_weigh_no_means() -> None:
+    def apply(p: Any, x: Any) -> Any:
+        h = jnp.einsum("bi,ihm->bhm", x, p["in"]) * p["scale"]
+        h = jax.vmap(lambda y, w: jax.nn.softplus(y @ w), (1, 0), 1)(h, p["each"])
+        return h.sum(1) @ p["out"]
+
+    arrays = {"in": f64(3, 5, 2), "scale": f64(5, 2), "each": f64(5, 2, 2), "out": f64(2, 2)}
+    widths = dw.trace(apply, arrays, data(3, 3))
+    with pytest.raises(ValueError, match="reduce_sum .* is the first to compute something else"):
+        dw.plan(widths, {widths.of("scale", 0).name: 8})
+
+
 def test_starts_name_no_primitive_and_are_few() -> None:
     file = Path(starts.__file__)
     nodes = [*ast.walk(ast.parse(file.read_text()))]

@@ -55,7 +55,8 @@ def weighed_pairs(case: Case, name: str) -> Iterator[tuple[str, str]]:
     # Slopes along what writes units and along all that scale them would depend on each other.
     writers = {one.path: one for one in case.growth.widths.leaves if one.kind != "ones"}
     for leaf in case.growth.widths.leaves:
-        if leaf.path in slopes and is_vector(leaf):
+        is_last = [*_written(leaf, name)] == [len(leaf.shape) - 1]
+        if leaf.path in slopes and is_vector(leaf) and is_last:
             layers = leaf.shape[:-1]  # of stacked ones
             alike = (p for p in slopes.keys() & writers.keys() - {leaf.path} if np.any(slopes[p]))
             others = [p for p in sorted(alike) if writers[p].shape[: len(layers)] == layers]
