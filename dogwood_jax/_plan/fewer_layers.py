@@ -10,7 +10,6 @@ So a number is not seen that only some layers compute with, and only in other si
 layers in today's sizes nor the few that are tried show it.
 """
 
-import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -19,11 +18,11 @@ from math import isclose
 from typing import Any
 
 import jax
-from jax.tree_util import DictKey, SequenceKey
 
 from dogwood_jax._base.trees import PyTree, leaf_path
 from dogwood_jax._growth.growth import Change, Growth
 from dogwood_jax._program.like_layers import LikeLayers, find_like_layers
+from dogwood_jax._program.numbered import numbered_layers
 from dogwood_jax._program.program import Program
 from dogwood_jax._program.subprograms import numbers_of
 from dogwood_jax._widths.layout import units_of
@@ -260,63 +259,14 @@ def _places(variables: PyTree, layers: LikeLayers, kept: Sequence[int]) -> dict[
 
 
 def _cut(variables: PyTree, layers: LikeLayers, kept: Sequence[int]) -> PyTree:
-    """Returns variables without the layers that are not kept.
-
-    Layers are entries of lists, tuples and dicts. The entries after them move up: in a dict, the
-    numbers in their keys become smaller.
-    """
-    gone = {
-        prefix for layer in {*range(len(layers))} - {*kept} for prefix in layers.prefixes[layer]
-    }
-
-    def cut(tree: PyTree, above: tuple[Any, ...]) -> PyTree:
-        def one(keys: tuple[Any, ...], node: Any) -> Any:
-            keys = above + keys
-            if type(node) is dict:
-                left = [key for key in node if leaf_path((*keys, DictKey(key))) not in gone]
-                names = _moved_up([*node], left)
-                return {
-                    name: cut(node[key], (*keys, DictKey(key)))
-                    for key, name in zip(left, names, strict=True)
-                }
-            if type(node) in (list, tuple):
-                entries = ((cut_keys, value) for cut_keys, value in _entries(node, keys))
-                return type(node)(
-                    cut(value, its) for its, value in entries if leaf_path(its) not in gone
-                )
-            return node
-
-        return jax.tree_util.tree_map_with_path(
-            one, tree, is_leaf=lambda node: type(node) in (dict, list, tuple)
-        )
-
-    return cut(variables, ())
-
-
-def _entries(node: Sequence[Any], keys: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    for index, value in enumerate(node):
-        yield (*keys, SequenceKey(index)), value
-
-
-def _moved_up(names: Sequence[Any], left: Sequence[Any]) -> list[Any]:
-    """Returns the names of the entries that are left, with the numbers of those that are gone."""
-    numbers: dict[str, list[int]] = {}
-    for name in names:
-        if (parts := _numbered(name)) is not None and name not in left:
-            numbers.setdefault(parts[0] + "#" + parts[2], []).append(parts[1])
-    found = []
-    for name in left:
-        parts = _numbered(name)
-        gone = numbers.get(parts[0] + "#" + parts[2], ()) if parts is not None else ()
-        if parts is None or not gone:
-            found.append(name)
-            continue
-        number = parts[1] - sum(other < parts[1] for other in gone)
-        found.append(number if isinstance(name, int) else f"{parts[0]}{number}{parts[2]}")
-    return found
-
-
-def _numbered(name: Any) -> tuple[str, int, str] | None:
-    """Returns what stands before a number in a name, the number, and what stands after it."""
-    match = re.fullmatch(r"(\D*)(\d+)(\D*)", str(name))
-    return (match[1], int(match[2]), match[3]) if match and isinstance(name, int | str) else None
+    """Returns variables without the layers that are not kept. Later ones get their numbers."""
+    left_out = {*range(len(layers))} - {*kept}
+    gone = [prefix for layer in left_out for prefix in layers.prefixes[layer]]
+    paths = [leaf_path(keys) for keys, _ in jax.tree_util.tree_leaves_with_path(variables)]
+    for numbered in numbered_layers(paths).values():
+        own = (path for path in gone if numbered.layer_of(path.rpartition("/")[0]) is None)
+        numbers = {*map(numbered.layer_of, own)}
+        stay = [number for number in range(len(numbered)) if number not in numbers]
+        if len(stay) < len(numbered):
+            variables = numbered.keeping(variables, stay)
+    return variables
