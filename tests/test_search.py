@@ -121,7 +121,7 @@ def test_like_layers_share_their_numbers(layers: int, monkeypatch: pytest.Monkey
 
 def test_scales_that_are_not_along_their_last_axis_weigh_no_means() -> None:
     def apply(p: Any, x: Any) -> Any:
-        h = jnp.einsum("bi,ihm->bhm", x, p["in"]) * p["scale"]
+        h = jnp.einsum("bi,ihm->bhm", x, p["in"]) * p["scale"][None]
         h = jax.vmap(lambda y, w: jax.nn.softplus(y @ w), (1, 0), 1)(h, p["each"])
         return h.sum(1) @ p["out"]
 
