@@ -515,6 +515,17 @@ def test_a_growth_that_the_network_cannot_run_is_refused_or_noted() -> None:
     assert "the network's own function does not take arrays of these sizes" in growth.notes[0]
 
 
+def test_a_function_that_tiles_as_many_units_as_an_array_has_asks_for_more_widths() -> None:
+    def apply(p: Any, x: Any) -> Any:
+        h = (x @ p["w"])[:, : p["up"].shape[1]]
+        return jnp.tile(h, (1, 2)) @ p["up"] @ p["out"]
+
+    shapes = {"w": f64(3, 7), "up": f64(8, 4), "out": f64(4, 2)}
+    widths = dw.trace(apply, shapes, f64(5, 3))
+    with pytest.raises(ValueError, match="follows the shapes of its arrays but does not take"):
+        dw.plan(widths, {"up": 6})
+
+
 def test_an_axis_that_is_padded_and_cut_again() -> None:
     def apply(p: Any, x: Any) -> Any:
         n = p["i"].shape[1]

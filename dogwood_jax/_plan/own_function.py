@@ -133,7 +133,10 @@ def _own_program(
 def _follows_shapes(widths: Widths) -> bool:
     """Whether the network's own function takes arrays with all widths twice as large."""
     assert widths.network is not None
-    for those in (widths.values(), [width for width in widths.values() if not width.fixed]):
+    free = [width for width in widths.values() if not width.fixed]
+    # The program itself makes units that arrays only read, such as those of a tile.
+    made = [width for width in free if any(o.role != "outgoing" for o in width.occurrences)]
+    for those in (widths.values(), free, made):
         grown = GrownSizes(widths, {width.name: 2 * width.size for width in those})
         try:
             own = _own_program(widths, grown, None, lambda variables: variables)
