@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from dogwood_jax._plan.copies import Copies
 from dogwood_jax._plan.larger import Larger
 from dogwood_jax._widths.widths import Widths
 from dogwood_jax.strategies import Strategy
@@ -23,6 +24,8 @@ class Asked:
         notes: what families say of their widths.
         alone: why widths of families do not grow where programs cannot be compared.
         ways_out: what may be passed instead, whether or not the growth is planned.
+        copies: units that are copied with all that belongs to them, or None.
+        keeps_outputs: whether the growth is to keep outputs.
     """
 
     before: Widths
@@ -35,6 +38,8 @@ class Asked:
     notes: tuple[str, ...] = ()
     alone: tuple[str, ...] = ()
     ways_out: tuple[str, ...] = ()
+    copies: Copies | None = None
+    keeps_outputs: bool = True
 
     @property
     def shrinks(self) -> bool:

@@ -22,6 +22,7 @@ from dogwood_jax._growth.evidence import Evidence
 from dogwood_jax._growth.growth import Change, Growth
 from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._growth.insertion import silenced as in_silence
+from dogwood_jax._plan.asked import Asked
 from dogwood_jax._plan.copies import in_way, without_noise
 from dogwood_jax._plan.larger import ANOTHER, Larger, is_deeper, read_larger
 from dogwood_jax._plan.notes import notes_of
@@ -29,7 +30,7 @@ from dogwood_jax._plan.numbers_of_sizes import tables_of
 from dogwood_jax._plan.obstacles import only_under_a_norm
 from dogwood_jax._plan.own_function import ITS_OWN_NUMBERS, Rejected
 from dogwood_jax._plan.programs import Programs
-from dogwood_jax._plan.propose import Proposal, proposals
+from dogwood_jax._plan.propose import proposals
 from dogwood_jax._plan.removals import NO_MERGE
 from dogwood_jax._plan.request import Request
 from dogwood_jax._plan.resampled import by_widths, inputs_of
@@ -116,69 +117,71 @@ def _tried(request: Request) -> Iterator[_Tried]:
 
 def _tried_with(request: Request, larger: Larger | None) -> Iterator[_Tried]:
     """Yields what becomes of the growths to a larger model, or by sizes if there is none."""
-    proposal: Proposal | None = None
-    for number, found in enumerate(proposals(request, larger)):
-        if isinstance(found, Refused):
-            yield _Tried(found, (0, number, 0))
+    asked, growths = proposals(request, larger)
+    last: Growth | None = None
+    for number, growth in enumerate(growths):
+        if isinstance(growth, Refused):
+            yield _Tried(growth, (0, number, 0))
             return
-        proposal = found
-        if not _is_claim(request, proposal):
-            its = _without_claim(request, proposal, larger)
+        last = growth
+        if not _is_claim(request, asked, growth):
+            its = _without_claim(request, asked, growth, larger)
             yield _Tried(its, (0, number, 0))
             continue
-        for turn, its in enumerate(_in_turn(request, proposal)):
+        for turn, its in enumerate(_in_turn(request, asked, growth)):
             if isinstance(its, Refused):
-                its = its.after([*_heard_of(proposal), *proposal.ways_out])
+                its = its.after([*_heard_of(asked, growth), *asked.ways_out])
             samples = its.samples if isinstance(its, Refused) else 0
             yield _Tried(its, (samples, number, -turn))
     # In a multiple of the size, old units may keep their numbers; a router may choose as few.
-    if proposal is not None and _is_claim(request, proposal):
-        before, copies = proposal.asked.before, proposal.copies
-        grown = [change.width for change in proposal.growth.changes]
-        if copies is not None or tables_of(before, grown):
-            yield from _by_own_numbers(request, proposal)
+    if last is not None and _is_claim(request, asked, last):
+        grown = [change.width for change in last.changes]
+        if asked.copies is not None or tables_of(asked.before, grown):
+            yield from _by_own_numbers(request, asked, last)
 
 
-def _by_own_numbers(request: Request, found: Proposal) -> Iterator[_Tried]:
+def _by_own_numbers(request: Request, asked: Asked, growth: Growth) -> Iterator[_Tried]:
     """Yields what becomes of growths by the network's own function, as by another function."""
-    widths = found.asked.widths
+    widths = asked.widths
     if request.target is None and request.merge is None and widths.network is not None:
-        compared = Programs(found.growth, found.asked.before).compared
-        if not isinstance(compared.own, Rejected):
-            apply, sizes = widths.network.apply, found.asked.named
+        if not isinstance(Programs(growth, asked.before).compared.own, Rejected):
+            apply, sizes = widths.network.apply, asked.named
             own = replace(request, widths=widths, sizes=sizes, target_apply=apply)
             yield from (_Tried(its.found, (-1,)) for its in _tried(own))
 
 
-def _heard_of(found: Proposal) -> Iterator[str]:
+def _heard_of(asked: Asked, growth: Growth) -> Iterator[str]:
     """Yields of which widths outputs depend on new units, and along which numbers are drawn."""
-    changes = [c for c in found.growth.changes if c.new > c.old and c.strategy.begins_exact]
+    changes = [c for c in growth.changes if c.new > c.old and c.strategy.begins_exact]
     grown = [change.width for change in changes]
-    yield from map(_HEARD.format, heard(found.asked.before, grown))
-    notes = {name: found.growth.widths[name].notes for name in grown}
+    yield from map(_HEARD.format, heard(asked.before, grown))
+    notes = {name: growth.widths[name].notes for name in grown}
     yield from (f"{name}: {DRAWN}; {_NO_DRAWS}" for name in grown if DRAWN in notes[name])
 
 
-def _in_turn(request: Request, found: Proposal) -> Iterator[Growth | Refused]:
+def _in_turn(request: Request, asked: Asked, growth: Growth) -> Iterator[Growth | Refused]:
     """Yields what becomes of a growth that is to keep outputs, and of others in its place."""
-    refused, before, programs = list[Refused](), found.asked.before, None
+    refused, before, programs = list[Refused](), asked.before, None
     if before.network is not None:
-        programs = Programs(found.growth, before, found.asked.larger.widths, request.target)
-    for growth in _growths_in_turn(request, found, programs, refused):
-        its = _evaluated(request, replace(found, growth=growth), programs)
+        programs = Programs(growth, before, asked.larger.widths, request.target)
+    for one in _growths_in_turn(request, asked, growth, programs, refused):
+        its = _evaluated(request, asked, one, programs)
         yield its
         if isinstance(its, Refused):
             refused.append(its)
             if its.then == "nothing":
                 return
     if not refused:
-        widths, changes = found.growth.widths, found.growth.changes
-        need = (change for change in changes if change.strategy.needs_recipe)
-        yield Refused(only_under_a_norm(widths[change.width], change) for change in need)
+        need = (change for change in growth.changes if change.strategy.needs_recipe)
+        yield Refused(only_under_a_norm(growth.widths[c.width], c) for c in need)
 
 
 def _growths_in_turn(
-    request: Request, found: Proposal, programs: Programs | None, refused: Sequence[Refused]
+    request: Request,
+    asked: Asked,
+    growth: Growth,
+    programs: Programs | None,
+    refused: Sequence[Refused],
 ) -> Iterator[Growth]:
     """Yields growths to evaluate.
 
@@ -186,11 +189,12 @@ def _growths_in_turn(
 
     Args:
         request: the arguments of ``plan``.
-        found: the growth that programs propose.
+        asked: what is asked for.
+        growth: the growth that programs propose.
         programs: the larger programs, or None if there is no function.
         refused: why those were refused that were yielded so far.
     """
-    growth, asked, before = found.growth, found.asked, found.asked.before
+    before = asked.before
     changing = [c.width for c in growth.changes if c.new != c.old and request.check]
     loud = {*heard(before, changing)}
     silent, quiet = (
@@ -200,7 +204,7 @@ def _growths_in_turn(
     told = (note for c in silent.changes for note in notes_of(silent.widths, c, is_seen=True))
     silent = replace(silent, notes=tuple(dict.fromkeys((*growth.notes, *told))))
     grows = [c for c in growth.changes if c.new > c.old and c.recipe is None]
-    can_search = programs is not None and bool(grows) and found.copies is None
+    can_search = programs is not None and bool(grows) and asked.copies is None
     can_search &= request.check and request.merge is None and not asked.larger.is_unlikely
 
     def by_search() -> Iterator[Growth]:
@@ -224,95 +228,98 @@ def _growths_in_turn(
         yield from by_search()
 
 
-def _is_claim(request: Request, found: Proposal) -> bool:
+def _is_claim(request: Request, asked: Asked, growth: Growth) -> bool:
     """Whether outputs are to stay."""
-    return _may_be_run(request, found) and found.keeps_outputs
+    return _may_be_run(request, growth) and asked.keeps_outputs
 
 
-def _may_be_run(request: Request, found: Proposal) -> bool:
+def _may_be_run(request: Request, growth: Growth) -> bool:
     """Whether units stay, or become one in a network with a program, whose outputs all stay."""
     if request.keep is not None or request.merge is None:
         return request.keep is None
-    widths, changes = found.growth.widths, found.growth.changes
+    widths, changes = growth.widths, growth.changes
     is_closed = not any(widths[change.width].interface for change in changes)
     return bool(changes) and is_closed and widths.network is not None
 
 
-def _without_claim(request: Request, found: Proposal, larger: Larger | None) -> Growth | Refused:
+def _without_claim(
+    request: Request, asked: Asked, proposed: Growth, larger: Larger | None
+) -> Growth | Refused:
     """Returns a growth that need not keep outputs.
 
     New layers do nothing all the same, and copies compute what they copy.
     """
-    way, network = _way_to_copy(request, found), found.asked.widths.network
+    way, network = _way_to_copy(request, asked, proposed), asked.widths.network
     if isinstance(way, Refused):
         return way
-    growth = _rescaled(request, found, in_way(found.growth, way))
-    depth, new = request.depth, found.growth.insertions
+    growth = _rescaled(request, asked, in_way(proposed, way))
+    depth, new = request.depth, proposed.insertions
     if isinstance(growth, Growth) and new and (depth is None or depth.scaled):
         plain = replace(request, keep=None, merge=None, strategy=None)
-        exact = next(proposals(plain, larger))
-        if isinstance(exact, Refused):
+        its, growths = proposals(plain, larger)
+        if isinstance(exact := next(growths), Refused):
             return exact
-        filled = _filled(replace(exact, growth=in_way(exact.growth, without_noise(way))))
+        filled = _filled(its, in_way(exact, without_noise(way)))
         if isinstance(filled, Refused):
             return filled if depth is None else Refused([NO_STREAM])
         silent = filled.insertions
         if depth is not None:
-            assert found.asked.larger.widths is not None
-            order = [leaf.path for leaf in found.asked.larger.widths.leaves]
+            assert asked.larger.widths is not None
+            order = [leaf.path for leaf in asked.larger.widths.leaves]
             silent = scaled_insertions(new, silent, order)
         growth = replace(growth, insertions=silent)
-    is_own = request.target is None and network is not None and found.copies is None
-    if isinstance(growth, Growth) and request.check and is_own and _may_be_run(request, found):
+    is_own = request.target is None and network is not None and asked.copies is None
+    if isinstance(growth, Growth) and request.check and is_own and _may_be_run(request, proposed):
         return fitting(growth)
     return growth
 
 
-def _rescaled(request: Request, found: Proposal, growth: Growth) -> Growth | Refused:
+def _rescaled(request: Request, asked: Asked, growth: Growth) -> Growth | Refused:
     """Returns a growth in which the widths that are to keep outputs grow as they would alone."""
-    copied = found.copies.changes if found.copies else {}
+    copied = asked.copies.changes if asked.copies else {}
     own = (c for c in growth.changes if c.new > c.old and c.width not in copied)
     exact = tuple(c for c in own if c.strategy.begins_exact)
-    before, names = found.asked.before, [c.width for c in exact]
+    before, names = asked.before, [c.width for c in exact]
     loud = heard(before, names) if request.check else []
     quiet = [name for name in names if name not in loud and request.check]
     growth = replace(growth, widths=silenced(growth.widths, quiet, before))
     if not loud:
         return growth
     alone = replace(growth, changes=exact, insertions=())
-    programs = Programs(alone, found.asked.before)
-    for searched in searched_of(alone, found.asked.strategies, programs, request.families):
+    programs = Programs(alone, before)
+    for searched in searched_of(alone, asked.strategies, programs, request.families):
         changes = (searched.change.get(change.width, change) for change in growth.changes)
         return replace(growth, changes=tuple(changes), notes=searched.notes)
-    return Refused(found.ways_out)
+    return Refused(asked.ways_out)
 
 
-def _way_to_copy(request: Request, found: Proposal) -> Mapping[str, Change] | Refused:
+def _way_to_copy(request: Request, asked: Asked, growth: Growth) -> Mapping[str, Change] | Refused:
     """Returns the changes of copied units that keep outputs where nothing else changes, by width.
 
     If no way to copy them is shown to keep outputs, it returns that.
     """
-    copies = found.copies
+    copies = asked.copies
     if copies is None:
         return {}
     for way in (copies.changes, *copies.others):
-        alone = Growth(found.growth.widths, tuple(without_noise(way).values()))
-        programs = Programs(alone, found.asked.before)
+        alone = Growth(growth.widths, tuple(without_noise(way).values()))
+        programs = Programs(alone, asked.before)
         if isinstance(shown(alone, programs, request.families, as_it_is=copies.as_it_is), Growth):
             return way
     return Refused([*copies.unshown, f"{_NO_WAY}; {copies.way_out}"])
 
 
-def _evaluated(request: Request, found: Proposal, programs: Programs | None) -> Growth | Refused:
+def _evaluated(
+    request: Request, asked: Asked, growth: Growth, programs: Programs | None
+) -> Growth | Refused:
     """Returns a growth with what an evaluation has shown of it, or why it is refused."""
-    asked, growth = found.asked, found.growth
     is_larger_seen = asked.larger.widths is not None and asked.larger.widths.network is not None
     if not request.check:
-        filled = _filled(found) if growth.insertions else growth
+        filled = _filled(asked, growth) if growth.insertions else growth
         unchecked = Evidence(why_not="planned with check=False")
         return filled if isinstance(filled, Refused) else replace(filled, evidence=unchecked)
     if not is_larger_seen and programs is not None:
-        way_out = _way_out_of(request, found)
+        way_out = _way_out_of(request, asked)
         return shown(growth, programs, request.families, way_out=way_out)
     if not is_larger_seen:
         is_unknown = asked.widths.is_saved and growth.changes
@@ -320,43 +327,43 @@ def _evaluated(request: Request, found: Proposal, programs: Programs | None) -> 
     assert programs is not None
     if not growth.insertions:
         return shown_by(growth, programs, request.families)
-    fillings = _fillings(found)
+    fillings = _fillings(asked, growth)
 
     def show(insertions: tuple[Insertion, ...]) -> Growth | Refused:
         return shown_by(replace(growth, insertions=insertions), programs, request.families)
 
     its = first_shown(show, fillings)
     is_any = isinstance(its, Growth) or its.problems
-    return its if is_any else _nothing_fits(request, found, fillings)
+    return its if is_any else _nothing_fits(request, asked, fillings)
 
 
-def _fillings(found: Proposal) -> Fillings:
-    larger = found.asked.larger
+def _fillings(asked: Asked, growth: Growth) -> Fillings:
+    larger = asked.larger
     assert larger.widths is not None
-    return Fillings(found.growth, found.asked.before, larger.widths, quickly=larger.is_unlikely)
+    return Fillings(growth, asked.before, larger.widths, quickly=larger.is_unlikely)
 
 
-def _filled(found: Proposal) -> Growth | Refused:
+def _filled(asked: Asked, growth: Growth) -> Growth | Refused:
     """Returns a growth with the first filling of new layers that fits."""
-    fillings = _fillings(found)
+    fillings = _fillings(asked, growth)
     first = next(iter(fillings), None)
     if first is None:
         return Refused([f"{UNSHOWN}: {fillings.why_none}"])
-    return replace(found.growth, insertions=first)
+    return replace(growth, insertions=first)
 
 
-def _nothing_fits(request: Request, found: Proposal, fillings: Fillings) -> Refused:
+def _nothing_fits(request: Request, asked: Asked, fillings: Fillings) -> Refused:
     """Returns why no filling of new layers leaves outputs as they are."""
-    if found.asked.larger.is_unlikely:  # what speaks against likelier layers is told
+    if asked.larger.is_unlikely:  # what speaks against likelier layers is told
         return Refused([UNSHOWN], then="nothing")
     another = [ANOTHER] if request.target_apply is None else []
     why = f"{UNSHOWN}: {fillings.why_none}"
-    return Refused([*ways_out(request.families, found.asked), *another, why])
+    return Refused([*ways_out(request.families, asked), *another, why])
 
 
-def _way_out_of(request: Request, found: Proposal) -> str:
+def _way_out_of(request: Request, asked: Asked) -> str:
     """Returns what may be done where the network itself computes something else."""
-    if found.copies is not None:
+    if asked.copies is not None:
         return ""  # it is among all ways out
     if request.merge is not None:
         return NO_MERGE

@@ -1,7 +1,7 @@
 """The growths that programs propose, before they are evaluated: ``proposals``."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from dogwood_jax import strategies
 from dogwood_jax._base.problems import Refused
@@ -24,44 +24,43 @@ _WHICH_COPIES = (
 )
 
 
-@dataclass(frozen=True)
-class Proposal:
-    """A growth that programs propose, before it is evaluated.
-
-    Attributes:
-        growth: the growth.
-        asked: what it was asked for.
-        keeps_outputs: whether it is to keep outputs.
-        copies: units that are copied with all that belongs to them, or None.
-        ways_out: what may be passed instead.
-    """
-
-    growth: Growth
-    asked: Asked
-    keeps_outputs: bool
-    copies: Copies | None
-    ways_out: Sequence[str]
-
-
-def proposals(request: Request, larger: Larger | None) -> Iterator[Proposal | Refused]:
-    """Yields growths in the order in which they are tried, or why there are no further ones.
+def proposals(request: Request, larger: Larger | None) -> tuple[Asked, Iterator[Growth | Refused]]:
+    """Returns what is asked for, and growths in the order in which they are tried.
 
     Args:
         request: the arguments of ``plan``.
         larger: what is known of the larger model; None if there is none.
+
+    Returns:
+        What is asked for, and an iterator that ends with why there are no further growths, if it
+        is to be told.
     """
     problems: list[str] = []
     asked = asked_of(request, larger, problems)
-    widths, larger = asked.widths, asked.larger
-    keeps = request.depth is None and all(one.begins_exact for one in asked.strategies.values())
     found = (family.copies(asked) for family in request.families)
     copies = next((one for one in found if one is not None), None) or Copies({})
+    problems += copies.problems
+    out = [copies.way_out] * bool(copies.changes)
+    asked = replace(
+        asked,
+        copies=copies if copies.changes else None,
+        ways_out=tuple(dict.fromkeys([*out, *asked.ways_out])),
+        keeps_outputs=request.depth is None
+        and all(one.begins_exact for one in asked.strategies.values()),
+    )
+    return asked, _growths(request, asked, copies, problems)
+
+
+def _growths(
+    request: Request, asked: Asked, copies: Copies, problems: list[str]
+) -> Iterator[Growth | Refused]:
+    """Yields growths in the order in which they are tried, or why there are no further ones."""
+    widths, larger, keeps = asked.widths, asked.larger, asked.keeps_outputs
     sizes = {name: size for name, size in asked.sizes.items() if name not in copies.changes}
     others = any(size != widths[name].size for name, size in sizes.items())
     is_compared = keeps and request.check and request.keep is None and request.merge is None
     is_compared &= others or not copies.changes
     is_compared &= larger.widths is not None and not larger.insertions
-    problems += copies.problems
     if request.check and not (is_compared or problems):
         problems += asked.alone
     if copies.others and not request.check:
@@ -79,15 +78,11 @@ def proposals(request: Request, larger: Larger | None) -> Iterator[Proposal | Re
     if misfits := [*_misfits(growth)]:
         yield Refused(misfits)
         return
-    out = [copies.way_out] * bool(copies.changes)
-    copied = copies if copies.changes else None
-    first = Proposal(growth, asked, keeps, copied, [*dict.fromkeys([*out, *asked.ways_out])])
-    yield first
-    for other in copies.others if copied else ():
-        yield replace(first, growth=in_way(growth, other))
+    yield growth
+    for other in copies.others if asked.copies else ():
+        yield in_way(growth, other)
     for family in request.families if is_compared else ():
-        for its in family.rewritten(growth, asked):
-            yield its if isinstance(its, Refused) else replace(first, growth=its)
+        yield from family.rewritten(growth, asked)
 
 
 def _changes(
