@@ -26,7 +26,7 @@ from dogwood_jax._program.sameness import Sameness
 WORTH = 300
 
 # How many layers there must be.
-FEWEST = 6
+FEWEST = 4
 
 # How many distances between equal equations are tried as the length of a layer.
 _TRIED = 8
