@@ -50,7 +50,9 @@ class Compared:
         facts = tuple((name, its) for name, its in growth.widths.facts if name in own)
         changes = tuple(change for change in growth.changes if change.width in own)
         widths = replace(self.widths, leaves=leaves, facts=facts)
-        return replace(growth, widths=widths, changes=changes, structure=structure)
+        its = None if self.larger is None else {leaf.path for leaf in self.larger.leaves}
+        new = tuple(i for i in growth.insertions if its is None or i.path in its)
+        return replace(growth, widths=widths, changes=changes, insertions=new, structure=structure)
 
 
 class Programs:
