@@ -16,6 +16,7 @@ import jax
 from dogwood_jax._base.problems import listed
 from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._growth.pairing import nested
+from dogwood_jax._program.numbered import without_numbers
 from dogwood_jax.strategies import DepthStrategy
 
 Shapes = Mapping[str, jax.ShapeDtypeStruct]
@@ -132,8 +133,8 @@ class _StackReading:
         A number in a name counts layers if the deeper network has more of it.
         """
         found: dict[str, tuple[str | None, bool]] = {}
-        for kind in dict.fromkeys(map(_kind, new)):
-            ours, theirs = ([n for n in tree if _kind(n) == kind] for tree in (old, new))
+        for kind in dict.fromkeys(map(without_numbers, new)):
+            ours, theirs = ([n for n in tree if without_numbers(n) == kind] for tree in (old, new))
             counted = [
                 self._counted(
                     sorted({_numbers(name)[place] for name in ours}),
@@ -154,8 +155,10 @@ class _StackReading:
     def _expect_same_growth(self, old: Sequence[str], new: Sequence[str]) -> None:
         """Notes a problem if what is beside each other does not count the same layers."""
         counts: dict[tuple[int, int], str] = {}
-        for kind in dict.fromkeys(map(_kind, new)):
-            ours, theirs = ([_numbers(n) for n in tree if _kind(n) == kind] for tree in (old, new))
+        for kind in dict.fromkeys(map(without_numbers, new)):
+            ours, theirs = (
+                [_numbers(n) for n in tree if without_numbers(n) == kind] for tree in (old, new)
+            )
             for place in range(kind.count("#")):
                 before, after = (len({n[place] for n in names}) for names in (ours, theirs))
                 if 0 < before < after:
@@ -215,10 +218,6 @@ class _StackReading:
         else:
             for part in new.values():
                 yield from self._free(part)
-
-
-def _kind(name: str) -> str:
-    return re.sub(r"\d+", "#", name)
 
 
 def _numbers(name: str) -> tuple[int, ...]:

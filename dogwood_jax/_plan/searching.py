@@ -17,6 +17,7 @@ from dogwood_jax._plan.own_function import Rejected
 from dogwood_jax._plan.programs import Compared, Programs
 from dogwood_jax._plan.silence import heard, silenced
 from dogwood_jax._program.like_layers import LikeLayers
+from dogwood_jax._program.numbered import without_numbers
 from dogwood_jax._search.problem import other_numbers
 from dogwood_jax._search.search import searched
 from dogwood_jax._widths.reasons import kind_of
@@ -96,12 +97,12 @@ def _alike(layers: LikeLayers | None) -> Iterator[Callable[[str], str]]:
     They are those of like layers. The layer before these is often like them, but for what it reads.
     """
     if layers is None:
-        yield lambda path: re.sub(r"\d+", "#", path)
+        yield without_numbers
         yield lambda path: path
         return
     prefixes = (re.sub(r"\d+", r"\\d+", re.escape(prefix)) for prefix in layers.prefixes[0])
     pattern = re.compile(rf"^(?:{'|'.join(prefixes)})(?![\w.-])")
-    yield lambda path: pattern.sub(lambda match: re.sub(r"\d+", "#", match[0]), path)
+    yield lambda path: pattern.sub(lambda match: without_numbers(match[0]), path)
 
 
 def _cases(growth: Growth, one: Compared, families: Sequence[Family]) -> Iterator[Case]:

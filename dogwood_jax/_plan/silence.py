@@ -8,7 +8,6 @@ evaluated in larger sizes.
 """
 
 import functools
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
@@ -21,6 +20,7 @@ from dogwood_jax import strategies
 from dogwood_jax._growth.growth import Change, Growth
 from dogwood_jax._judge.twin import LargerProgram, claim
 from dogwood_jax._plan.fewer_layers import few_layers_of
+from dogwood_jax._program.numbered import without_numbers
 from dogwood_jax._search.problem import (
     FAR,
     Arrays,
@@ -131,18 +131,15 @@ def _with_roles(
         if layout.width not in zeros:
             return layout
         known = zeros[layout.width]
-        if not known.get(Spot(path, axis, place), known.get(Spot(_like(path), axis, place))):
+        if not known.get(
+            Spot(path, axis, place), known.get(Spot(without_numbers(path), axis, place))
+        ):
             return replace(layout, role="incoming")
         if layout.role != "incoming":
             return layout
         return replace(layout, role="both" if layout.produced else "outgoing")
 
     return changed(layout)
-
-
-def _like(path: str) -> str:
-    """Returns what the arrays or widths of like layers are called."""
-    return re.sub(r"\d+", "#", path)
 
 
 def _silences(widths: Widths, names: Iterable[str]) -> dict[str, Silence]:
@@ -155,7 +152,11 @@ def _silences(widths: Widths, names: Iterable[str]) -> dict[str, Silence]:
     for name in (one for one in names if one not in found):
         paths = (occurrence.path for occurrence in widths[name].occurrences)
         in_layers = layers and any(layers.layer_of(path) is not None for path in paths)
-        alike = (its for its in some if some[its].occurrences and _like(its) == _like(name))
+        alike = (
+            its
+            for its in some
+            if some[its].occurrences and without_numbers(its) == without_numbers(name)
+        )
         its = next(alike, name) if in_layers else name
         if its not in found:
             found[its] = _silence(some, its)
@@ -205,7 +206,9 @@ def _found_by(trial: "_Trial", kernels: Collection[Spot]) -> Silence:
         return Silence(is_heard=True)
     learns = is_any_free or "both" not in roles.values()
     known = {spot: spot in zeros for spot in roles}
-    alike = {spot._replace(path=_like(spot.path)): is_zero for spot, is_zero in known.items()}
+    alike = {
+        spot._replace(path=without_numbers(spot.path)): is_zero for spot, is_zero in known.items()
+    }
     return Silence(is_heard, alike | known, learns)
 
 

@@ -10,7 +10,6 @@ layers.
 """
 
 import itertools
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +18,7 @@ from typing import Any
 import jax.extend.core as jex
 import numpy as np
 
+from dogwood_jax._program.numbered import without_numbers
 from dogwood_jax._program.program import Program
 from dogwood_jax._program.sameness import Sameness
 
@@ -324,11 +324,7 @@ def _differing(path: str, other: str) -> tuple[str, str] | None:
     places = [i for i, pair in enumerate(zip(parts, others, strict=False)) if pair[0] != pair[1]]
     if len(parts) != len(others) or len(places) != 1:
         return None
-    if _without_numbers(parts[places[0]]) != _without_numbers(others[places[0]]):
+    if without_numbers(parts[places[0]]) != without_numbers(others[places[0]]):
         return None
     end = places[0] + 1
     return "/".join(parts[:end]), "/".join(others[:end])
-
-
-def _without_numbers(part: str) -> str:
-    return re.sub(r"\d+", "#", part)

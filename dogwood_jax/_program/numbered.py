@@ -146,6 +146,11 @@ def numbered_layers(paths: Iterable[str]) -> dict[str, NumberedLayers]:
     return layers
 
 
+def without_numbers(name: str) -> str:
+    """Returns what like arrays, widths and layers have in common: a name without its numbers."""
+    return re.sub(r"\d+", "#", name)
+
+
 def _numbers(path: str) -> Iterator[tuple[str, str]]:
     """Yields each number that a part of a path ends with, and what stands before it."""
     for match in re.finditer(r"(?<!\d)" + _NUMBER.pattern, path):

@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import exp, inf, log
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._judge.claim import Case
 from dogwood_jax._judge.judge import rounded_in_one
+from dogwood_jax._program.numbered import without_numbers
 from dogwood_jax._search.problem import Problem, network_sample, other_numbers
 from dogwood_jax._search.solve import Powers, Ratio, RatioPowers, Solver, ratios
 from dogwood_jax._search.starts import Start, starts
@@ -115,7 +115,7 @@ def _combinations(
         return
     alike: dict[str, list[str]] = {}
     for name in ways:
-        alike.setdefault(re.sub(r"\d+", "#", name), []).append(name)
+        alike.setdefault(without_numbers(name), []).append(name)
     places = [range(max(len(ways[name]) for name in names)) for names in alike.values()]
     every = sorted(itertools.product(*places), key=lambda chosen: (sum(chosen), chosen))
     for chosen in every[:_MOST]:
