@@ -118,12 +118,9 @@ class _Writer:
 
     def _scaled(self, operands: list[Any], step: Step) -> list[Any]:
         """Returns operands with another number, where the number follows from a size."""
-        ratio = (self._factors and self._factors.get(step.key)) or ratio_of_mean(
-            step, self._size_of
-        )
-        if (
-            ratio is None or called(step.eqn) is not None
-        ):  # the equations inside have steps of their own
+        ratio = self._factors.get(step.key) if self._factors else None
+        ratio = ratio or ratio_of_mean(step, self._size_of)
+        if ratio is None or called(step.eqn) is not None:  # equations inside have their own steps
             return operands
         places = [i for i, value in enumerate(step.operands) if value.number is not None]
         for place in places[-1:]:

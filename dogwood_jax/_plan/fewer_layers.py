@@ -10,7 +10,7 @@ So a number is not seen that only some layers compute with, and only in other si
 layers in today's sizes nor the few that are tried show it.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import groupby
@@ -19,7 +19,7 @@ from typing import Any
 
 import jax
 
-from dogwood_jax._base.trees import PyTree, leaf_path
+from dogwood_jax._base.trees import PyTree, leaves_by_path
 from dogwood_jax._growth.growth import Change, Growth
 from dogwood_jax._program.like_layers import LikeLayers, find_like_layers
 from dogwood_jax._program.numbered import numbered_layers
@@ -48,8 +48,23 @@ class FewerLayers:
     kept: tuple[int, ...]
 
     def cut(self, variables: PyTree) -> PyTree:
-        """Returns variables of the whole network, in any sizes, without the other layers."""
-        return _cut(variables, self.layers, self.kept)
+        """Returns variables of the whole network, in any sizes, without the other layers.
+
+        Layers behind those that are left out get the numbers of these.
+        """
+        gone = [prefix for layer in self.left_out for prefix in self.layers.prefixes[layer]]
+        for numbered in numbered_layers(leaves_by_path(variables)).values():
+            own = (path for path in gone if numbered.layer_of(path.rpartition("/")[0]) is None)
+            numbers = {*map(numbered.layer_of, own)}
+            stay = [number for number in range(len(numbered)) if number not in numbers]
+            if len(stay) < len(numbered):
+                variables = numbered.keeping(variables, stay)
+        return variables
+
+    @property
+    def left_out(self) -> set[int]:
+        """The layers that do not stand for others."""
+        return {*range(len(self.layers))} - {*self.kept}
 
     @property
     def program(self) -> Program:
@@ -66,9 +81,9 @@ class FewerLayers:
 
         They are in the order of the network's program, too. It is None if it takes other arrays.
         """
-        assert self.widths.network is not None
-        places = _places(self.widths.network.variables, self.layers, self.kept)
-        known = {place: path for path, place in places.items()}
+        variables = self.widths.network.variables  # type: ignore[union-attr]
+        every = jax.tree.unflatten(jax.tree.structure(variables), [*leaves_by_path(variables)])
+        known = leaves_by_path(self.cut(every))
         paths = [None if path is None else known.get(path) for path, _ in program.arguments]
         own = _paths(self.program)
         if sorted(path for path in paths if path is not None) != sorted(own):
@@ -139,9 +154,8 @@ class FewerLayers:
     def like(self) -> dict[str, str | None]:
         """The width of the second layer that is like each width of the layers that are left out."""
         second = {place: name for name, (layer, place) in self._places.items() if layer == 1}
-        left_out = {*range(len(self.layers))} - {*self.kept}
-        widths = self._places.items()
-        return {name: second.get(place) for name, (layer, place) in widths if layer in left_out}
+        gone, widths = self.left_out, self._places.items()
+        return {name: second.get(place) for name, (layer, place) in widths if layer in gone}
 
     def of_all(self, growth: Growth, known: Mapping[str, Change]) -> Iterator[Change]:
         """Yields the changes of all layers, where others have what the second layer has.
@@ -150,7 +164,6 @@ class FewerLayers:
             growth: the growth of all layers, without recipes.
             known: the changes of the layers that stand for all, by name of the width.
         """
-        left_out = {*range(len(self.layers))} - {*self.kept}
         for change in growth.changes:
             its = known.get(self.like.get(change.width) or change.width, change)
             recipe = its.recipe
@@ -158,7 +171,7 @@ class FewerLayers:
                 layer, _ = self._places[change.width]
                 recipe = _each(recipe, lambda entries: self._renamed(entries, layer))  # noqa: B023
             elif recipe is not None and self._is_of_all(its):
-                recipe = _each(recipe, lambda entries: self._extended(entries, left_out))
+                recipe = _each(recipe, lambda entries: self._extended(entries))
             yield replace(its, width=change.width, recipe=recipe)
 
     def _is_of_all(self, change: Change) -> bool:
@@ -175,13 +188,13 @@ class FewerLayers:
         found = (self.layers.layer_of(part) for part in parts if isinstance(part, str))
         return [layer for layer in found if layer is not None]
 
-    def _extended(self, entries: Sequence[Any], layers: Collection[int]) -> tuple[Any, ...]:
+    def _extended(self, entries: Sequence[Any]) -> tuple[Any, ...]:
         """Returns entries of a recipe, those of the second layer for other layers, too."""
         found = list[Any]()
         for layer, own in groupby(entries, lambda entry: min(self._of(entry), default=None)):
             its = tuple(own)
             found += its
-            for other in sorted(layers) if layer == 1 else ():
+            for other in sorted(self.left_out) if layer == 1 else ():
                 found += self._renamed(its, other)
         return tuple(found)
 
@@ -248,25 +261,3 @@ def _representing(
             known.add(tuple(grown[layer]))
             kept.add(layer)
     return tuple(sorted(kept)) if len(kept) <= len(layers.few) + _MOST_OTHERS else None
-
-
-def _places(variables: PyTree, layers: LikeLayers, kept: Sequence[int]) -> dict[str, str]:
-    """Returns what the arrays of a network are called in the one with fewer layers."""
-    paths = [leaf_path(keys) for keys, _ in jax.tree_util.tree_leaves_with_path(variables)]
-    called = jax.tree.unflatten(jax.tree.structure(variables), paths)
-    found = jax.tree_util.tree_leaves_with_path(_cut(called, layers, kept))
-    return {path: leaf_path(keys) for keys, path in found}
-
-
-def _cut(variables: PyTree, layers: LikeLayers, kept: Sequence[int]) -> PyTree:
-    """Returns variables without the layers that are not kept. Later ones get their numbers."""
-    left_out = {*range(len(layers))} - {*kept}
-    gone = [prefix for layer in left_out for prefix in layers.prefixes[layer]]
-    paths = [leaf_path(keys) for keys, _ in jax.tree_util.tree_leaves_with_path(variables)]
-    for numbered in numbered_layers(paths).values():
-        own = (path for path in gone if numbered.layer_of(path.rpartition("/")[0]) is None)
-        numbers = {*map(numbered.layer_of, own)}
-        stay = [number for number in range(len(numbered)) if number not in numbers]
-        if len(stay) < len(numbered):
-            variables = numbered.keeping(variables, stay)
-    return variables

@@ -94,16 +94,17 @@ def _number(eqn: Any, values: Sequence[Value]) -> float | None:
     name, numbers = eqn.primitive.name, [value.number for value in values]
     if name == "select_n":
         return None if numbers[0] is None else numbers[1 + int(numbers[0])]
-    if None in numbers:
+    known = [number for number in numbers if number is not None]
+    if len(known) < len(numbers):
         return None
     if name == "convert_element_type":
-        return _converted(numbers[0], eqn.params["new_dtype"])
-    return folded(eqn, [number for number in numbers if number is not None])
+        return _converted(known[0], eqn.params["new_dtype"])
+    return folded(eqn, known)
 
 
-def _converted(number: float | None, dtype: Any) -> float | None:
+def _converted(number: float, dtype: Any) -> float | None:
     """Returns what a number becomes where it is cast: integers have no fraction."""
-    if number is None or jnp.issubdtype(dtype, jnp.inexact):
+    if jnp.issubdtype(dtype, jnp.inexact):
         return number
     if jnp.issubdtype(dtype, bool):
         return float(number != 0)
