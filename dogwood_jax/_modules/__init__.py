@@ -2,6 +2,6 @@
 
 In come a module, the arrays in it and new sizes. Out comes the module with its numbers changed,
 such as ``out_features``, or the problems, where it is not known which of its numbers are sizes.
-``resizing`` finds the numbers, ``remaking`` makes a module anew by its class, ``of_nnx`` does both
-for NNX. ``nnx_function`` has NNX modules as functions of their state.
+``resizing`` finds the numbers, ``remaking`` makes a module anew by its class, ``fitting`` tries its
+numbers, ``of_nnx`` does all of this for NNX. ``nnx_function`` has NNX modules as functions of their state.
 """

@@ -9,19 +9,15 @@ unknown which numbers change.
 import inspect
 import itertools
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from dogwood_jax._base.trees import PyTree, is_array, leaf_path, struct, struct_of
+from dogwood_jax._modules.fitting import Shapes, fitting
 
-Shapes = Mapping[str, tuple[int, ...]]
-# The values of some arguments, by their index among all.
-Numbers = Mapping[int, float]
-# More ways to fill in a module's numbers are not followed.
-_MOST_WAYS = 256
 # What classes take to draw random numbers with.
 _KEYS = ("key", "rngs")
 
@@ -69,17 +65,14 @@ class Remaker:
         wanted = {path: shape[len(stack) :] for path, shape in wanted.items()}
         given, structure = jax.tree.flatten(arguments)
 
-        def make(numbers: Numbers) -> PyTree | None:
-            changed = [numbers.get(index, value) for index, value in enumerate(given)]
-            return self._again(cls, jax.tree.unflatten(structure, changed), node)
+        def make(given: Sequence[Any]) -> PyTree | None:
+            return self._again(cls, jax.tree.unflatten(structure, given), node)
 
-        ways = {
-            index: [number, *sorted(sizes[number])]
-            for index, number in enumerate(given)
-            if is_number(number) and number in sizes
-        }
-        all_made = (make(numbers) for numbers in fitting(make, ways, wanted))
-        found = [*itertools.islice((made for made in all_made if made is not None), 2)]
+        def shapes(given: Sequence[Any]) -> Shapes | None:
+            made = make(given)
+            return None if made is None else shapes_in(made)
+
+        found = [*map(make, itertools.islice(fitting(shapes, given, sizes, wanted), 2))]
         if not found:
             raise Unknown("its class makes none with arrays of the new shapes")
         if len(found) > 1:
@@ -190,47 +183,6 @@ def _stack(made: PyTree, node: PyTree) -> tuple[int, ...] | None:
     stacks = {own[path][: len(own[path]) - len(shape)] for path, shape in one.items()}
     stack = stacks.pop() if len(stacks) == 1 else ()
     return stack if own == {path: stack + shape for path, shape in one.items()} else None
-
-
-def fitting(
-    make: Callable[[Numbers], PyTree | None], ways: Mapping[int, Sequence[float]], wanted: Shapes
-) -> Iterator[Numbers]:
-    """Yields the numbers with which a class makes arrays of the shapes that are wanted.
-
-    Args:
-        make: makes the module with some of its numbers changed; None if that cannot be.
-        ways: what each number may be, the old one first.
-        wanted: the shapes, by path.
-    """
-
-    def shapes(numbers: Numbers) -> Shapes:
-        made = make(numbers)
-        return wanted if made is None else shapes_in(made)  # not ruled out before all are set
-
-    before = shapes({})
-    deciding: dict[str, list[int]] = {path: [] for path in wanted}
-    for index, (_, *others) in ways.items():
-        after = [shapes({index: number}) for number in others]
-        for path, decided_by in deciding.items():
-            if any(one.get(path) != before.get(path) for one in after):
-                decided_by.append(index)
-    found: list[Numbers] = [{}]
-    for path, decided_by in deciding.items():  # so that few numbers are open at a time
-        tried = _each_way(found, ways, decided_by)
-        found = [numbers for numbers in tried if shapes(numbers).get(path) == wanted[path]]
-        if not 0 < len(found) <= _MOST_WAYS:
-            return
-    yield from (numbers for numbers in _each_way(found, ways, ways) if shapes(numbers) == wanted)
-
-
-def _each_way(
-    found: Sequence[Numbers], ways: Mapping[int, Sequence[float]], indices: Iterable[int]
-) -> Iterator[Numbers]:
-    """Yields numbers with some more of them filled in, in every way."""
-    free = [index for index in indices if index not in found[0]]
-    for numbers in found:
-        for way in itertools.product(*(ways[index] for index in free)):
-            yield {**numbers, **dict(zip(free, way))}
 
 
 def _with_own(made: PyTree, again: PyTree, node: PyTree, stack: tuple[int, ...]) -> PyTree:

@@ -8,17 +8,16 @@ import functools
 import inspect
 import itertools
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
-import numpy as np
 
 from dogwood_jax._base.described import first_line
 from dogwood_jax._base.problems import listed
-from dogwood_jax._base.trees import PyTree, struct
-from dogwood_jax._modules.remaking import Numbers, fitting
+from dogwood_jax._base.trees import PyTree
+from dogwood_jax._modules.fitting import fitting
 from dogwood_jax._modules.resizing import changes_of
 from dogwood_jax._plan.sizes import named_sizes
 from dogwood_jax._widths.layout import size_of
@@ -259,33 +258,17 @@ class _Part:
         leaves, structure = jax.tree.flatten(self.given)
         in_build = len(jax.tree.leaves(self.given["build"]))  # these come first
 
-        def with_numbers(numbers: Numbers) -> dict[str, Any]:
-            changed = [numbers.get(index, leaf) for index, leaf in enumerate(leaves)]
-            return dict(jax.tree.unflatten(structure, changed))
-
-        @functools.cache
-        def shapes(*numbers: float) -> list[jax.ShapeDtypeStruct] | None:
-            given = with_numbers(dict(zip(ways, numbers)))
+        def shapes(given: Sequence[Any]) -> dict[str, Shape] | None:
             try:
-                return [struct(shape, np.float32) for shape in self.made(given)]
+                return _numbered(self.made(jax.tree.unflatten(structure, given)))
             except _NotMade:
                 return None
 
-        def made(numbers: Numbers) -> list[jax.ShapeDtypeStruct] | None:
-            return shapes(*(numbers.get(index, way[0]) for index, way in ways.items()))
-
-        ways = {
-            index: [leaf, *sorted(changes[leaf])]
-            for index, leaf in enumerate(leaves)
-            if type(leaf) is int and leaf in changes
-        }
-        wanted = {str(index): shape for index, shape in enumerate(self.new_shapes)}
-        seen = set()
-        for numbers in fitting(made, ways, wanted):
-            key = tuple(number for index, number in sorted(numbers.items()) if index >= in_build)
-            if key not in seen and made(numbers) is not None:
-                seen.add(key)
-                yield with_numbers(numbers)["config"]
+        seen = list[Sequence[Any]]()
+        for given in fitting(shapes, leaves, changes, _numbered(self.new_shapes)):
+            if given[in_build:] not in seen:
+                seen.append(given[in_build:])
+                yield jax.tree.unflatten(structure, given)["config"]
 
     @property
     def problem(self) -> str:
@@ -325,6 +308,10 @@ def _built(cls: Any, config: Config, build: Config | None) -> Layer:
         args = [] if shapes else [tensor(build["input_shape"])]
         layer(*args, **{name.removesuffix("_shape"): tensor(s) for name, s in shapes.items()})
     return layer
+
+
+def _numbered(shapes: Sequence[Shape]) -> dict[str, Shape]:
+    return {str(index): shape for index, shape in enumerate(shapes)}
 
 
 def _plain(config: Any) -> Any:
