@@ -12,6 +12,7 @@ The public names, each with a docstring of its own (``help(dw.plan)``):
         trace               finds every width of a JAX function: Widths
         plan                what becomes of each array, by sizes or by a larger model: Growth
         grow                grows the arrays
+        larger              the module of the larger network
         verify              runs both networks, and raises if outputs moved
         compare             how far the outputs of two networks are apart: Difference
         strategies          how new units and layers are filled in
@@ -79,6 +80,7 @@ if TYPE_CHECKING:
     from dogwood_jax._front.compare import Difference, compare
     from dogwood_jax._front.deepen import deepen
     from dogwood_jax._front.grow import grow
+    from dogwood_jax._front.larger import larger
     from dogwood_jax._front.plan import plan
     from dogwood_jax._front.renew import renew
     from dogwood_jax._front.several import grow_several
@@ -145,6 +147,7 @@ __all__ = [
     "growable",
     "keras",
     "keras_h5",
+    "larger",
     "merge_symmetric",
     "mnist",
     "narrow",
@@ -168,6 +171,7 @@ __all__ = [
 # Where the names are that are no submodules: what the imports above say to type checkers.
 _NAMES_IN = {
     "_front.grow": ("grow",),
+    "_front.larger": ("larger",),
     "_front.compare": ("Difference", "compare"),
     "_figures.cost": ("Cost", "cost"),
     "_front.deepen": ("deepen",),

@@ -29,8 +29,8 @@ from dogwood_jax._base.arguments import (
     takes_inputs,
 )
 from dogwood_jax._base.described import described
-from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import leaves_by_path
+from dogwood_jax._front.larger import larger_nnx
 from dogwood_jax._front.verify import verify_if_possible
 from dogwood_jax._modules.nnx_function import (
     Module,
@@ -440,15 +440,10 @@ def _larger(model: Module, growth: dw.Growth, what: str, way_out: str) -> Module
     Raises:
         ValueError: if it is not known; says what cannot be done, and the way out.
     """
-    if growth.insertions or growth.layers:
-        does = "removes" if growth.layers else "inserts"
-        raise ValueError(f"{what}: the growth {does} layers; {way_out}")
     widths = growth.widths
     # Its program tells whether it is that module, numbers included.
     has_program = widths.network is not None and all(c.new > c.old for c in growth.changes)
-    larger, problems = resized_module(model, widths.leaves, growth.sizes)
-    if problems:
-        raise ValueError(listed(what, (f"{problem}; {way_out}" for problem in problems)))
+    larger = larger_nnx(model, growth, what, way_out)
     if has_program:
         strategy = {change.width: change.strategy for change in growth.changes}
         options = {"strategy": strategy, "interface": True, **as_target(larger)}

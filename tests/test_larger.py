@@ -370,10 +370,11 @@ def test_the_epsilon_of_the_larger_model_tells_how_it_is_filled():
 
 def test_layers_of_the_target_alone_ask_for_its_function(small):
     target = jax.eval_shape(Transformer(blocks=3).init, jax.random.key(2), TOKENS)
+    around = lambda variables, tokens: SMALL.apply(variables, tokens)  # noqa: E731
     with pytest.raises(
         ValueError, match="pass its function .* as target_apply=(.|\n)*only in the target"
     ):
-        dw.plan(small[1], target=target)
+        dw.plan(dw.trace(around, small[0], TOKENS), target=target)
 
 
 def test_an_output_that_automatic_names_count_as_hidden_is_told():

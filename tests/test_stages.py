@@ -325,8 +325,11 @@ def test_a_function_that_knows_its_sizes_is_asked_for():
     inputs, labels = data()
     start = jax.jit(Net(6).init)(jax.random.key(1), inputs)
     stages = [Stage(epochs=1), Stage(epochs=1, sizes={"first": 9})]
+    around = lambda variables, x: Net(6).apply(variables, x)  # noqa: E731
     with pytest.raises(ValueError, match=r"stages\[1\]: apply does not take the grown variables"):
-        training.fit(Net(6).apply, start, TX, (inputs, labels), stages=stages, **SETTINGS)
+        training.fit(around, start, TX, (inputs, labels), stages=stages, **SETTINGS)
+    run = training.fit(Net(6).apply, start, TX, (inputs, labels), stages=stages, **SETTINGS)
+    assert run.variables["params"]["first"]["kernel"].shape[1] == 9
 
 
 class Unknown(NamedTuple):

@@ -295,6 +295,11 @@ class Held(nn.Module):
         return nn.Dense(3)(h)
 
 
+def traced_around(module: Held, x: Any) -> dw.Widths:
+    """Returns the widths of a function that holds a module, so that nothing has its numbers."""
+    return dw.trace(lambda v, x: module.apply(v, x), module.init(jax.random.key(0), x), x)
+
+
 HELD = {
     "0.1 * 8": lambda n, h: h + 0.1 * n,
     "1 + 8**-1": lambda n, h: jnp.abs(h) ** (1 + 1 / n),
@@ -305,15 +310,13 @@ HELD = {
 
 def test_one_that_is_added_is_no_size() -> None:
     model = Held(8, lambda n, h: h * (1 + jnp.tanh(h)))
-    variables = jax.eval_shape(model.init, jax.random.key(0), jnp.ones((4, 5)))
-    growth = dw.plan(dw.trace(model.apply, variables, jnp.ones((4, 5))), {"Dense_0": 16})
+    growth = dw.plan(traced_around(model, jnp.ones((4, 5))), {"Dense_0": 16})
     assert "numbers stay what they are" in str(growth)
 
 
 @pytest.mark.parametrize("formula", HELD)
 def test_a_module_that_holds_its_size_is_refused_where_a_number_may_follow(formula: str) -> None:
-    x, module = normal(7, 4, 5), Held(8, HELD[formula])
-    widths = dw.trace(module.apply, module.init(jax.random.key(0), x), x)
+    widths = traced_around(Held(8, HELD[formula]), normal(7, 4, 5))
     said = rf"\(test_unseen.py:\d+\) may follow from a size, as .*{re.escape(formula)}"
     with pytest.raises(ValueError, match=f"(?s){said}.*pass target_apply="):
         dw.plan(widths, {"Dense_0": 16})
@@ -321,8 +324,8 @@ def test_a_module_that_holds_its_size_is_refused_where_a_number_may_follow(formu
 
 @pytest.mark.parametrize("function", [nn.gelu, nn.softplus, lambda h: nn.LayerNorm()(nn.silu(h))])
 def test_numbers_of_a_library_follow_from_no_size_and_the_first_line_says_so(function: Any) -> None:
-    x, module = normal(7, 4, 5), Held(8, lambda n, h: function(h))
-    widths = dw.trace(module.apply, module.init(jax.random.key(0), x), x)
+    x = normal(7, 4, 5)
+    widths = traced_around(Held(8, lambda n, h: function(h)), x)
     growth = dw.plan(widths, {"Dense_0": 16})
     assert str(growth).startswith("numbers stay what they are in the program; pass target_apply=")
     assert dw.from_json(dw.to_json(growth)).evidence == growth.evidence

@@ -22,6 +22,7 @@ from dogwood_jax._front.grow import grow
 from dogwood_jax._front.plan import DEPTH, plan
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._optimizer.opt_state import grow_opt_state
+from dogwood_jax._plan.own_function import in_larger_module
 from dogwood_jax._widths.trace import trace
 from dogwood_jax.strategies import DepthStrategy, Strategy
 
@@ -50,8 +51,8 @@ class Stage:
         sizes: new number of units by width, as for ``dogwood_jax.plan``.
         target: a pytree of arrays or ``jax.ShapeDtypeStruct`` of the larger model, wider, deeper or
             both. Where it holds arrays, free values are its own.
-        apply: the larger model's function, if the old one does not take larger arrays. This is so
-            for deeper models, and for modules with sizes in their configuration.
+        apply: the larger model's function, if the old one does not take larger arrays. That of a
+            Linen module is found, see ``dogwood_jax.larger``.
         strategy: how new units are filled in, as for ``dogwood_jax.plan``.
         depth: how new layers are filled in, as for ``dogwood_jax.plan``. By default outputs stay,
             which suits a network in use. If only the end of the training counts, copies between old
@@ -170,6 +171,8 @@ def planned(
             except (TypeError, ValueError) as error:
                 return found, [f"stages[{number}]: {error}"]
             shapes = _grown(shapes, growth)
+            if stage.apply is None:
+                own = in_larger_module(growth.widths, growth.sizes, shapes, inputs) or apply
             try:
                 jax.eval_shape(own, shapes, *inputs)
             except Exception as error:  # any function may raise that knows its sizes

@@ -20,6 +20,7 @@ _MOST_WAYS = 256
 def fitting(
     shapes: Callable[[Sequence[Any]], Shapes | None],
     given: Sequence[Any],
+    today: Shapes,
     sizes: Mapping[int, Iterable[int]],
     wanted: Shapes,
 ) -> Iterator[list[Any]]:
@@ -31,6 +32,7 @@ def fitting(
         shapes: takes what is given, perhaps with other numbers. Returns the shapes of the arrays
             that are made of it, by path; None if nothing can be made.
         given: what they are made of, in which integers may be sizes.
+        today: the shapes of the arrays that are made of it as it is.
         sizes: what each size that changes may become.
         wanted: the shapes, by path.
     """
@@ -39,7 +41,7 @@ def fitting(
         for index, number in enumerate(given)
         if is_size(number) and number in sizes
     }
-    known: dict[tuple[int, ...], Shapes | None] = {}
+    known: dict[tuple[int, ...], Shapes | None] = {tuple(way[0] for way in ways.values()): today}
 
     def changed(numbers: _Numbers) -> list[Any]:
         return [numbers.get(index, value) for index, value in enumerate(given)]
@@ -50,23 +52,25 @@ def fitting(
             known[case] = shapes(changed(numbers))
         return known[case]
 
-    def shape(numbers: _Numbers, path: str) -> tuple[int, ...] | None:
-        its = made(numbers)
-        # What cannot be made is not ruled out before all numbers are set.
-        return wanted[path] if its is None else its.get(path)
+    def told(its: Shapes, path: str) -> tuple[int, ...] | bool | None:
+        # More numbers may decide the shape of a new array than whether there is one.
+        return its.get(path) if path in today else path in its
 
+    def shape(numbers: _Numbers, path: str) -> tuple[int, ...] | bool | None:
+        its = made(numbers)  # what cannot be made is not ruled out before all numbers are set
+        return told(wanted if its is None else its, path)
+
+    alone = [{index: new} for index, (_, *others) in ways.items() for new in others]
+    paths = {**wanted, **dict.fromkeys(path for one in alone for path in made(one) or ())}
     deciding = {
-        path: [
-            index
-            for index, (old, *others) in ways.items()
-            if any(shape({index: new}, path) != shape({}, path) for new in others)
-        ]
-        for path in wanted
+        path: {index for one in alone for index in one if shape(one, path) != told(today, path)}
+        for path in paths
     }
     found: list[_Numbers] = [{}]
-    for path, decided_by in deciding.items():  # so that few numbers are open at a time
-        tried = _each_way(found, ways, decided_by)
-        found = [numbers for numbers in tried if shape(numbers, path) == wanted[path]]
+    # Arrays that few numbers decide come first, so that few numbers are open at a time.
+    for path in sorted(paths, key=lambda path: len(deciding[path])):
+        tried = _each_way(found, ways, sorted(deciding[path]))
+        found = [numbers for numbers in tried if shape(numbers, path) == told(wanted, path)]
         if not 0 < len(found) <= _MOST_WAYS:
             return
     for numbers in _each_way(found, ways, ways):

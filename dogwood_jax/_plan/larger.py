@@ -20,6 +20,7 @@ from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._modules.resizing import modules_say_numbers
 from dogwood_jax._plan.fewer_layers import fewer_layers
 from dogwood_jax._plan.obstacles import other_images
+from dogwood_jax._plan.own_function import in_larger_module
 from dogwood_jax._plan.target import sizes_of_target
 from dogwood_jax._program.kernels import kernels_of, with_references
 from dogwood_jax._program.program import Program
@@ -95,7 +96,9 @@ def read_larger(
     """
     shapes = arrays_of(leaves_by_path(target))
     if target_apply is None:
-        return _read_by_own_function(widths, target, shapes, is_deeper, inputs)
+        if (own := _in_larger_module(widths, target, shapes, inputs)) is None:
+            return _read_by_own_function(widths, target, shapes, is_deeper, inputs)
+        target_apply = own
     network = widths.network
     if network is None:
         raise ValueError(NOT_AT_HAND)
@@ -227,6 +230,18 @@ def _by_few_layers(
     names = same_widths(fewer.read, its, {leaf.path: leaf.path for leaf in its.leaves}, {})
     others = ((name, second) for name, second in fewer.like.items() if second in names)
     return Larger(kept, widths=its, names=names | {name: names[its] for name, its in others})
+
+
+def _in_larger_module(
+    widths: Widths, target: PyTree, shapes: Mapping[str, Any], inputs: tuple[Any, ...] | None
+) -> Callable[..., Any] | None:
+    """Returns the network's own function in the Linen module of the larger model, if it is one."""
+    if widths.network is None:
+        return None
+    kept = {leaf.path: shapes[leaf.path] for leaf in widths.leaves if leaf.path in shapes}
+    sizes = sizes_of_target(widths, kept, {}, [])
+    inputs = GrownSizes(widths, sizes).inputs() if inputs is None else inputs
+    return in_larger_module(widths, sizes, target, inputs)
 
 
 def _read_by_own_function(

@@ -1,13 +1,15 @@
 """The network's own function in other sizes: ``own_program``.
 
 It is called once more, with shapes in the grown sizes. Its program is that of the larger network: a
-number such as ``0.1 * width`` shows here, and so does ``heads = width // 64``.
+number such as ``0.1 * width`` shows here, and so does ``heads = width // 64``. A Linen module says
+its sizes, so its method is called in the module of other sizes, if there is exactly one.
 """
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from math import isclose, prod
 from typing import Any
 
@@ -16,10 +18,14 @@ import jax.numpy as jnp
 
 from dogwood_jax._base.described import first_line
 from dogwood_jax._base.problems import UnfitArrays
-from dogwood_jax._base.trees import PyTree
+from dogwood_jax._base.trees import PyTree, arrays_of, leaves_by_path
+from dogwood_jax._depth.layers import more_numbers
 from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._judge.resize import CannotResize, in_sizes
-from dogwood_jax._modules.resizing import Resizing, says_numbers
+from dogwood_jax._modules.fitting import Shapes
+from dogwood_jax._modules.of_linen import LinenMethod, LinenModule, method_of
+from dogwood_jax._modules.remaking import Unknown
+from dogwood_jax._modules.resizing import Resizing, changes_of, says_numbers
 from dogwood_jax._program.interpret import called
 from dogwood_jax._program.program import Program
 from dogwood_jax._program.subprograms import equations
@@ -67,7 +73,7 @@ def own_program(
     widths: Widths,
     sizes: Mapping[str, int],
     target: PyTree = None,
-    cut: Callable[[PyTree], PyTree] = lambda variables: variables,
+    cut: Callable[[PyTree], PyTree] | None = None,
 ) -> Program | Rejected:
     """Returns the program of the network's own function in other sizes, or what it raised.
 
@@ -75,10 +81,13 @@ def own_program(
         widths: the widths of a network that was traced in this process.
         sizes: new sizes by name of the width.
         target: the larger model's variables, or None.
-        cut: leaves layers out of variables.
+        cut: leaves layers out of variables, if it is to run without them.
     """
+    grown = GrownSizes(widths, sizes)
+    if cut is None and (its := _of_larger_module(widths, grown, target)) is not None:
+        return its
     try:
-        return _own_program(widths, GrownSizes(widths, sizes), target, cut)
+        return _own_program(widths, grown, target, cut or _whole)
     except UnfitArrays as error:
         return Rejected(str(error), is_checked=False, follows_shapes=True)
     except Exception as error:  # any function may raise that knows its sizes
@@ -86,6 +95,76 @@ def own_program(
         knows_sizes = is_checked or target is not None or says_sizes(widths, sizes)
         follows_shapes = not knows_sizes and _follows_shapes(widths)
         return Rejected(first_line(error), is_checked, follows_shapes)
+
+
+def _whole(variables: PyTree) -> PyTree:
+    return variables
+
+
+def _of_larger_module(widths: Widths, grown: GrownSizes, target: PyTree) -> Program | None:
+    """Returns the program of a Linen module in other sizes, if it is one and its numbers tell."""
+    assert widths.network is not None
+    variables, inputs = widths.network.variables, grown.inputs()
+    if target is None:
+        target = Resizing(widths.leaves, grown.sizes).reshaped(variables)
+    function = in_larger_module(widths, grown.sizes, target, inputs)
+    try:
+        return None if function is None else Program(function, target, inputs)
+    except Exception:  # any module may raise
+        return None
+
+
+def in_larger_module(
+    widths: Widths, sizes: Mapping[str, int], target: PyTree, inputs: Sequence[Any]
+) -> Callable[..., Any] | None:
+    """Returns the network's own function in the Linen module of other sizes.
+
+    It is None if the function is no method of a Linen module, or if it is not known which numbers
+    the module has in these sizes.
+
+    Args:
+        widths: the network's widths.
+        sizes: new sizes by name of the width, as far as they are known.
+        target: the larger model's variables.
+        inputs: its inputs.
+    """
+    assert widths.network is not None
+    if (method := method_of(widths.network.apply)) is None:
+        return None
+    shapes = {p: tuple(array.shape) for p, array in arrays_of(leaves_by_path(target)).items()}
+    try:
+        return method.of(larger_module(method, widths, sizes, shapes, inputs))
+    except Unknown:
+        return None
+
+
+def larger_module(
+    method: LinenMethod,
+    widths: Widths,
+    sizes: Mapping[str, int],
+    shapes: Shapes,
+    inputs: Sequence[Any],
+) -> LinenModule:
+    """Returns a Linen module in other sizes.
+
+    Args:
+        method: a method of the module.
+        widths: the network's widths.
+        sizes: new sizes by name of the width, as far as they are known.
+        shapes: those of the larger model's arrays, by path.
+        inputs: its inputs.
+
+    Raises:
+        Unknown: if it is not known which numbers it has then.
+    """
+    before, changes = {leaf.path: leaf.shape for leaf in widths.leaves}, dict[int, set[int]]()
+    along = (zip(leaf.shape, shapes.get(leaf.path, leaf.shape)) for leaf in widths.leaves)
+    parts = (changes_of(leaf, sizes) for leaf in widths.leaves)
+    for old, new in chain(*parts, *along, more_numbers(before, shapes)):
+        if old != new:
+            changes.setdefault(old, set()).add(new)
+    own = inputs if widths.network is None else widths.network.inputs
+    return method.in_sizes(own, inputs, before, shapes, changes)
 
 
 def says_sizes(widths: Widths, sizes: Mapping[str, int]) -> bool:
@@ -139,7 +218,7 @@ def _follows_shapes(widths: Widths) -> bool:
     for those in (widths.values(), free, made):
         grown = GrownSizes(widths, {width.name: 2 * width.size for width in those})
         try:
-            own = _own_program(widths, grown, None, lambda variables: variables)
+            own = _own_program(widths, grown, None, _whole)
         except Exception:  # any function may raise that knows its sizes
             continue
         with suppress(CannotResize):

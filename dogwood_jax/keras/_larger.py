@@ -265,7 +265,8 @@ class _Part:
                 return None
 
         seen = list[Sequence[Any]]()
-        for given in fitting(shapes, leaves, changes, _numbered(self.new_shapes)):
+        today, wanted = _numbered(self.shapes), _numbered(self.new_shapes)
+        for given in fitting(shapes, leaves, today, changes, wanted):
             if given[in_build:] not in seen:
                 seen.append(given[in_build:])
                 yield jax.tree.unflatten(structure, given)["config"]

@@ -1,0 +1,141 @@
+"""The module of the larger network: ``larger``."""
+
+from typing import Any, TypeVar
+
+import jax
+
+from dogwood_jax._arrays.grow import grown, without_choices
+from dogwood_jax._base.arguments import GROWTH, expect
+from dogwood_jax._base.described import described, library_of
+from dogwood_jax._base.problems import listed
+from dogwood_jax._base.trees import arrays_of, is_array, leaves_by_path, struct, struct_of
+from dogwood_jax._front.grow import grow
+from dogwood_jax._growth.grown_sizes import GrownSizes
+from dogwood_jax._growth.growth import Growth
+from dogwood_jax._modules.of_linen import LinenModule, method_of
+from dogwood_jax._modules.remaking import Unknown
+from dogwood_jax._plan.own_function import larger_module
+
+Module = TypeVar("Module")
+
+_YOURSELF = "make the larger module yourself"
+
+
+def larger(module: Module, growth: Growth, *inputs: Any, **keywords: Any) -> Module:
+    """Returns the module of the network that a growth makes, so that nobody writes it again.
+
+    A Linen module says its sizes in integers: in its fields, in those of modules in it, and in
+    configurations. The integers are found with which its initialization makes arrays of the grown
+    shapes. No array is allocated. Integers that follow a size in proportion, such as the ratio of
+    an MLP, and counts of layers are found, too.
+
+    Modules of Equinox and NNX hold their arrays, and what ``grow`` returns is larger already. Of
+    these, the larger module is made from shapes alone.
+
+    Args:
+        module: the module of the network, of Flax Linen, Equinox or NNX; it is not changed.
+        growth: from ``plan``.
+        *inputs: what the ``init`` of a Linen module takes beside a key, arrays or
+            ``jax.ShapeDtypeStruct``. By default, these are the inputs that were traced.
+        **keywords: keyword arguments of its ``init``, such as ``train=False``. Those are known that
+            ``functools.partial(module.apply, train=False)`` was traced with.
+
+    Returns:
+        The larger module. Of Equinox and NNX, it holds a ``jax.ShapeDtypeStruct`` for each array.
+
+    Raises:
+        TypeError: if ``module`` is no module, or ``growth`` is none.
+        ValueError: if there is no choice of its integers with which the module makes these arrays,
+            or if there are several; says which ones.
+
+    Example:
+        >>> import flax.linen as nn
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import dogwood_jax as dw
+        >>> model, x = nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(2)]), jnp.ones((1, 4))
+        >>> variables = model.init(jax.random.key(0), x)
+        >>> growth = dw.plan(dw.trace(model.apply, variables, x), {"layers_0": 16})
+        >>> wide = dw.grow(variables, growth, key=jax.random.key(1))
+        >>> wider = dw.larger(model, growth)
+        >>> wider.layers[0].features
+        16
+        >>> bool(jnp.allclose(wider.apply(wide, x), model.apply(variables, x)))
+        True
+    """
+    call = "larger(module, growth)"
+    expect(call, growth=(GROWTH, growth))
+    match library_of(module) if not isinstance(module, type) else None:
+        case "Flax Linen":
+            return _of_linen(module, growth, inputs, keywords)  # type: ignore[no-any-return]
+        case "NNX":
+            return larger_nnx(module, growth, f"{call}: cannot make this module", _YOURSELF)
+        case "Equinox":
+            return _of_arrays(module, growth)
+    raise TypeError(
+        f"{call}: module must be a module of Flax Linen, NNX or Equinox, got {described(module)}; "
+        "a function takes larger arrays as it is, or knows their sizes"
+    )
+
+
+def _of_linen(
+    module: LinenModule, growth: Growth, inputs: tuple[Any, ...], keywords: dict[str, Any]
+) -> LinenModule:
+    widths, network = growth.widths, growth.widths.network
+    method = None if network is None else method_of(network.apply)
+    if method is None or type(method.module) is not type(module):
+        method = method_of(module.apply)
+    assert method is not None
+    method = method._replace(module=module, keywords={**method.keywords, **keywords})
+    if not inputs and network is not None:
+        inputs = GrownSizes(widths, growth.sizes).inputs()
+    flat = {leaf.path: struct(leaf.shape, float) for leaf in widths.leaves}
+    key, growth = jax.random.key(0), without_choices(growth)
+    made = jax.eval_shape(lambda arrays: grown(arrays, growth, key=key), flat)
+    shapes = {path: tuple(a.shape) for path, a in arrays_of(leaves_by_path(made)).items()}
+    try:
+        return larger_module(method, widths, growth.sizes, shapes, inputs)
+    except Unknown as why:
+        raise ValueError(
+            f"larger: it is not known which {type(module).__name__} has the arrays of the growth: "
+            f"{why}; {_YOURSELF}, as by module.clone(field=size), or say what its init takes, "
+            "larger(module, growth, *inputs, **keywords)"
+        ) from None
+
+
+def larger_nnx(module: Module, growth: Growth, what: str, way_out: str) -> Module:
+    """Returns an NNX module in the sizes of a growth, with shapes in place of arrays.
+
+    Raises:
+        ValueError: if it is not known; says what cannot be done, and the way out.
+    """
+    from flax import nnx  # which takes a second to import
+
+    from dogwood_jax._modules.of_nnx import resized_module
+
+    if growth.insertions or growth.layers:
+        does = "removes" if growth.layers else "inserts"
+        raise ValueError(f"{what}: the growth {does} layers; {way_out}")
+    made, problems = resized_module(module, growth.widths.leaves, growth.sizes)  # type: ignore[type-var]
+    if problems:
+        raise ValueError(listed(what, (f"{problem}; {way_out}" for problem in problems)))
+    graph, state = nnx.split(made)
+    return nnx.merge(graph, jax.tree.map(struct_of, state))
+
+
+def _of_arrays(module: Module, growth: Growth) -> Module:
+    """Returns a pytree as it has grown, with shapes in place of arrays."""
+    leaves, structure = jax.tree.flatten(module)
+    dynamic = [place for place, leaf in enumerate(leaves) if is_array(leaf)]
+    found: list[Any] = []
+
+    def make(key: Any, *arrays: Any) -> list[Any]:
+        given = dict(enumerate(leaves)) | dict(zip(dynamic, arrays, strict=True))
+        tree = grow(jax.tree.unflatten(structure, given.values()), growth, key=key)
+        found[:] = jax.tree.flatten(tree)
+        return [leaf for leaf in found[0] if is_array(leaf)]
+
+    arrays = (struct_of(leaves[place]) for place in dynamic)
+    shapes = iter(jax.eval_shape(make, jax.random.key(0), *arrays))
+    made = [next(shapes) if is_array(leaf) else leaf for leaf in found[0]]
+    return jax.tree.unflatten(found[1], made)  # type: ignore[no-any-return]
