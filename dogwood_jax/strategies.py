@@ -21,6 +21,9 @@ strategy            incoming  outgoing  preserving  gradient of new units at the
 `firefly()`         chosen    zero      yes         outgoing large, incoming zero
 ==================  ========  ========  ==========  =======================================
 
+A function of your own is a strategy, too: it takes the widths, a name, a size and a new size, and
+returns `start(incoming=..., outgoing=...)`.
+
 `stack()`, `interpose()` and `new_layers()` say how the new layers of a deeper model are filled in:
 `plan(depth=...)`. They do not preserve the function; without `depth=`, new layers compute the
 identity.
@@ -35,7 +38,7 @@ in no other way.
 
 import math
 import operator
-from collections.abc import Callable, Iterable, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -92,17 +95,20 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Strategy:
-    """What becomes of the incoming and outgoing weights of new units; see this module's functions.
+class Start:
+    """What the incoming and outgoing weights of new units begin with; ``start`` makes one.
+
+    It is a strategy that gives every width the same.
 
     Attributes:
-        name: the function that made it. Recipes and the properties below go by it.
         incoming: ``"free"`` (drawn from ``init``), ``"zero"``, ``"copy"``, ``"mean"`` (that of old
             units) or ``"resampled"``.
         outgoing: ``"free"``, ``"zero"``, ``"copy"``, ``"share"`` (copied, and divided among the
-            copies), ``"sum"`` (added up), ``"opposed"`` (drawn, with opposite signs for units whose
-            incoming weights are the same) or ``"resampled"``.
+            copies), ``"sum"`` (added up), ``"opposed"`` (drawn, with
+            opposite signs for units whose incoming weights are the same) or ``"resampled"``.
+        name: what made it, for tables and errors.
         init: initializer of free weights.
+        outgoing_init: that of free outgoing weights, if it is another one.
         noise: standard deviation of the noise on copies, relative to the copied array's.
         split: how copies share outgoing weights, ``"even"`` or ``"uneven"``.
         units: the old units that new ones copy in turn; all of them if empty.
@@ -112,16 +118,22 @@ class Strategy:
         perturb: how many times drawn weights are added to all weights.
         exact: False if the larger network may do otherwise although the weights would allow it to
             do the same, as a router that chooses as many experts as before.
+        repeats: whether new units repeat the whole width, with its mean in what is left over.
+        takes_multiples_only: whether it grows widths to multiples of their sizes only.
+        needs_recipe: whether it is only for widths under a norm that can grow no other way.
+        is_gated: whether gates inside the network weigh copies, so that no weights are divided.
+        removes: whether it is for widths that lose units.
         method: how entries are interpolated between old ones; None if they are not.
         grid: the old grid of positions, if the width is one of prefix and grid in one.
         to: the new grid.
         prefix: how many positions come before the grid.
     """
 
-    name: str
     incoming: Literal["free", "zero", "copy", "mean", "resampled"]
     outgoing: Literal["free", "zero", "copy", "share", "sum", "opposed", "resampled"]
+    name: str = "start"
     init: Initializer | None = None
+    outgoing_init: Initializer | None = None
     noise: float = 0.0
     split: Literal["even", "uneven"] = "even"
     units: tuple[int, ...] = ()
@@ -130,10 +142,19 @@ class Strategy:
     shrink: float = 1.0
     perturb: float = 0.0
     exact: bool = True
+    repeats: bool = False
+    takes_multiples_only: bool = False
+    needs_recipe: bool = False
+    is_gated: bool = False
+    removes: bool = False
     method: Method | None = None
     grid: tuple[int, ...] = ()
     to: tuple[int, ...] = ()
     prefix: int = 0
+
+    def __call__(self, widths: Mapping[str, Any], name: str, old: int, new: int) -> "Start":
+        """Returns itself, because it is a strategy that gives every width the same."""
+        return self
 
     @property
     def preserving(self) -> bool:
@@ -148,48 +169,35 @@ class Strategy:
         return self.preserving or self.choice is not None
 
     @property
-    def repeats(self) -> bool:
-        """Whether new units repeat the whole width, with its mean in what is left over."""
-        return self.name in ("tile", "hyperclone")
-
-    @property
-    def takes_multiples_only(self) -> bool:
-        """Whether it grows widths to multiples of their sizes only."""
-        return self.name == "hyperclone"
-
-    @property
     def makes_alike(self) -> bool:
         """Whether some units compute the same, so that readers must act on each of them alike."""
         return self.incoming == "copy" or self.outgoing == "opposed"
 
     @property
-    def is_gated(self) -> bool:
-        """Whether gates inside the network weigh copies, so that no weights are divided."""
-        return self.name == "upcycle"
+    def learns(self) -> bool:
+        """Whether new units learn in a hidden layer."""
+        return (self.incoming, self.outgoing) != ("zero", "zero")
 
     @property
-    def for_experts(self) -> "Strategy | None":
+    def sides(self) -> tuple[str, str, bool, bool]:
+        """What has to be the same of two starts for one to be tried in the place of the other."""
+        return self.incoming, self.outgoing, self.repeats, self.is_gated
+
+    @property
+    def of_patches(self) -> bool:
+        """Whether patches of images are resized, rather than a grid of positions."""
+        return self.method is not None and self.method.startswith("patch")
+
+    @property
+    def for_experts(self) -> "Start | None":
         """How experts are copied by it, with their router's weights; None if they are not."""
-        if self.name != "replicate":
+        if self.sides != _COPIES.sides:
             return None
         return replace(UPCYCLE, noise=self.noise, state=self.state, units=self.units)
 
-    @property
-    def removes(self) -> bool:
-        """Whether it is for widths that lose units."""
-        return self.name in ("keep", "merge")
-
-    @property
-    def needs_recipe(self) -> bool:
-        """Whether it is only for widths under a norm that can grow no other way."""
-        return self.name in ("zero_incoming", "tile")
-
-    @property
-    def recipes_for(self) -> str:
-        """The strategy that a ``Recipe`` must name for this one to use it."""
-        if (self.incoming, self.outgoing) == ("free", "zero"):  # choosing begins so, too
-            return "zero_outgoing"
-        return "tile" if self.repeats else self.name
+    def init_of(self, *, incoming: bool) -> Initializer | None:
+        """Returns the initializer of free weights on a side."""
+        return self.init if incoming else self.outgoing_init or self.init
 
     def sources(self, old: int, new: int) -> tuple[int, ...] | None:
         """Returns the old unit that each of the first units copies; None if none are copied."""
@@ -224,6 +232,10 @@ class Strategy:
         return self.name
 
 
+# What new units of a width begin with, given all widths, its name, its size and its new size.
+Strategy = Callable[[Mapping[str, Any], str, int, int], Start]
+
+
 def glorot(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
     """Glorot-uniform initializer, what new weights are drawn from by default and in Keras.
 
@@ -251,7 +263,72 @@ def glorot(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> 
     return jax.nn.initializers.glorot_uniform()(key, shape, dtype)
 
 
-def zero_outgoing(init: Initializer = glorot) -> Strategy:
+_SIDES = {"incoming": ("zero", "mean", "copy"), "outgoing": ("zero", "copy", "share")}
+
+
+def start(
+    incoming: Initializer | Literal["zero", "mean", "copy"] = glorot,
+    outgoing: Initializer | Literal["zero", "copy", "share"] = "zero",
+    *,
+    noise: float = 0.0,
+    units: Sequence[int] = (),
+) -> Start:
+    """What new units begin with, for a strategy of your own.
+
+    A strategy is a function ``(widths, name, old, new)`` of the widths, the name of one, its size
+    and its new size. It returns what the new units begin with. Whether outputs stay is found by
+    evaluation, as for any strategy: a growth that claims it, and is wrong, is refused. Where an
+    array has new entries along two widths, the initializer of the one whose units it makes draws
+    all of them.
+
+    Args:
+        incoming: an initializer of ``jax.nn.initializers`` from which incoming weights are drawn,
+            ``"zero"``, ``"mean"`` (that of old units), or ``"copy"``.
+        outgoing: an initializer, ``"zero"``, ``"copy"``, or ``"share"``: copied, and divided among
+            the copies. With an initializer, a growth does not claim that outputs stay, unless
+            incoming weights are zero.
+        noise: standard deviation of the noise on copies, relative to the copied array's.
+        units: the old units that new ones copy in turn; all of them by default.
+
+    Raises:
+        TypeError: if arguments are of the wrong kind.
+        ValueError: if a side is none of these, or ``noise`` is negative.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import dogwood_jax as dw
+        >>> def orthogonal(widths, name, old, new):
+        ...     return dw.strategies.start(incoming=jax.nn.initializers.orthogonal())
+        >>> apply = lambda params, x: jax.nn.relu(x @ params["up"]) @ params["down"]
+        >>> params = {"up": jnp.ones((4, 2)), "down": jnp.ones((2, 3))}
+        >>> widths = dw.trace(apply, params, jnp.ones((1, 4)))
+        >>> growth = dw.plan(widths, {"up": 4}, strategy=orthogonal)
+        >>> wide = dw.grow(params, growth, key=jax.random.key(0))
+        >>> wide["down"].tolist()[2:]
+        [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
+    """
+    expect("strategies.start", noise=(NUMBER, noise), units=(_UNITS, units))
+    sides = {"incoming": incoming, "outgoing": outgoing}
+    for name, side in sides.items():
+        if not (callable(side) or side in _SIDES[name]):
+            raise ValueError(
+                f"strategies.start: {name} must be an initializer or one of {_SIDES[name]}, got "
+                f"{side!r}"
+            )
+    if not noise >= 0:
+        raise ValueError(f"noise must be zero or positive, got {noise!r}")
+    return Start(
+        "free" if callable(incoming) else incoming,
+        "free" if callable(outgoing) else outgoing,
+        init=incoming if callable(incoming) else None,
+        outgoing_init=outgoing if callable(outgoing) else None,
+        noise=float(noise),
+        units=tuple(map(operator.index, units)),
+    )
+
+
+def zero_outgoing(init: Initializer = glorot) -> Start:
     """New units get random incoming weights and zero outgoing weights (the default).
 
     Preserving: nothing reads the new units yet. Their outgoing weights have a nonzero gradient at
@@ -276,10 +353,10 @@ def zero_outgoing(init: Initializer = glorot) -> Strategy:
         Architectures, theorem 3.1.
     """
     expect("strategies.zero_outgoing", init=(_INIT, init))
-    return Strategy("zero_outgoing", "free", "zero", init)
+    return Start("free", "zero", "zero_outgoing", init)
 
 
-def zeros() -> Strategy:
+def zeros() -> Start:
     """Everything new is zero.
 
     Preserving, but the new units never learn where the activation maps zero to zero, as relu and
@@ -296,10 +373,10 @@ def zeros() -> Strategy:
     Reference:
         No paper: the notebook ``mnist.ipynb`` of https://github.com/kostaleonard/dogwood.
     """
-    return Strategy("zeros", "zero", "zero")
+    return Start("zero", "zero", "zeros")
 
 
-def mean() -> Strategy:
+def mean() -> Start:
     """New units begin at the mean of the old ones; their outgoing weights are zero.
 
     For rows of a vocabulary and its logits. The logit of a new token is the mean of the old ones,
@@ -321,10 +398,10 @@ def mean() -> Strategy:
     Reference:
         Hewitt, 2021, Initializing New Word Embeddings for Pretrained Language Models.
     """
-    return Strategy("mean", "mean", "zero")
+    return Start("mean", "zero", "mean")
 
 
-def random(init: Initializer = glorot) -> Strategy:
+def random(init: Initializer = glorot) -> Start:
     """Everything new is random: not preserving, kept as the baseline.
 
     All new weights have a nonzero gradient from the first step on.
@@ -341,7 +418,7 @@ def random(init: Initializer = glorot) -> Strategy:
         Chen, Goodfellow and Shlens, 2016, Net2Net, where it is the baseline "random pad".
     """
     expect("strategies.random", init=(_INIT, init))
-    return Strategy("random", "free", "free", init)
+    return Start("free", "free", "random", init)
 
 
 def replicate(
@@ -349,7 +426,7 @@ def replicate(
     split: Literal["even", "uneven"] = "even",
     units: Sequence[int] = (),
     state: Literal["copied", "new"] = "copied",
-) -> Strategy:
+) -> Start:
     """New units copy old ones, which share their outgoing weights with the copies.
 
     Preserving if ``noise`` is zero. At the first step the outgoing weights of a copy have the same
@@ -389,12 +466,12 @@ def replicate(
     _check_split(split)
     _check_state(state)
     copied = tuple(map(operator.index, units))
-    return Strategy(
-        "replicate", "copy", "share", None, float(noise), split, units=copied, state=state
+    return Start(
+        "copy", "share", "replicate", noise=float(noise), split=split, units=copied, state=state
     )
 
 
-def hyperclone(state: Literal["copied", "new"] = "copied") -> Strategy:
+def hyperclone(state: Literal["copied", "new"] = "copied") -> Start:
     """Whole widths are repeated, under norms too, so that a model is cloned n times as wide.
 
     Preserving. For all widths at once, to multiples of their sizes: ``plan(widths, {name: 2 * size
@@ -419,10 +496,12 @@ def hyperclone(state: Literal["copied", "new"] = "copied") -> Strategy:
         Small Model Initialization (HyperCloning, the symmetric variant).
     """
     _check_state(state)
-    return Strategy("hyperclone", "copy", "share", state=state)
+    return Start(
+        "copy", "share", "hyperclone", state=state, repeats=True, takes_multiples_only=True
+    )
 
 
-def paired(init: Initializer = glorot) -> Strategy:
+def paired(init: Initializer = glorot) -> Start:
     """New units come in pairs with the same random incoming and opposite outgoing weights.
 
     Preserving: what one unit of a pair adds, the other takes away. Unlike ``zero_outgoing``, both
@@ -443,12 +522,10 @@ def paired(init: Initializer = glorot) -> Strategy:
         Its rescaling of old weights is not done, because outputs would change.
     """
     expect("strategies.paired", init=(_INIT, init))
-    return Strategy("paired", "free", "opposed", init)
+    return Start("free", "opposed", "paired", init)
 
 
-def shrink_perturb(
-    shrink: float = 0.5, perturb: float = 0.5, init: Initializer = glorot
-) -> Strategy:
+def shrink_perturb(shrink: float = 0.5, perturb: float = 0.5, init: Initializer = glorot) -> Start:
     """Old weights are multiplied by a number, padded with zeros, and noise is added to all.
 
     Not preserving: what the network has learned becomes fainter, so that it learns on more like a
@@ -477,12 +554,12 @@ def shrink_perturb(
     expect("strategies.shrink_perturb", init=(_INIT, init))
     if not (shrink >= 0 and perturb >= 0):
         raise ValueError(f"shrink and perturb must not be negative, got {shrink} and {perturb}")
-    return Strategy(
-        "shrink_perturb", "zero", "zero", init, shrink=float(shrink), perturb=float(perturb)
+    return Start(
+        "zero", "zero", "shrink_perturb", init, shrink=float(shrink), perturb=float(perturb)
     )
 
 
-def zero_incoming(init: Initializer = glorot) -> Strategy:
+def zero_incoming(init: Initializer = glorot) -> Start:
     """New units of a residual stream stay zero; what reads them is random.
 
     For a stream under RMSNorm or another norm without a mean, and for other widths that are summed
@@ -510,10 +587,10 @@ def zero_incoming(init: Initializer = glorot) -> Strategy:
         Architectures, theorem 3.5; the factors that keep the epsilon follow from the algebra.
     """
     expect("strategies.zero_incoming", init=(_INIT, init))
-    return Strategy("zero_incoming", "zero", "free", init)
+    return Start("zero", "free", "zero_incoming", init, needs_recipe=True)
 
 
-def tile(init: Initializer = glorot, split: Literal["even", "uneven"] = "even") -> Strategy:
+def tile(init: Initializer = glorot, split: Literal["even", "uneven"] = "even") -> Start:
     """New units of a residual stream repeat it, with its mean in what is left over.
 
     For a stream under LayerNorm. From n to m units it is repeated q = m // n times; the remaining
@@ -549,7 +626,7 @@ def tile(init: Initializer = glorot, split: Literal["even", "uneven"] = "even") 
     """
     expect("strategies.tile", init=(_INIT, init))
     _check_split(split)
-    return Strategy("tile", "copy", "share", init, split=split)
+    return Start("copy", "share", "tile", init, split=split, repeats=True, needs_recipe=True)
 
 
 def gradmax(
@@ -558,7 +635,7 @@ def gradmax(
     variant: Literal["outgoing", "incoming"] = "outgoing",
     epsilon: float = 0.0,
     init: Initializer = glorot,
-) -> Strategy:
+) -> Start:
     """New units get the weights with which they receive the largest gradient.
 
     The variant ``"outgoing"`` sets incoming weights and biases to zero. It chooses outgoing weights
@@ -628,12 +705,12 @@ def gradmax(
         )
     ascent = 8 if variant == "incoming" else 0
     choice = Choice(variant, loss, batch, float(epsilon), ascent=ascent)
-    return Strategy("gradmax", "free", "zero", init, choice=choice)
+    return Start("free", "zero", "gradmax", init, choice=choice)
 
 
 def firefly(
     loss: Callable[..., Any], *batch: Any, candidates: int = 4, init: Initializer = glorot
-) -> Strategy:
+) -> Start:
     """New units are the best of several times as many random ones.
 
     Candidates get random incoming and zero outgoing weights, as by ``zero_outgoing``. The
@@ -681,7 +758,7 @@ def firefly(
     if operator.index(candidates) < 2:
         raise ValueError(f"candidates must be two or more for each new unit, got {candidates}")
     choice = Choice("incoming", loss, batch, candidates=operator.index(candidates))
-    return Strategy("firefly", "free", "zero", init, choice=choice)
+    return Start("free", "zero", "firefly", init, choice=choice)
 
 
 # Images -------------------------------------------------------------------------------------------
@@ -693,7 +770,7 @@ def resample(
     prefix: int = 1,
     *,
     method: Literal["bicubic", "bilinear"] = "bicubic",
-) -> Strategy:
+) -> Start:
     """Learned vectors of positions are resized with the image, from one grid to another.
 
     For an array ``[1, positions, features]`` or ``[positions, features]`` of a vision transformer.
@@ -758,10 +835,10 @@ def resample(
     if prefix < 0:
         raise ValueError(f"prefix must be zero or positive, got {prefix}")
     _check_method(method)
-    return Strategy(
+    return Start(
+        "resampled",
+        "resampled",
         "resample",
-        "resampled",
-        "resampled",
         exact=False,
         method=method,
         grid=tuple(map(operator.index, grid or ())),
@@ -770,7 +847,7 @@ def resample(
     )
 
 
-def resample_patch(*, method: Literal["bilinear", "bicubic"] = "bilinear") -> Strategy:
+def resample_patch(*, method: Literal["bilinear", "bicubic"] = "bilinear") -> Start:
     """The kernel that embeds patches is resized, so that resized patches have the same embedding.
 
     For the kernel of a convolution whose window is a patch, ``[height, width, in, out]`` in Flax.
@@ -823,7 +900,7 @@ def resample_patch(*, method: Literal["bilinear", "bicubic"] = "bilinear") -> St
     """
     _check_method(method)
     its: Method = "patch bilinear" if method == "bilinear" else "patch bicubic"
-    return Strategy("resample_patch", "resampled", "resampled", exact=False, method=its)
+    return Start("resampled", "resampled", "resample_patch", exact=False, method=its)
 
 
 # Depth --------------------------------------------------------------------------------------------
@@ -835,35 +912,41 @@ class DepthStrategy:
 
     Attributes:
         name: the function that made it.
+        source: takes the place of a new layer, and how many layers there are before and after;
+            returns the old one that it is or copies, or None.
+        needs_layers: whether it needs an old layer to begin with.
+        keeps_order: whether copies lie beside what they copy, so that counts of layers must be the
+            same.
         scaled: see ``interpose``.
     """
 
     name: Literal["stack", "interpose", "new_layers"]
+    source: Callable[[int, int, int], int | None] = field(repr=False, compare=False)
+    needs_layers: bool = True
+    keeps_order: bool = False
     scaled: bool = False
-
-    @property
-    def needs_layers(self) -> bool:
-        """Whether it needs an old layer to begin with."""
-        return self.name != "new_layers"
-
-    @property
-    def keeps_order(self) -> bool:
-        """Whether copies lie beside what they copy, so that counts of layers must be the same."""
-        return self.name == "interpose"
 
     def sources(self, old: int, new: int) -> tuple[int | None, ...]:
         """Returns for each of the new layers the old one that it is or copies, or None.
 
         The first layer with a source is the old layer itself; later ones with it are copies.
         """
-        if self.name == "stack":
-            return tuple(place % old for place in range(new))
-        if self.name == "interpose":
-            return tuple(place * old // new for place in range(new))
-        return tuple(place if place < old else None for place in range(new))
+        return tuple(self.source(place, old, new) for place in range(new))
 
     def __str__(self) -> str:
         return self.name
+
+
+def _again(place: int, old: int, new: int) -> int:
+    return place % old
+
+
+def _in_place(place: int, old: int, new: int) -> int:
+    return place * old // new
+
+
+def _behind(place: int, old: int, new: int) -> int | None:
+    return place if place < old else None
 
 
 def stack() -> DepthStrategy:
@@ -882,7 +965,7 @@ def stack() -> DepthStrategy:
         Du et al., 2024, Stacking Your Transformers (G_stack); Gong et al., 2019, Efficient Training
         of BERT by Progressively Stacking.
     """
-    return DepthStrategy("stack")
+    return DepthStrategy("stack", _again)
 
 
 def interpose(*, scaled: bool = False) -> DepthStrategy:
@@ -908,7 +991,7 @@ def interpose(*, scaled: bool = False) -> DepthStrategy:
         Chang et al., 2018, Multi-level Residual Networks from Dynamical Systems View, which halves
         what each of two adds; for converged mixtures of experts, arXiv 2510.08008, 2025.
     """
-    return DepthStrategy("interpose", scaled)
+    return DepthStrategy("interpose", _in_place, keeps_order=True, scaled=scaled)
 
 
 def new_layers() -> DepthStrategy:
@@ -926,7 +1009,7 @@ def new_layers() -> DepthStrategy:
     Reference:
         Zero- and one-layer expansion, arXiv 2511.04981, 2025.
     """
-    return DepthStrategy("new_layers")
+    return DepthStrategy("new_layers", _behind, needs_layers=False)
 
 
 def _check_method(method: str) -> None:
@@ -944,14 +1027,9 @@ def _check_state(state: str) -> None:
         raise ValueError(f"state must be 'copied' or 'new', got {state!r}")
 
 
-def by_name(name: str) -> Strategy:
-    """Returns the strategy that a function of this module makes by default."""
-    strategy: Strategy = globals()[name]()
-    return strategy
-
-
 # What becomes of units that stay when others are removed, or when some are merged into them.
-KEEP = Strategy("keep", "copy", "copy")
-MERGE = Strategy("merge", "copy", "sum")
+KEEP = Start("copy", "copy", "keep", removes=True)
+MERGE = Start("copy", "sum", "merge", removes=True)
 # What becomes of experts when there are more of them, see ``upcycle``.
-UPCYCLE = Strategy("upcycle", "copy", "share")
+_COPIES = replicate()
+UPCYCLE = Start("copy", "share", "upcycle", is_gated=True)

@@ -147,7 +147,7 @@ def test_every_strategy(name: str, strategy: str, dtype: str, optimizer: str) ->
             dw.to_json(recorded)
 
 
-def made(strategy: str, big: Model, inputs: tuple[Any, ...]) -> dw.strategies.Strategy:
+def made(strategy: str, big: Model, inputs: tuple[Any, ...]) -> dw.strategies.Start:
     """A strategy; those that look at a loss get one of the larger model."""
     make = STRATEGIES[strategy]
     if strategy not in CHOOSING:
@@ -161,7 +161,7 @@ def made(strategy: str, big: Model, inputs: tuple[Any, ...]) -> dw.strategies.St
     return make(loss, *inputs)
 
 
-def is_for(strategy: dw.strategies.Strategy, widths: dw.Widths, name: str) -> bool:
+def is_for(strategy: dw.strategies.Start, widths: dw.Widths, name: str) -> bool:
     width = widths[name]
     if strategy.name == "zeros" or strategy.makes_alike:  # a function may not be finite there
         try:

@@ -17,10 +17,10 @@ from dogwood_jax._base.draw import seeds
 from dogwood_jax._growth.growth import Change, Growth
 from dogwood_jax._widths.layout import Units, spread
 from dogwood_jax._widths.widths import Leaf, Widths
-from dogwood_jax.strategies import Strategy
+from dogwood_jax.strategies import Start
 
 
-def renewal(widths: Widths, names: list[str], strategy: Strategy) -> Growth:
+def renewal(widths: Widths, names: list[str], strategy: Start) -> Growth:
     """Returns a growth that adds no units, and says how units that begin anew are filled in."""
     sizes = {name: widths[name].size for name in names}
     changes = (Change(name, size, size, strategy) for name, size in sizes.items())

@@ -17,7 +17,7 @@ from dogwood_jax._experts.attempts import tried
 from dogwood_jax._experts.mixtures import Experts, factors_of_outputs
 from dogwood_jax._growth.growth import Change, Growth
 from dogwood_jax._widths.widths import Recipe, Widths
-from dogwood_jax.strategies import Strategy
+from dogwood_jax.strategies import Start
 
 CARRY_NOISE = "outputs change, because copies carry noise"
 
@@ -38,7 +38,7 @@ class Copied:
     new: int
     larger: Experts | None
     sources: tuple[int, ...]
-    strategy: Strategy = strategies.UPCYCLE
+    strategy: Start = strategies.UPCYCLE
 
     @property
     def changes(self) -> dict[str, Change]:
@@ -87,7 +87,7 @@ class Copied:
         yield None
         power = 1.0 if self.is_still_one else -1.0
         for paths in factors_of_outputs(widths, self.experts):
-            yield Recipe("tile", copies=tuple((path, power) for path in paths))
+            yield Recipe(copies=tuple((path, power) for path in paths))
 
     @property
     def _choice(self) -> str:

@@ -58,7 +58,7 @@ def _copies(asked: Asked) -> Copies | None:
     Only experts whose widths all grow alike count, without a strategy or by copies.
     """
     widths, larger = asked.widths, asked.larger.widths
-    given = {name: strategy.for_experts for name, strategy in asked.strategies.items()}
+    given = {name: strategy.for_experts for name, strategy in asked.starts.items()}
     sizes = {n: size for n, size in asked.sizes.items() if given.get(n, strategies.UPCYCLE)}
     # Where a router chooses, the largest are picked. Without one, its program need not be read.
     if widths.network is None or not any(

@@ -97,8 +97,10 @@ def plan(
             returns them. The first of a group stays and takes over the others' outgoing weights,
             see ``merge_symmetric``. The evaluation shows that outputs stay for all weights with
             which the units of a group compute the same; whether yours do so, it does not know.
-        strategy: one strategy for all widths, or a mapping from width name to strategy. Widths
-            without one grow by ``strategies.zero_outgoing()``, or by the recipe they need.
+        strategy: one strategy for all widths, or a mapping from width name to strategy: one of
+            ``dogwood_jax.strategies``, or a function ``(widths, name, old, new)`` of your own that
+            returns what new units begin with, see ``strategies.start``. Widths without one grow by
+            ``strategies.zero_outgoing()``, or by the recipe they need.
             ``replicate(noise=...)`` for the width of a router copies its experts with noise.
             ``resample`` and ``resample_patch``, for images of another size, go by the path of an
             array, and need ``target``.

@@ -29,8 +29,8 @@ from dogwood_jax.strategies import DepthStrategy, Strategy
 Apply = Callable[[Any, jax.Array], Any]
 
 _STRATEGY = ArgumentKind(
-    "a strategy from dw.strategies, or a mapping {width: strategy}",
-    lambda value: isinstance(value, Strategy | Mapping),
+    "a strategy from dw.strategies, a function (widths, name, old, new), or a mapping of widths",
+    lambda value: callable(value) or isinstance(value, Mapping),
 )
 
 

@@ -41,7 +41,7 @@ _TYPES = {
             Units,
             Widths,
         ),
-        strategies.Strategy,
+        strategies.Start,
     )
 }
 _TYPE = "type"

@@ -20,7 +20,7 @@ from dogwood_jax._growth.shardings import grown_shardings, most_like
 from dogwood_jax._program.numbered import KeptLayers
 from dogwood_jax._widths.layout import Layout, Product, Role, Units, resized, size_of, units_of
 from dogwood_jax._widths.widths import Leaf, Recipe, Widths
-from dogwood_jax.strategies import Strategy, glorot
+from dogwood_jax.strategies import Start, glorot
 
 # What the words in a printed table mean.
 _WORDS = (
@@ -60,7 +60,7 @@ class Change:
     width: str
     old: int
     new: int
-    strategy: Strategy
+    strategy: Start
     sources: tuple[int, ...] | None = None
     into: tuple[int, ...] | None = None
     recipe: Recipe | None = None
@@ -245,11 +245,11 @@ class Growth:
         return {leaf.path: self._map_of(leaf) for leaf in self.widths.leaves}
 
     def _map_of(self, leaf: Leaf) -> LeafMap:
-        widths = dict.fromkeys(u.width for layout in leaf.axes for u in units_of(layout))
-        strategies = [self.change[width].strategy for width in widths if width in self.change]
-        inits = (strategy.init for strategy in strategies)
-        if leaf.kind != "random":
-            strategies = []
+        units = [u for axis in leaf.axes for u in units_of(axis) if u.width in self.change]
+        # Where entries are new along several axes, the units of the highest rank decide.
+        changes = {u: self.change[u.width] for u in sorted(units, key=lambda u: -u.rank)}
+        inits = (c.strategy.init_of(incoming=c.writes(u.role)) for u, c in changes.items())
+        strategies = [c.strategy for c in changes.values() if leaf.kind == "random"]
         return LeafMap(
             tuple(self._along(layout, leaf) for layout in leaf.axes),
             self.factors.get(leaf.path, 1.0),

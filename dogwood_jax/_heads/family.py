@@ -72,7 +72,7 @@ def _asked(asked: Asked, heads: Groups, sizes: Mapping[str, int]) -> Asked:
     found = explained(asked, heads.widths, heads.asked(sizes))
     return replace(
         found,
-        strategies={**asked.strategies, **dict.fromkeys(heads.copies, strategies.replicate())},
+        starts={**asked.starts, **dict.fromkeys(heads.copies, strategies.replicate())},
         notes=(*asked.notes, *heads.notes),
         alone=(*asked.alone, *heads.alone),
         ways_out=(*asked.ways_out, *([_FOR_EACH] if heads.is_for_each else [])),

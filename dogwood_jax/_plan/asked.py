@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from dogwood_jax._plan.copies import Copies
 from dogwood_jax._plan.larger import Larger
 from dogwood_jax._widths.widths import Widths
-from dogwood_jax.strategies import Strategy
+from dogwood_jax.strategies import Start
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,8 @@ class Asked:
         widths: the widths that change, and the widths that families add.
         sizes: their new sizes by name.
         larger: the larger model; without arrays if there is none.
-        strategies: those of widths that are given one, by the caller or by a family.
+        starts: what new units begin with of widths that are given a strategy, by the caller or by
+            a family.
         problems: why sizes do not explain the shapes of the larger model.
         notes: what families say of their widths.
         alone: why widths of families do not grow where programs cannot be compared.
@@ -33,7 +34,7 @@ class Asked:
     widths: Widths
     sizes: Mapping[str, int]
     larger: Larger = Larger({})
-    strategies: Mapping[str, Strategy] = field(default_factory=dict)
+    starts: Mapping[str, Start] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     alone: tuple[str, ...] = ()

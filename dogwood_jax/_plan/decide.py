@@ -214,9 +214,7 @@ def _growths_in_turn(
         for way in reversed(ways.values()):
             begun = replace(way, insertions=layers)
             every = any(one.then == "starts" for one in refused)
-            for its in searched_of(
-                begun, asked.strategies, programs, request.families, every=every
-            ):
+            for its in searched_of(begun, asked.starts, programs, request.families, every=every):
                 yield replace(its, insertions=growth.insertions)
 
     is_first = can_search and any(c.width in loud for c in grows)
@@ -287,7 +285,7 @@ def _rescaled(request: Request, asked: Asked, growth: Growth) -> Growth | Refuse
         return growth
     alone = replace(growth, changes=exact, insertions=())
     programs = Programs(alone, before)
-    for searched in searched_of(alone, asked.strategies, programs, request.families):
+    for searched in searched_of(alone, asked.starts, programs, request.families):
         changes = (searched.change.get(change.width, change) for change in growth.changes)
         return replace(growth, changes=tuple(changes), notes=searched.notes)
     return Refused(asked.ways_out)

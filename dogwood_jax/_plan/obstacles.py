@@ -10,7 +10,7 @@ from dogwood_jax._widths.dims import SPATIAL
 from dogwood_jax._widths.layout import units_of
 from dogwood_jax._widths.reasons import kind_of
 from dogwood_jax._widths.widths import Width, Widths
-from dogwood_jax.strategies import Strategy
+from dogwood_jax.strategies import Start
 
 OTHER_IMAGES = (
     "if the larger model is for images or patches of another size, pass its variables as target=, "
@@ -48,7 +48,7 @@ def fewer(width: Width, new: int) -> list[str]:
     ]
 
 
-def _misfits(width: Width, new: int, strategy: Strategy) -> Iterator[str]:
+def _misfits(width: Width, new: int, strategy: Start) -> Iterator[str]:
     """Yields what a strategy is not made for, of a width that is not fixed."""
     if bad := [unit for unit in strategy.units if width.size and not 0 <= unit < width.size]:
         yield f"has units 0 to {width.size - 1}, so none of {bad} can be copied"

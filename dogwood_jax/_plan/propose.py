@@ -46,7 +46,7 @@ def proposals(request: Request, larger: Larger | None) -> tuple[Asked, Iterator[
         copies=copies if copies.changes else None,
         ways_out=tuple(dict.fromkeys([*out, *asked.ways_out])),
         keeps_outputs=request.depth is None
-        and all(one.begins_exact for one in asked.strategies.values()),
+        and all(one.begins_exact for one in asked.starts.values()),
     )
     return asked, _growths(request, asked, copies, problems)
 
@@ -105,7 +105,7 @@ def _changes(
     for name, width in widths.items():
         new = sizes.get(name, width.size)
         if new != width.size:
-            strategy = asked.strategies.get(name) or strategies.zero_outgoing()
+            strategy = asked.starts.get(name) or strategies.zero_outgoing()
             sources = strategy.sources(width.size, new)
             changes[name] = Change(name, width.size, new, strategy, sources)
             if strategy.method is None:

@@ -19,10 +19,10 @@ from dogwood_jax._plan.target import sizes_of_target
 from dogwood_jax._widths.dims import SPATIAL, Dim
 from dogwood_jax._widths.layout import Concat, Product, Units, size_of
 from dogwood_jax._widths.widths import Leaf, Widths
-from dogwood_jax.strategies import Strategy
+from dogwood_jax.strategies import Start
 
 # For each width, its new size and how its entries are resampled.
-_Resampled = dict[str, tuple[int, Strategy]]
+_Resampled = dict[str, tuple[int, Start]]
 
 
 def by_widths(request: Request) -> Request:
@@ -33,7 +33,7 @@ def by_widths(request: Request) -> Request:
             reasons in one message.
     """
     asked = request.strategy
-    if isinstance(asked, Strategy):
+    if isinstance(asked, Start):
         if asked.method is not None:
             raise Refused(
                 [f"strategies.{asked}() is for one array: pass strategy={{path of the array: it}}"]
@@ -41,7 +41,7 @@ def by_widths(request: Request) -> Request:
         return request
     if not isinstance(asked, Mapping):
         return request
-    chosen = {k: s for k, s in asked.items() if isinstance(s, Strategy) and s.method is not None}
+    chosen = {k: s for k, s in asked.items() if isinstance(s, Start) and s.method is not None}
     if not chosen:
         return request
     if request.target is None:
@@ -64,10 +64,10 @@ def by_widths(request: Request) -> Request:
             new = shapes.get(leaf.path, ())
             if len(new) != len(leaf.shape):
                 raise ValueError(f"{leaf.path}: is not in the target with {len(leaf.shape)} axes")
-            if strategy.name == "resample":
-                its = _positions(leaf, new, strategy)
-            else:
+            if strategy.of_patches:
                 its = _patches(leaf, new, strategy, request.widths)
+            else:
+                its = _positions(leaf, new, strategy)
             if twice := [name for name in its if found.get(name, its[name]) != its[name]]:
                 raise ValueError(f"{leaf.path}: {twice[0]} is resampled otherwise elsewhere")
         except (KeyError, ValueError) as error:
@@ -92,7 +92,7 @@ def by_widths(request: Request) -> Request:
     )
 
 
-def _positions(leaf: Leaf, new: tuple[int, ...], strategy: Strategy) -> _Resampled:
+def _positions(leaf: Leaf, new: tuple[int, ...], strategy: Start) -> _Resampled:
     """Returns how the widths change that lie along positions."""
     axis, prefix = len(leaf.shape) - 2, strategy.prefix
     if axis < 0:
@@ -146,7 +146,7 @@ def _grid(place: str, count: int, grid: tuple[int, ...], prefix: int, what: str)
     return grid
 
 
-def _patches(leaf: Leaf, new: tuple[int, ...], strategy: Strategy, widths: Widths) -> _Resampled:
+def _patches(leaf: Leaf, new: tuple[int, ...], strategy: Start, widths: Widths) -> _Resampled:
     """Returns how the widths change that lie along the sides of patches."""
     spatial = {
         axis: layout.width
@@ -172,13 +172,14 @@ def inputs_of(request: Request, shapes: Mapping[str, Any]) -> tuple[Any, ...] | 
     """
     widths, network = request.widths, request.widths.network
     asked = request.strategy if isinstance(request.strategy, Mapping) else {}
-    changed = {name: strategy for name, strategy in asked.items() if strategy.method is not None}
+    starts = ((name, one) for name, one in asked.items() if isinstance(one, Start))
+    changed = {name: start for name, start in starts if start.method is not None}
     if network is None or not changed:
         return None
     grid, patch = list[tuple[int, int]](), list[tuple[int, int]]()
     for name, strategy in changed.items():
         change = (widths.sizes[name], request.sizes[name])
-        if strategy.name != "resample":
+        if strategy.of_patches:
             patch.append(change)
         else:
             grid += zip(strategy.grid, strategy.to, strict=True) if strategy.grid else [change]

@@ -22,12 +22,12 @@ from dogwood_jax._search.problem import other_numbers
 from dogwood_jax._search.search import searched
 from dogwood_jax._widths.reasons import kind_of
 from dogwood_jax._widths.widths import Recipe, Widths
-from dogwood_jax.strategies import Strategy
+from dogwood_jax.strategies import Start
 
 
 def searched_of(
     growth: Growth,
-    chosen: Mapping[str, Strategy],
+    chosen: Mapping[str, Start],
     programs: Programs,
     families: Sequence[Family] = (),
     *,
@@ -110,8 +110,7 @@ def _cases(growth: Growth, one: Compared, families: Sequence[Family]) -> Iterato
     as_it_is = one.larger is not None
     assert growth.widths.network is not None
     changes = (
-        replace(c, recipe=c.recipe or Recipe(c.strategy.recipes_for)) if c.new > c.old else c  # type: ignore[arg-type]
-        for c in growth.changes
+        replace(c, recipe=c.recipe or Recipe()) if c.new > c.old else c for c in growth.changes
     )
     begun = replace(growth, changes=tuple(changes))  # with recipes, the ratios of sizes stay
     ways = [way for f in families for way in f.choices(begun, one.its, as_it_is=as_it_is)]

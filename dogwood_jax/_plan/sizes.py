@@ -7,7 +7,9 @@ from inspect import isfunction
 from math import prod
 from typing import Any
 
+from dogwood_jax import strategies
 from dogwood_jax._base.arguments import is_integer
+from dogwood_jax._base.described import described, first_line
 from dogwood_jax._base.trees import PyTree
 from dogwood_jax._modules.resizing import Resizing
 from dogwood_jax._plan.asked import Asked
@@ -22,7 +24,7 @@ from dogwood_jax._widths.dims import LAYERS, SPATIAL
 from dogwood_jax._widths.layout import size_of
 from dogwood_jax._widths.reasons import kind_of
 from dogwood_jax._widths.widths import Widths
-from dogwood_jax.strategies import Strategy
+from dogwood_jax.strategies import Start, Strategy
 
 # JAX counts the entries of an axis in 32 bits.
 _MOST_UNITS = 2**31 - 1
@@ -41,6 +43,11 @@ _FEWER_LAYERS = (
     "if the target is to have fewer layers, say which ones stay, because growing never drops "
     'arrays; keep={"layers": [0, 1, 5]} keeps layers_0, layers_1 and layers_5; '
     "keep={name of the width: [0, 1, 5]} keeps those of a stack over which a loop runs"
+)
+
+_OF_A_START = (
+    "it must return what new units begin with, as dw.strategies.start() does; an initializer goes "
+    "into start(incoming=initializer)"
 )
 
 _BY_TARGET = "new layers are inserted by target= and target_apply="
@@ -84,7 +91,7 @@ def explained(asked: Asked, widths: Widths, sizes: Mapping[str, int]) -> Asked:
 
 
 def _with_strategies(asked: Asked, request: Request, problems: list[str]) -> Asked:
-    chosen = strategies_by_name(asked.widths, request.strategy, problems)
+    chosen = starts_by_name(asked.widths, request.strategy, asked.sizes, problems)
     if isinstance(request.strategy, Mapping):
         problems += [
             f"{name}: has a strategy, but does not grow; leave it out of strategy="
@@ -92,7 +99,7 @@ def _with_strategies(asked: Asked, request: Request, problems: list[str]) -> Ask
             if name in asked.widths and asked.sizes.get(name, 0) <= asked.widths[name].size
             if chosen[name].method is None
         ]
-    return replace(asked, strategies={**chosen, **asked.strategies})
+    return replace(asked, starts={**chosen, **asked.starts})
 
 
 def whole(families: Sequence[Family], widths: Widths, shapes: Mapping[str, Any]) -> Widths:
@@ -223,23 +230,49 @@ def _bytes(widths: Widths, name: str, size: int) -> str:
     return f"{path} would take {4 * arrays[path] / 1e9:,.0f} GB in float32"
 
 
-def strategies_by_name(
-    widths: Widths, strategy: Strategy | Mapping[str, Strategy] | None, problems: list[str]
-) -> Mapping[str, Strategy]:
-    """Returns the strategy of each width that is given one."""
+def starts_by_name(
+    widths: Widths,
+    strategy: Strategy | Mapping[str, Strategy] | None,
+    sizes: Mapping[str, int],
+    problems: list[str],
+) -> dict[str, Start]:
+    """Returns what new units begin with, by name of each width that is given a strategy."""
     if strategy is None:
         return {}
-    if isinstance(strategy, Strategy):
-        return dict.fromkeys(widths, strategy)
-    for one in strategy.values() if isinstance(strategy, Mapping) else [strategy]:
-        if not isinstance(one, Strategy):
+    by_name = strategy if isinstance(strategy, Mapping) else dict.fromkeys(widths, strategy)
+    for one in by_name.values():
+        is_uncalled = isfunction(one) and vars(strategies).get(one.__name__) is one
+        if is_uncalled or not callable(one):
             raise TypeError(
-                f"strategy must come from dw.strategies, such as dw.strategies.replicate(), "
-                f"got {f'the function {one.__name__}: call it' if isfunction(one) else repr(one)}"
+                "strategy must come from dw.strategies, such as dw.strategies.replicate(), or be a "
+                "function (widths, name, old, new), got "
+                f"{f'the function {one.__name__}: call it' if is_uncalled else repr(one)}"
             )
-    for name in strategy:
+    found: dict[str, Start] = {}
+    for name, one in by_name.items():
         try:
-            widths[name]
+            old, new = widths[name].size, sizes.get(name, 0)
         except KeyError as error:
             problems.append(f"strategy: {error.args[0]}")
-    return strategy
+            continue
+        if isinstance(one, Start):
+            found[name] = one
+        elif new > old:
+            found[name] = _begun(one, widths, name, new)
+    return found
+
+
+def _begun(strategy: Strategy, widths: Widths, name: str, new: int) -> Start:
+    """Returns what a caller's strategy begins with.
+
+    Raises:
+        TypeError: if it is no strategy.
+    """
+    call = f"{described(strategy)}, called with (widths, {name!r}, {widths[name].size}, {new})"
+    try:
+        start = strategy(widths, name, widths[name].size, new)
+    except Exception as error:  # any function may raise
+        raise TypeError(f"strategy: {call}, raises {first_line(error)}; {_OF_A_START}") from error
+    if not isinstance(start, Start):
+        raise TypeError(f"strategy: {call}, returns {described(start)}; {_OF_A_START}")
+    return start

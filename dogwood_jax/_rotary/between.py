@@ -17,7 +17,7 @@ from dogwood_jax._plan.numbers_of_sizes import tables_of
 from dogwood_jax._plan.silence import silenced
 from dogwood_jax._widths.layout import Layout, Product, Units
 from dogwood_jax._widths.widths import Facts, Widths
-from dogwood_jax.strategies import Strategy
+from dogwood_jax.strategies import Start
 
 
 class Rotary(Family):
@@ -48,7 +48,7 @@ class Rotary(Family):
 
 def _may_lie_between(growth: Growth, change: Change, asked: Asked) -> bool:
     """Whether units have numbers of their own, and a multiple of them is asked for."""
-    width, chosen = growth.widths[change.width], asked.strategies.get(change.width)
+    width, chosen = growth.widths[change.width], asked.starts.get(change.width)
     return (
         change.new > change.old > 1
         and not change.new % change.old
@@ -110,6 +110,6 @@ def _name(width: str) -> str:
     return f"{width}[between]"
 
 
-def _only_adds(strategy: Strategy) -> bool:
+def _only_adds(strategy: Start) -> bool:
     """Whether a strategy adds units without a look at old ones or at each other."""
     return "zero" in (strategy.incoming, strategy.outgoing) and strategy.choice is None

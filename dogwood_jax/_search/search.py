@@ -14,23 +14,23 @@ from dogwood_jax._judge.judge import rounded_in_one
 from dogwood_jax._program.numbered import without_numbers
 from dogwood_jax._search.problem import Problem, network_sample, other_numbers
 from dogwood_jax._search.solve import Powers, Ratio, RatioPowers, Solver, ratios
-from dogwood_jax._search.starts import Start, starts
+from dogwood_jax._search.starts import Candidate, candidates
 from dogwood_jax._search.together import Together
 from dogwood_jax._search.unknowns import unknowns
 from dogwood_jax._search.weighed import weighed_pairs
 from dogwood_jax._widths.layout import units_of
 from dogwood_jax._widths.widths import Recipe
-from dogwood_jax.strategies import Strategy
+from dogwood_jax.strategies import Start
 
 _MOST = 12  # combinations of starts
 
-Starts = Mapping[str, Start]
+Candidates = Mapping[str, Candidate]
 
 
 def searched(
     growth: Growth,
     case: Case,
-    strategies: Mapping[str, Strategy],
+    strategies: Mapping[str, Start],
     alike: Sequence[Callable[[str], str]],
     heard: Collection[str],
 ) -> Iterator[Growth]:
@@ -50,7 +50,7 @@ def searched(
     floats = {p for p, a in case.old.arguments if p and jnp.issubdtype(a.dtype, jnp.inexact)}
     rounding = max([1e-6, *(2 * eps for eps in rounded_in_one(case).values())])
 
-    def begun(growth: Growth, chosen: Starts) -> Growth:
+    def begun(growth: Growth, chosen: Candidates) -> Growth:
         changes = (
             chosen[c.width].of(c, strategies.get(c.width)) if c.width in chosen else c
             for c in growth.changes
@@ -99,8 +99,8 @@ def _unrounded(new: float, old: float, every: Sequence[Ratio], rounding: float) 
 
 
 def _combinations(
-    growth: Growth, strategies: Mapping[str, Strategy], heard: Collection[str]
-) -> Iterator[Starts]:
+    growth: Growth, strategies: Mapping[str, Start], heard: Collection[str]
+) -> Iterator[Candidates]:
     """Yields a start for each width that is heard. Like widths start alike."""
     widths = growth.widths
     growing = [c for c in growth.changes if c.new > c.old and c.recipe is None]
@@ -108,10 +108,10 @@ def _combinations(
         c.width: its
         for c in growing
         if c.width in heard
-        if (its := [*starts(widths, widths[c.width], c.new, strategies.get(c.width))])
+        if (its := [*candidates(widths, widths[c.width], c.new, strategies.get(c.width))])
     }
     if not ways:  # as they are, with factors alone
-        yield {c.width: Start(Recipe(c.strategy.recipes_for)) for c in growing}  # type: ignore[arg-type]
+        yield {c.width: Candidate() for c in growing}
         return
     alike: dict[str, list[str]] = {}
     for name in ways:
@@ -126,7 +126,7 @@ def _combinations(
         }
 
 
-def _weighed(case: Case, name: str, start: Start) -> Start:
+def _weighed(case: Case, name: str, start: Candidate) -> Candidate:
     """Returns a start with the arrays that weigh its means."""
     pairs = tuple(weighed_pairs(case, name))
     scales = {scale for _, scale in pairs}
@@ -140,7 +140,7 @@ def _with_recipes(growth: Growth, recipes: Mapping[str, Recipe]) -> Growth:
 
 
 def _recipes(
-    growth: Growth, chosen: Starts, powers: Powers, every: Sequence[Ratio]
+    growth: Growth, chosen: Candidates, powers: Powers, every: Sequence[Ratio]
 ) -> dict[str, Recipe]:
     """Returns recipes by width, with the powers that were found.
 
@@ -153,9 +153,9 @@ def _recipes(
     found = {name: start.recipe for name, start in chosen.items()}
 
     def add(name: str, field: str, item: object) -> None:
-        recipe = found.get(name) or Recipe(growth.change[name].strategy.recipes_for)  # type: ignore[arg-type]
+        recipe = found.get(name) or Recipe()
         items = dict.fromkeys((*getattr(recipe, field), item))
-        found[name] = replace(recipe, **{field: tuple(items)})  # type: ignore[arg-type]
+        found[name] = replace(recipe, **{field: tuple(items)})
 
     for u, its in powers.items():
         leaf = growth.widths.leaf(u.path)

@@ -1,4 +1,4 @@
-"""What new entries of a width may begin with: ``starts``."""
+"""What new entries of a width may begin with: ``candidates``."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -6,43 +6,45 @@ from dataclasses import dataclass, replace
 from dogwood_jax import strategies
 from dogwood_jax._growth.growth import Change
 from dogwood_jax._widths.widths import Leaf, Recipe, Width, Widths
-from dogwood_jax.strategies import Strategy
+from dogwood_jax.strategies import Start
 
 
 @dataclass(frozen=True)
-class Start:
+class Candidate:
     """What new entries of a width begin with, before factors are looked for.
 
     Attributes:
-        recipe: the strategy, and which arrays are filled otherwise than it says.
+        start: what they begin with; that of the change, if there is none.
+        recipe: which arrays are filled otherwise.
         mixes: whether vectors' new entries may be zero in the place of means.
         weighs: whether means may be weighed by the arrays that scale them, see ``weighed``.
     """
 
-    recipe: Recipe
+    start: Start | None = None
+    recipe: Recipe = Recipe()
     mixes: bool = False
     weighs: bool = False
 
-    def of(self, change: Change, strategy: Strategy | None = None) -> Change:
+    def of(self, change: Change, chosen: Start | None = None) -> Change:
         """Returns a change that begins so.
 
         Args:
             change: the change.
-            strategy: the caller's strategy; None for the recipe's.
+            chosen: what the caller's strategy begins with, or None.
         """
-        strategy = strategy or strategies.by_name(self.recipe.strategy)
-        sources = strategy.sources(change.old, change.new)
-        return replace(change, strategy=strategy, sources=sources, recipe=self.recipe)
+        start = chosen or self.start or change.strategy
+        sources = start.sources(change.old, change.new)
+        return replace(change, strategy=start, sources=sources, recipe=self.recipe)
 
 
-def starts(widths: Widths, width: Width, new: int, strategy: Strategy | None) -> Iterator[Start]:
+def candidates(widths: Widths, width: Width, new: int, chosen: Start | None) -> Iterator[Candidate]:
     """Yields what new entries of a width may begin with, in the order in which it is tried.
 
     Args:
         widths: the network's widths.
         width: one of them.
         new: its new size.
-        strategy: the caller's strategy, or None.
+        chosen: what the caller's strategy begins with, or None.
     """
     written, read = dict[str, None](), dict[tuple[str, str], None]()
     for occurrence in width.occurrences:
@@ -51,24 +53,25 @@ def starts(widths: Widths, width: Width, new: int, strategy: Strategy | None) ->
         elif is_vector(widths.leaf(occurrence.path)):
             written[occurrence.path] = None
     scales = tuple(path for path in written if widths.leaf(path).kind == "ones")
-    readers = tuple(read)
+    readers, silent, tile = tuple(read), strategies.zero_incoming(), strategies.tile()
     every = [
-        Start(Recipe("zero_outgoing")),
-        Start(Recipe("zero_incoming", blank=scales)),
-        Start(Recipe("zero_incoming", blank=scales, zeros=readers)),
-        Start(Recipe("zeros")),
-        Start(Recipe("replicate")),
-        Start(Recipe("tile", blank=scales), mixes=True),
-        Start(Recipe("tile", blank=scales, zeros=readers), mixes=True),
-        Start(Recipe("tile", blank=scales), mixes=True, weighs=True),
-        Start(Recipe("tile", zeros=readers), mixes=True),
+        Candidate(strategies.zero_outgoing()),
+        Candidate(silent, Recipe(blank=scales)),
+        Candidate(silent, Recipe(blank=scales, zeros=readers)),
+        Candidate(strategies.zeros()),
+        Candidate(strategies.replicate()),
+        Candidate(tile, Recipe(blank=scales), mixes=True),
+        Candidate(tile, Recipe(blank=scales, zeros=readers), mixes=True),
+        Candidate(tile, Recipe(blank=scales), mixes=True, weighs=True),
+        Candidate(tile, Recipe(zeros=readers), mixes=True),
     ]
     if new % width.size == 0:
-        every[5:] = [Start(Recipe("tile"))]
-    for start in every:
-        name = start.recipe.strategy
-        if start.recipe.learns if strategy is None else name == strategy.recipes_for:
-            yield start
+        every[5:] = [Candidate(tile)]
+    for candidate in every:
+        start = candidate.start
+        assert start is not None
+        if start.learns if chosen is None else start.sides == chosen.sides:
+            yield candidate
 
 
 def is_vector(leaf: Leaf) -> bool:

@@ -73,31 +73,25 @@ class Recipe:
     some arrays and constants makes up for it.
 
     Attributes:
-        strategy: the strategy that it goes with: ``"zero_outgoing"``, ``"zero_incoming"``,
-            ``"tile"``, ``"replicate"``, or ``"zeros"`` if new units never learn, so that nothing
-            grows by it unless it is asked to.
         powers: paths of arrays and the powers of the ratio that multiply their old entries. The
-            ratio is new / old, for ``"tile"`` the share of units that are copies, (new // old) *
-            old / new.
-        blank: paths of arrays whose new entries are as in a new network instead of zero
-            (``"zero_incoming"``) or the mean of the others (``"tile"``).
+            ratio is new / old; of units that repeat the width, the share of those that are copies,
+            (new // old) * old / new.
+        blank: paths of arrays whose new entries are as in a new network instead of zero, or the
+            mean of the others.
         copies: paths of arrays and the powers of the number of copies of a unit, new // old, that
-            multiply their old entries, too (``"tile"`` only).
+            multiply their old entries, too.
         offsets: paths of arrays that are read as a number plus the array, as 1 + scale, and the
             numbers. Here powers multiply the sum.
         parts: paths of fused arrays and powers as in ``powers``, but only of the entries along
             the width's units, beside those of other widths, and if it has several roles there,
             along the units that are not incoming, such as the keys of ``q | k | v``.
         zeros: paths of arrays and roles, ``"incoming"`` or ``"outgoing"``: in these roles, their
-            entries for units that are no copies are zero (``"zero_incoming"``: outgoing ones
-            that read what is not zero; ``"tile"``).
+            entries for units that are no copies are zero.
         weighed: paths of arrays that write units, and the paths of the arrays that scale these
             units one by one, as LayerScale does. For units that are no copies, the former have
-            means that are weighed by the latter, and the latter the mean of their absolute values
-            (``"tile"`` only).
+            means that are weighed by the latter, and the latter the mean of their absolute values.
     """
 
-    strategy: Literal["zero_outgoing", "zero_incoming", "replicate", "tile", "zeros"]
     powers: tuple[tuple[str, float], ...] = ()
     blank: tuple[str, ...] = ()
     copies: tuple[tuple[str, float], ...] = ()
@@ -105,11 +99,6 @@ class Recipe:
     parts: tuple[tuple[str, float], ...] = ()
     zeros: tuple[tuple[str, str], ...] = ()
     weighed: tuple[tuple[str, str], ...] = ()
-
-    @property
-    def learns(self) -> bool:
-        """Whether new units learn, so that the width may grow by it unless told otherwise."""
-        return self.strategy != "zeros"
 
 
 @dataclass(frozen=True)

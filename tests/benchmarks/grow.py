@@ -77,7 +77,7 @@ def jax_cases(old: Params) -> dict[str, Case]:
     key = jax.random.key(2)
     widths = dw.trace(apply, old, jax.ShapeDtypeStruct((32, 784), jnp.float32))
 
-    def plan(strategy: dw.strategies.Strategy) -> dw.Growth:
+    def plan(strategy: dw.strategies.Start) -> dw.Growth:
         return dw.plan(widths, {"dense_1": 8192, "dense_2": 8192}, strategy=strategy)
 
     random = plan(dw.strategies.zero_outgoing())
