@@ -26,7 +26,7 @@ from growing.data import Batch, Data
 
 Variables = Any
 Loss = Callable[..., jax.Array]
-Strategies = strategies.Strategy | Mapping[str, strategies.Strategy]
+Strategies = strategies.Start | Mapping[str, strategies.Start]
 
 CHUNK = 20  # steps of a compiled call
 DECAY = 0.2  # the share of a budget over which the rate decays
@@ -243,11 +243,14 @@ def grown(
         mean: jax.Array = losses_of(size.model, variables, batch)[0].mean()
         return mean
 
+    chosen = size.strategy
+    if not (chosen is None or isinstance(chosen, strategies.Start | Mapping)):
+        chosen = chosen(loss, batch)
     growth = dw.plan(
         dw.trace(before.apply, variables, batch[0]),
         target=jax.eval_shape(size.model.init, key, batch[0]),
         target_apply=size.model.apply,
-        strategy=size.strategy(loss, batch) if callable(size.strategy) else size.strategy,
+        strategy=chosen,
         depth=size.depth,
     )
     wide = dw.grow(variables, growth, key=key)
