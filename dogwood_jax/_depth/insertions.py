@@ -9,8 +9,8 @@ from dogwood_jax._depth.layers import UNSHOWN, placements, with_kinds
 from dogwood_jax._depth.trial import Trial
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._growth.insertion import Insertion
-from dogwood_jax._judge.resize import CannotResize
-from dogwood_jax._judge.twin import CannotShrink
+from dogwood_jax._judge.claim import Case
+from dogwood_jax._judge.twin import LargerProgram, claim
 from dogwood_jax._widths.widths import Widths
 
 
@@ -66,15 +66,17 @@ class Fillings:
     def __init__(
         self, growth: Growth, network: Widths, larger: Widths, *, quickly: bool = False
     ) -> None:
-        assert network.network is not None
+        assert network.network is not None and larger.network is not None
         self._free = with_kinds(growth.insertions, larger)
         self._trial: Trial | str
         self._quickly = quickly
-        try:
-            free = replace(growth, insertions=self._free)
-            self._trial = Trial(free, network.network.traced, larger)
-        except (CannotShrink, CannotResize) as error:
-            self._trial = f"they cannot be evaluated: {error}"
+        free, traced = replace(growth, insertions=self._free), network.network.traced
+        program = LargerProgram(larger.network.traced)
+        case = claim(free, traced, program)
+        if isinstance(case, Case):
+            self._trial = Trial(free, traced, larger, program, case)
+        else:
+            self._trial = f"they cannot be evaluated: {case}"
 
     def __iter__(self) -> Iterator[tuple[Insertion, ...]]:
         if isinstance(self._trial, str):

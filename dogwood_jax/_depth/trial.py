@@ -74,14 +74,16 @@ class Trial:
         new: the arrays of new layers that may be filled, in the order in which they are read.
     """
 
-    def __init__(self, growth: Growth, network: Traced, larger: Widths) -> None:
-        assert larger.network is not None
+    def __init__(
+        self, growth: Growth, network: Traced, larger: Widths, program: LargerProgram, case: Case
+    ) -> None:
         self._ones = {leaf.path for leaf in larger.leaves if leaf.kind == "ones"}
-        program = LargerProgram(larger.network.traced)
-        self._take(claim(growth, network, program))
-        if not self.samples and self.case.is_twin and is_bearable(network):
+        self._take(case)
+        if not self.samples and case.is_twin and is_bearable(network):
             # A table of positions may end in the twin before the inputs do.
-            self._take(claim(growth, network, program, in_own_sizes=True))
+            whole = claim(growth, network, program, in_own_sizes=True)
+            if isinstance(whole, Case):
+                self._take(whole)
         inserted = {i.path: i for i in growth.insertions if i.fill in ("free", "copy")}
         read = [path for path in self._read() if path in inserted]
         rest = [path for path in inserted if path not in read]

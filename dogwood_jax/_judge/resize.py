@@ -47,7 +47,7 @@ def _constant(array: Any, aval: Any) -> _SizedConstant:
 def in_sizes(
     traced: Traced, size_of: SizeOf, factors: Mapping[Key, float] = MappingProxyType({})
 ) -> Any:
-    """Returns a program in other sizes, a ``ClosedJaxpr``.
+    """Returns a program in other sizes, a ``ClosedJaxpr``; or why it does not fit them.
 
     Args:
         traced: the program as it was read.
@@ -55,8 +55,8 @@ def in_sizes(
         factors: what a number is multiplied by, by the key of the step that takes the number. A
             number that makes a sum a mean follows the size without being named here.
 
-    Raises:
-        CannotResize: if the program does not fit these sizes.
+    Returns:
+        The program, or a ``CannotResize``.
     """
     program: Program = traced.program
     leaves, inputs = iter(traced.leaves.values()), iter(traced.trace.arguments)
@@ -72,7 +72,10 @@ def in_sizes(
         results = writer.run(jaxpr.jaxpr, jaxpr.consts, arguments, traced.trace.program)
         return [r.array if isinstance(r, _SizedConstant) else r for r in results]
 
-    return jax.make_jaxpr(run)(*structs)
+    try:
+        return jax.make_jaxpr(run)(*structs)
+    except CannotResize as why:
+        return why
 
 
 def least_sizes(traced: Traced) -> dict[Dim, int]:

@@ -55,6 +55,10 @@ class OtherTable(CannotShrink):
     """A table of one of two programs, which are too large to be evaluated, has other numbers."""
 
 
+# Why there is nothing to evaluate.
+NoCase = CannotShrink | CannotResize
+
+
 @dataclass(frozen=True)
 class LargerProgram:
     """The larger program.
@@ -72,7 +76,7 @@ class LargerProgram:
 
 def claim(
     growth: Growth, traced: Traced, larger: LargerProgram, *, in_own_sizes: bool = False
-) -> Case:
+) -> Case | NoCase:
     """Returns what a growth claims, in small sizes if the network is large.
 
     Args:
@@ -81,10 +85,18 @@ def claim(
         larger: the larger program.
         in_own_sizes: whether not to take smaller sizes.
 
-    Raises:
-        CannotShrink: if the programs do not fit small sizes, and are too large to be evaluated.
-        CannotResize: if there is no larger program, and the network's does not fit larger sizes.
+    Returns:
+        The claim; ``CannotShrink`` if the programs do not fit small sizes, and are too large to be
+        evaluated; ``CannotResize`` if there is no larger program, and the network's does not fit
+        larger sizes.
     """
+    try:
+        return _claim(growth, traced, larger, in_own_sizes)
+    except (CannotShrink, CannotResize) as why:
+        return why
+
+
+def _claim(growth: Growth, traced: Traced, larger: LargerProgram, in_own_sizes: bool) -> Case:
     is_few = sum(entries(traced.program.jaxpr)) <= _FEW
     is_few &= sum(map(prod, growth.shapes.values())) <= _BEARABLE
     if larger.traced is not None and is_bearable(traced):
@@ -104,13 +116,21 @@ def claim(
     numbers = {**larger.numbers, **factors_of(chosen)}
     if larger.traced is None:
         sizes = GrownSizes(growth.widths, growth.sizes, dims_of(chosen))
-        new = _side(in_sizes(traced, sizes, numbers), traced)
+        new = _side(_fit(in_sizes(traced, sizes, numbers)), traced)
     elif any(theirs.count != count for theirs, count in chosen):
-        new = _side(in_sizes(larger.traced, _Sizes(dims_of(chosen)), numbers), larger.traced)
+        of_choices = in_sizes(larger.traced, _Sizes(dims_of(chosen)), numbers)
+        new = _side(_fit(of_choices), larger.traced)
     else:
         program = larger.traced.program
         new = Side(program.jaxpr, program.arguments, program.results)
     return replace(case_of(growth, traced, new), is_resized=larger.traced is None)
+
+
+def _fit(jaxpr: Any) -> Any:
+    """Returns a program that fits its sizes; raises what stands in the way."""
+    if isinstance(jaxpr, CannotResize):
+        raise jaxpr
+    return jaxpr
 
 
 def is_bearable(traced: Traced) -> bool:
@@ -244,15 +264,15 @@ class _Twin:
             CannotResize: if a program does not fit these sizes.
         """
         traced, its = self._traced, self._larger.traced
-        jaxpr = in_sizes(traced, self.before, factors_of(self._chosen_before))
+        jaxpr = _fit(in_sizes(traced, self.before, factors_of(self._chosen_before)))
         old = _side(_within_bounds(jaxpr), traced)
         numbers = {**self._larger.numbers, **factors_of(self._chosen)}
         if its is None:
-            new = _side(_within_bounds(in_sizes(traced, self.after, numbers)), traced)
+            new = _side(_within_bounds(_fit(in_sizes(traced, self.after, numbers))), traced)
             insertions: tuple[Insertion, ...] = ()
         else:
             sizes = _Sizes(self._known(its))
-            new = _side(_within_bounds(in_sizes(its, sizes, numbers)), its)
+            new = _side(_within_bounds(_fit(in_sizes(its, sizes, numbers))), its)
             insertions = tuple(_shrunk(i, its, sizes) for i in self._growth.insertions)
         growth = self._growth_in_sizes(insertions)
         case = case_of(growth, traced, new, old, self.before, self.after)

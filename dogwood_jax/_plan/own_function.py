@@ -7,7 +7,6 @@ its sizes, so its method is called in the module of other sizes, if there is exa
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from math import isclose, prod
@@ -221,11 +220,11 @@ def _follows_shapes(widths: Widths) -> bool:
             own = _own_program(widths, grown, None, _whole)
         except Exception:  # any function may raise that knows its sizes
             continue
-        with suppress(CannotResize):
-            resized = in_sizes(widths.network.traced, grown)
-            pairs = zip(_steps(own.jaxpr), _steps(resized))
-            if not any(_splits_otherwise(*pair) for pair in pairs):
-                return True
+        resized = in_sizes(widths.network.traced, grown)
+        if isinstance(resized, CannotResize):
+            continue
+        if not any(_splits_otherwise(*p) for p in zip(_steps(own.jaxpr), _steps(resized))):
+            return True
     return False
 
 
@@ -235,13 +234,11 @@ def other_splits(own: Program, traced: Traced, sizes: GrownSizes) -> list[str]:
     Then the larger model is another function of the same kind, made from another configuration. It
     is so only if nothing else differs between the program and that of the network in these sizes,
     but for numbers such as the root of a part.
-
-    Raises:
-        CannotResize: if the network's program does not fit these sizes.
     """
-    ours, its, old = (
-        [*_steps(jaxpr)] for jaxpr in (in_sizes(traced, sizes), own.jaxpr, traced.program.jaxpr)
-    )
+    resized = in_sizes(traced, sizes)
+    if isinstance(resized, CannotResize):
+        return []
+    ours, its, old = ([*_steps(one)] for one in (resized, own.jaxpr, traced.program.jaxpr))
     if not len(ours) == len(its) == len(old):
         return []
     found, numbers, parts = dict[str, None](), set[tuple[float, float]](), set[tuple[int, int]]()

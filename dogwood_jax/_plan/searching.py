@@ -2,15 +2,13 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from math import isclose, isfinite
 
 from dogwood_jax import strategies
 from dogwood_jax._growth.growth import Change, Growth
 from dogwood_jax._judge.claim import Case
-from dogwood_jax._judge.resize import CannotResize
-from dogwood_jax._judge.twin import CannotShrink, LargerProgram, claim
+from dogwood_jax._judge.twin import LargerProgram, claim
 from dogwood_jax._plan.family import Family
 from dogwood_jax._plan.notes import notes_of
 from dogwood_jax._plan.own_function import Rejected
@@ -115,8 +113,9 @@ def _cases(growth: Growth, one: Compared, families: Sequence[Family]) -> Iterato
     begun = replace(growth, changes=tuple(changes))  # with recipes, the ratios of sizes stay
     ways = [way for f in families for way in f.choices(begun, one.its, as_it_is=as_it_is)]
     for choices in ways or [()]:
-        with suppress(CannotShrink, CannotResize):
-            yield claim(begun, growth.widths.network.traced, LargerProgram(one.its, {}, choices))
+        case = claim(begun, growth.widths.network.traced, LargerProgram(one.its, {}, choices))
+        if isinstance(case, Case):
+            yield case
 
 
 def _made_up_for(growth: Growth, case: Case) -> Iterator[str]:

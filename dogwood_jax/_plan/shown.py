@@ -17,9 +17,9 @@ from dogwood_jax._growth.evidence import Evidence
 from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._growth.insertion import Insertion
+from dogwood_jax._judge.claim import Case
 from dogwood_jax._judge.judge import Verdict, judge, spot
-from dogwood_jax._judge.resize import CannotResize
-from dogwood_jax._judge.twin import CannotShrink, LargerProgram, OtherTable, claim, is_bearable
+from dogwood_jax._judge.twin import LargerProgram, NoCase, OtherTable, claim, is_bearable
 from dogwood_jax._modules.resizing import says_numbers
 from dogwood_jax._plan.family import Family
 from dogwood_jax._plan.numbers_of_sizes import numbers_of_sizes, scales_of_sums, tables_of
@@ -44,7 +44,7 @@ _NOT_EVALUATED = "the programs cannot be evaluated, so nothing shows that output
 
 
 # What was evaluated, or why it could not be.
-_Judged = tuple[Verdict, Evidence] | CannotShrink | CannotResize
+_Judged = tuple[Verdict, Evidence] | NoCase
 
 
 def first_shown(
@@ -192,10 +192,11 @@ def shown(
         if (never := _never_learns(verdict)) is not None:
             return never
         refused = _itself([*reasons(verdict)], way_out, verdict)
-    if not (splits := _other_splits(few, own)):
+    splits = other_splits(own, _traced(few), GrownSizes(few.widths, few.sizes))
+    if not splits:
         return refused
     found = _rewritten(few, families, is_known=True)
-    if isinstance(found, CannotShrink | CannotResize):
+    if isinstance(found, NoCase):
         return refused
     if isinstance(found, Refused):
         return found
@@ -227,17 +228,9 @@ def _written_again(
     return replace(growth, notes=(*growth.notes, *notes), evidence=evidence)
 
 
-def _other_splits(growth: Growth, own: Program) -> tuple[str, ...]:
-    """Returns how the network's own function splits axes otherwise than the growth does."""
-    try:
-        return (*other_splits(own, _traced(growth), GrownSizes(growth.widths, growth.sizes)),)
-    except CannotResize:
-        return ()
-
-
 def _rewritten(
     growth: Growth, families: Sequence[Family], *, is_known: bool
-) -> Evidence | Refused | CannotShrink | CannotResize:
+) -> Evidence | Refused | NoCase:
     """Returns what the network's program shows, written again in the new sizes.
 
     Args:
@@ -305,7 +298,7 @@ def _judged(
         numbers: there, what numbers are multiplied by, see ``in_sizes``.
         as_it_is: whether the larger program chooses experts as it does, see ``Family.choices``.
     """
-    found, problems = list[tuple[Verdict, Evidence]](), list[CannotShrink | CannotResize]()
+    found, problems = list[tuple[Verdict, Evidence]](), list[NoCase]()
     ways = [way for one in families for way in one.choices(growth, its, as_it_is=as_it_is)]
     for choices in ways or [()]:
         judged = _verdict_on(growth, LargerProgram(its, numbers, choices))
@@ -321,14 +314,15 @@ def _judged(
 
 def _verdict_on(growth: Growth, larger: LargerProgram) -> _Judged:
     traced = _traced(growth)
-    try:
-        case = claim(growth, traced, larger)
+    case = claim(growth, traced, larger)
+    if not isinstance(case, Case):
+        return case
+    verdict = judge(case)
+    if not verdict.is_shown and case.is_twin and is_bearable(traced):
+        case = claim(growth, traced, larger, in_own_sizes=True)  # a table may end in the twin
+        if not isinstance(case, Case):
+            return case
         verdict = judge(case)
-        if not verdict.is_shown and case.is_twin and is_bearable(traced):
-            case = claim(growth, traced, larger, in_own_sizes=True)  # a table may end in the twin
-            verdict = judge(case)
-    except (CannotShrink, CannotResize) as error:
-        return error
     sizes = tuple((c.width, c.old, c.new) for c in case.growth.changes)
     return verdict, Evidence(verdict.samples, sizes, verdict.largest, verdict.unseen)
 

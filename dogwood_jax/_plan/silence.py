@@ -18,6 +18,7 @@ import numpy as np
 
 from dogwood_jax import strategies
 from dogwood_jax._growth.growth import Change, Growth
+from dogwood_jax._judge.claim import Case
 from dogwood_jax._judge.twin import LargerProgram, claim
 from dogwood_jax._plan.fewer_layers import few_layers_of
 from dogwood_jax._program.numbered import without_numbers
@@ -170,10 +171,10 @@ def _silence(widths: Widths, name: str) -> Silence:
         return Silence(is_heard=False)
     change = Change(name, widths[name].size, widths[name].size + 2, strategies.random())
     for changes in ((change,), ()):
-        try:
-            trial = _Trial(widths, name, changes)
-        except ValueError:  # the program does not fit larger sizes
+        case = claim(Growth(widths, changes), widths.network.traced, LargerProgram(None))  # type: ignore[union-attr]
+        if not isinstance(case, Case):  # the program does not fit larger sizes
             continue
+        trial = _Trial(case, name, is_larger=bool(changes))
         kernels = {m.spot for m in trial.masks if widths.leaf(m.spot.path).kind == "random"}
         return _found_by(trial, kernels)
     return Silence(is_heard=True)
@@ -216,30 +217,25 @@ class _Trial:
     """Evaluates a network with new units, some of whose entries are zero.
 
     Args:
-        widths: its widths.
+        case: what a growth claims to which the network's program is written again.
         name: the width that has new units.
-        changes: how it grows; nothing, if the program does not fit other sizes. Then half of the
-            units are taken for new ones.
+        is_larger: whether it grows. If the program does not fit other sizes, half of its units are
+            taken for new ones.
 
     Attributes:
         masks: where the units lie, in the order in which the program reads arrays.
         is_larger: whether the width grows.
-
-    Raises:
-        ValueError: if the program does not fit the sizes.
     """
 
-    def __init__(self, widths: Widths, name: str, changes: tuple[Change, ...]) -> None:
-        traced = widths.network.traced  # type: ignore[union-attr]
-        case = claim(Growth(widths, changes), traced, LargerProgram(None))
+    def __init__(self, case: Case, name: str, *, is_larger: bool) -> None:
         draw = functools.partial(network_sample, case)
         self._problem = Problem(case, (), Together(case.new, least=_LEAST), {}, draw)
         self._known: dict[frozenset[Spot], list[np.ndarray]] = {}
         floats = (path for path, a in case.old.arguments if jnp.issubdtype(a.dtype, jnp.inexact))
-        self._floats, self.is_larger = {*floats}, bool(changes)
+        self._floats, self.is_larger = {*floats}, is_larger
         size = case.growth.widths[name].size
-        old = size if changes else size - size // 2
-        new = case.growth.changes[0].new if changes else size
+        old = size if is_larger else size - size // 2
+        new = case.growth.changes[0].new if is_larger else size
         self.masks = [*_masks(case.growth.widths, name, old, new)]
 
     def is_silent(self, zeros: Collection[Spot]) -> bool:

@@ -132,9 +132,8 @@ class _Without:
         name = self._of_loss.of(place.path, place.axis).name
         network = self._of_loss.network
         assert network is not None
-        try:
-            jaxpr = in_sizes(network.traced, GrownSizes(self._of_loss, {name: count}))
-        except CannotResize:
+        jaxpr = in_sizes(network.traced, GrownSizes(self._of_loss, {name: count}))
+        if isinstance(jaxpr, CannotResize):
             return None, None
         return jaxpr, network.traced.program.arguments
 

@@ -86,9 +86,8 @@ def _side(growth: Growth) -> Side | None:
     own = own_program(growth.widths, growth.sizes)
     if not isinstance(own, Rejected):
         return Side(own.jaxpr, own.arguments, own.results)
-    try:
-        jaxpr = in_sizes(network.traced, GrownSizes(growth.widths, growth.sizes))
-    except CannotResize:
+    jaxpr = in_sizes(network.traced, GrownSizes(growth.widths, growth.sizes))
+    if isinstance(jaxpr, CannotResize):
         return None
     program = whole_program(network)
     paths = (path for path, _ in program.arguments)
