@@ -12,7 +12,7 @@ PACKAGE = Path(dogwood_jax.__file__).parent
 # Each room, or public file, imports only what stands before it.
 ORDER = (
     "_base strategies _program _widths _modules _growth _arrays _judge _search _depth _plan "
-    "_optimizer _rotary _heads _experts _by_gradient _front _figures _smaller "
+    "_optimizer _heads _experts _by_gradient _front _figures _smaller "
     "nnx keras plotting mnist training keras_h5 checkpoint decoder _folders __main__"
 ).split()
 KERAS_ORDER = "_files _kinds _weights _models _front __main__".split()

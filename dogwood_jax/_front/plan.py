@@ -25,12 +25,11 @@ from dogwood_jax._plan.decide import decide
 from dogwood_jax._plan.request import Request
 from dogwood_jax._plan.sized_names import check_names
 from dogwood_jax._plan.sizes import named_sizes
-from dogwood_jax._rotary.between import Rotary
 from dogwood_jax._widths.widths import Widths
 from dogwood_jax.strategies import DepthStrategy, Strategy
 
 # Growths of rare families, which the core does not know.
-_FAMILIES = (Heads(), Rotary(), Experts())
+_FAMILIES = (Heads(), Experts())
 
 DEPTH = ArgumentKind(
     "strategies.stack(), strategies.interpose() or strategies.new_layers()",

@@ -10,7 +10,8 @@ comes a growth.
 | ``decide`` | which growth an evaluation accepts |
 | ``asked`` | the sizes and strategies of widths that a growth is asked for |
 | ``sizes`` | how they follow from a request |
-| ``family`` | what rooms beside the core add: experts, heads, rotary embeddings |
+| ``family`` | what rooms beside the core add: experts, heads |
+| ``placements`` | where old units may go in place of the first places |
 | ``resampled`` | positions and patches of images of another size |
 | ``removals`` | how widths lose units |
 | ``obstacles`` | what keeps a width from a new size before anything is evaluated |

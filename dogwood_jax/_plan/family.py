@@ -1,14 +1,13 @@
 """Rare families of growths: ``Family``.
 
-Experts, heads of keys and values, and units at multiples of their places grow in ways of their own.
-Each has a room beside the core, with one class of this kind. ``plan`` asks all of them. A method
-that a family does not define does nothing.
+Experts, and heads of keys and values, grow in ways of their own. Each has a room beside the core,
+with one class of this kind. ``plan`` asks all of them. A method that a family does not define does
+nothing.
 """
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from dogwood_jax._base.problems import Refused
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._judge.choice import Choice
 from dogwood_jax._plan.asked import Asked
@@ -35,13 +34,6 @@ class Family:
     def copies(self, asked: Asked) -> Copies | None:
         """Returns the changes of widths whose units are copied; None if there are none."""
         return None
-
-    def rewritten(self, growth: Growth, asked: Asked) -> Iterator[Growth | Refused]:
-        """Yields growths to try in the place of one that is refused.
-
-        If there would be one, but for another argument of the caller, it yields that.
-        """
-        yield from ()
 
     def choices(
         self, growth: Growth, larger: Traced | None, *, as_it_is: bool

@@ -12,6 +12,7 @@ from dogwood_jax._plan.copies import Copies, in_way
 from dogwood_jax._plan.larger import Larger
 from dogwood_jax._plan.notes import notes_of
 from dogwood_jax._plan.obstacles import refusals
+from dogwood_jax._plan.placements import placements
 from dogwood_jax._plan.removals import removals
 from dogwood_jax._plan.request import Request
 from dogwood_jax._plan.sizes import asked_of, ways_out
@@ -81,8 +82,8 @@ def _growths(
     yield growth
     for other in copies.others if asked.copies else ():
         yield in_way(growth, other)
-    for family in request.families if is_compared else ():
-        yield from family.rewritten(growth, asked)
+    if is_compared:
+        yield from placements(growth, asked)
 
 
 def _changes(

@@ -532,10 +532,9 @@ MUTANTS = [
         "np.argmax(score / copies)",
         "test_upcycle.py",
     ),
-    # _rotary
     Mutant(
-        "rotary: new units follow all old ones, not each of them",
-        "_rotary/between.py",
+        "placements: new units follow all old ones, not each of them",
+        "_plan/placements.py",
         "Product((layout, replace(layout, width=_name(layout.width), size=1)))",
         "Product((replace(layout, width=_name(layout.width), size=1), layout))",
         "test_target_numbers.py",

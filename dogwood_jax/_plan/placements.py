@@ -1,9 +1,9 @@
-"""New units between old ones: ``Rotary``.
+"""Where old units may go in place of the first places: ``placements``.
 
-Frequencies such as ``theta ** (-2 * i / dim)`` follow from a size. In a model of twice the size,
-every other one is an old one: pair i of a head has the frequency that pair 2 i has there. So old
-units go to multiples of their places, where their numbers are the same. Between them
-lie new units, which are a width of their own, of size 1 before.
+A program may have a number for each unit, such as the frequencies ``theta ** (-2 * i / dim)``. In a
+multiple of the size, every second, third, ... of these numbers may be an old one. So old units go
+to multiples of their places. Between them lie new units, which are a width of their own, of size 1
+before.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from dogwood_jax._base.problems import Refused
 from dogwood_jax._growth.growth import Change, Growth
 from dogwood_jax._plan.asked import Asked
-from dogwood_jax._plan.family import Family
 from dogwood_jax._plan.numbers_of_sizes import tables_of
 from dogwood_jax._plan.silence import silenced
 from dogwood_jax._widths.layout import Layout, Product, Units
@@ -20,22 +19,23 @@ from dogwood_jax._widths.widths import Facts, Widths
 from dogwood_jax.strategies import Start
 
 
-class Rotary(Family):
-    """New units between old ones, where old units have other numbers otherwise."""
+def placements(growth: Growth, asked: Asked) -> Iterator[Growth | Refused]:
+    """Yields a growth with old units in other places, if they may have their numbers there.
 
-    def rewritten(self, growth: Growth, asked: Asked) -> Iterator[Growth | Refused]:
-        if any(facts.inside for _, facts in growth.widths.facts):  # old units lie elsewhere
-            return
-        changes = [change for change in growth.changes if _may_lie_between(growth, change, asked)]
-        if not changes:
-            return
-        if copied := [change for change in changes if change.sources is not None]:
-            yield Refused(
-                f"{change.width}: in the larger model, old units keep their numbers with new "
-                f"units between them, but strategies.{change.strategy}() copies units"
-                for change in copied
-            )
-            return
+    Args:
+        growth: one that appends new units.
+        asked: what is asked for.
+    """
+    if any(facts.inside for _, facts in growth.widths.facts):  # old units lie elsewhere
+        return
+    changes = [change for change in growth.changes if _may_lie_between(growth, change, asked)]
+    if copied := [change for change in changes if change.sources is not None]:
+        yield Refused(
+            f"{change.width}: in the larger model, old units keep their numbers with new "
+            f"units between them, but strategies.{change.strategy}() copies units"
+            for change in copied
+        )
+    elif changes:
         between = _Between({change.width: change.new // change.old for change in changes})
         widths = silenced(growth.widths, between.times, asked.before)
         yield replace(
