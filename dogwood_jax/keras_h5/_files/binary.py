@@ -9,6 +9,7 @@ _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 NOWHERE = (1 << 64) - 1
 
 OTHERWISE = "as Keras writes it; load the file in Keras, and save it again"
+REPACKED = "as Keras writes it; h5repack -l CONTI old.h5 new.h5 writes the file so"
 
 
 class File:

@@ -5,10 +5,10 @@ full, and goes round for ever in a heap whose free blocks lead to one another. S
 leads to something else is looked through here first, as the HDF5 file format specification 3.0 has
 it: the superblock (II), B-trees, local heaps and symbol tables of groups (III.A to III.D) and
 object headers with their messages (IV.A); B-trees of version 2 and fractal heaps, where names are
-not ASCII or attributes many (III.A.2, III.G). Each part must be in the file, and be there once.
+not ASCII (III.A.2, III.G). Each part must be in the file, and be there once.
 
-Files are read as Keras writes them, through h5py with its defaults or ``libver="latest"``. Large
-attributes of an object of many are refused.
+Files are read as Keras writes them, through h5py with its defaults. What only newer versions of
+HDF5 read, such as headers of version 2, is refused.
 
 What remains: HDF5 decodes types, above all those of records, and arrays by itself. Read files that
 may be attacks in a process of its own, as the docstring of ``load`` says.
@@ -22,27 +22,27 @@ from typing import IO
 from dogwood_jax.keras_h5._files.binary import (
     NOWHERE,
     OTHERWISE,
+    REPACKED,
     File,
-    check_sum,
     damaged,
     number,
     refused,
     text,
 )
-from dogwood_jax.keras_h5._files.chunks import Extent, chunks
 from dogwood_jax.keras_h5._files.hdf5 import MAX_DEPTH, deeper
 from dogwood_jax.keras_h5._files.trees import Heap, leaves, records
 
 # Types of messages in object headers.
 _SPACE, _LINKS, _TYPE, _OLD_FILL, _FILL, _LINK, _EXTERNAL, _LAYOUT = 1, 2, 3, 4, 5, 6, 7, 8
-_FILTERS, _ATTRIBUTE, _SHARED_TABLE, _CONTINUATION, _SYMBOLS = 0x0B, 0x0C, 0x0F, 0x10, 0x11
-_DRIVER, _ATTRIBUTES, _CACHE = 0x14, 0x15, 0x18
+_FILTERS, _ATTRIBUTE, _CONTINUATION, _SYMBOLS, _ATTRIBUTES = 0x0B, 0x0C, 0x10, 0x11, 0x15
 _SHARED = 2  # flag of a message that is elsewhere
 
 # Classes of types.
 _INTEGER, _FLOAT, _STRING, _BITS, _COMPOUND, _ENUM, _VARIABLE, _ARRAY = 0, 1, 3, 4, 6, 8, 9, 10
 
 _COMPACT, _CONTIGUOUS, _CHUNKED = range(3)  # classes of layouts
+
+Extent = tuple[int, int]  # the address of an array or a chunk, and its bytes in the file
 
 
 @dataclass(frozen=True)
@@ -109,21 +109,10 @@ def _root(file: File) -> tuple[int, bytes | None]:
     """Returns the address of the root group's header, and those of its table if they are said."""
     what = "a superblock"
     version = file.read(8, 1, what)[0]
-    if version > 3:
-        raise damaged(8, f"a superblock of version 0 to 3; found {version}")
-    sizes = file.read(9 if version > 1 else 13, 2, what)
-    if sizes != b"\x08\x08":
-        raise damaged(8, "addresses and lengths of 8 bytes")
     if version > 1:
-        block = file.read(0, 48, what)
-        check_sum(block, 0)
-        file.check_end(number(block[28:36]))
-        extension = number(block[20:28])
-        if extension != NOWHERE:
-            for kind, _ in _messages(file, extension):
-                if kind in (_SHARED_TABLE, _DRIVER, _CACHE):
-                    raise damaged(extension, f"a superblock {OTHERWISE}")
-        return number(block[36:44]), None
+        raise damaged(8, f"a superblock of version 0 or 1, {REPACKED}; found {version}")
+    if file.read(13, 2, what) != b"\x08\x08":
+        raise damaged(8, "addresses and lengths of 8 bytes")
     block = file.read(24 + 4 * version, 56, what)
     file.check_end(number(block[16:24]))
     if number(block[24:32]) != NOWHERE:
@@ -154,7 +143,7 @@ def _object(file: File, name: str, address: int, table: bytes | None) -> Object:
         elif kind == _LINKS:
             links += _many_links(file, data, name)
         elif kind == _ATTRIBUTES:
-            strings += _many_attributes(file, data, name)
+            raise refused(name, f"attributes in its header, {REPACKED}")
         elif kind == _EXTERNAL:
             _local_heap(file, number(data[8:16]))
         messages.setdefault(kind, data)  # HDF5, too, takes the first one of a kind
@@ -174,40 +163,25 @@ def _messages(file: File, address: int) -> Iterator[tuple[int, bytes]]:
     """Yields the messages of an object's header: their types and contents."""
     what = "an object's header"
     head = file.once(address, 16, what)
-    new = head.startswith(b"OHDR\x02")
-    if new:
-        flags = head[5]
-        at = 6 + (16 if flags & 0x20 else 0) + (4 if flags & 0x10 else 0)
-        width = 1 << (flags & 3)
-        size = number(file.read(address + at, width, what))
-        blocks = [(address, at + width, size)]
-        header = 6 if flags & 4 else 4
-    elif head[0] == 1:
-        blocks, header = [(address + 16, 0, number(head[8:12]))], 8
-    else:
+    if head.startswith(b"OHDR"):
+        raise damaged(address, f"{what} of version 1, {REPACKED}; found one of version 2")
+    if head[0] != 1:
         raise damaged(address, f"{what}; found none")
-    for start, skipped, size in blocks:  # which grows
-        if new:  # between a signature and a checksum
-            block = file.read(start, skipped + size + 4, what)
-            check_sum(block, start)
-            block = block[skipped:-4]
-        else:
-            block = file.read(start, size, what)
-        at = 0
-        while at + header <= len(block):
-            kind = block[at] if new else number(block[at : at + 2])
-            length = number(block[at + 1 : at + 3] if new else block[at + 2 : at + 4])
-            shared = block[at + 3 if new else at + 4] & _SHARED
-            data = block[at + header : at + header + length]
-            at += header + length
+    blocks = [(address + 16, number(head[8:12]))]
+    for start, size in blocks:  # which grows
+        block, at = file.read(start, size, what), 0
+        while at + 8 <= len(block):
+            kind, length = number(block[at : at + 2]), number(block[at + 2 : at + 4])
+            shared, data = block[at + 4] & _SHARED, block[at + 8 : at + 8 + length]
+            at += 8 + length
             if at > len(block):
                 raise damaged(start, f"{what} that holds its messages; found a longer one")
             if shared:
                 raise damaged(start, f"{what} with all of its messages, {OTHERWISE}")
             if kind == _CONTINUATION:
-                further, room = number(data[:8]), number(data[8:16])
+                further = number(data[:8])
                 file.once(further, 4, what)
-                blocks.append((further, 4, max(room - 8, 0)) if new else (further, 0, room))
+                blocks.append((further, number(data[8:16])))
             yield kind, data
 
 
@@ -225,33 +199,22 @@ def _link(data: bytes, name: str) -> Iterator[tuple[str, int]]:
 
 
 def _many_links(file: File, data: bytes, name: str) -> Iterator[tuple[str, int]]:
-    """Yields the links that a group has in a heap, because one has a name that is not ASCII."""
-    for objects, record in _in_heap(file, data, 8, "a heap of links", 4, {5: 11, 6: 15}):
-        yield from _link(objects.read(record[-7:]), name)
-
-
-def _in_heap(
-    file: File, data: bytes, counter: int, what: str, width: int, sizes: Mapping[int, int]
-) -> Iterator[tuple[Heap, bytes]]:
-    """Yields the records of what an object has in a heap, each with the heap.
+    """Yields the links that a group has in a heap, because one has a name that is not ASCII.
 
     Args:
         file: the file.
         data: the message that says where the heap and its B-trees are.
-        counter: bytes of the largest number in the order of creation.
-        what: what the heap is, for errors.
-        width: bytes of an object's place in the heap's blocks.
-        sizes: bytes of a record, by the type of its B-tree.
+        name: the group's name.
     """
     flags = data[1]
-    start = 2 + counter * (flags & 1)
+    start = 2 + 8 * (flags & 1)  # behind the largest number in the order of creation
     heap, *trees = (number(data[at : at + 8]) for at in range(start, len(data) - 7, 8))
     if heap == NOWHERE:
         return
-    objects = Heap(file, heap, what, width)
+    links = Heap(file, heap, "a heap of links")
     for tree in trees[: 1 + (flags >> 1 & 1)]:  # by their names, and in the order of creation
-        for record in records(file, tree, sizes):
-            yield objects, record
+        for record in records(file, tree, {5: 11, 6: 15}):
+            yield from _link(links.read(record[-7:]), name)
 
 
 def _symbols(file: File, tree: int, heap: int) -> Iterator[tuple[str, int]]:
@@ -315,14 +278,6 @@ def _attribute(data: bytes, owner: str) -> list[Strings]:
     return _strings(f"attribute {shown}", kind, values[: count * size])
 
 
-def _many_attributes(file: File, data: bytes, name: str) -> Iterator[Strings]:
-    """Yields the strings of attributes that an object has in a heap, because they are many."""
-    for objects, record in _in_heap(file, data, 2, "a heap of attributes", 5, {8: 17, 9: 13}):
-        if record[0] or record[8] & _SHARED:
-            raise refused(name, f"attributes of at most 4 KiB, {OTHERWISE}")
-        yield from _attribute(objects.read(record[:8]), name)
-
-
 def _strings(place: str, kind: bytes, values: bytes) -> list[Strings]:
     """Returns values of a type, if they are of variable length."""
     return [Strings(place, number(kind[12:16]), values)] if kind[0] & 15 == _VARIABLE else []
@@ -341,11 +296,8 @@ def _own_strings(
     return _strings("the array", kind, layout[4:] if layout[1] == _COMPACT else b"".join(pieces))
 
 
-def _shape(data: bytes, name: str, largest: bool = False) -> tuple[int, ...]:
-    """Returns the sizes of an array, as its dataspace says them; ``(0,)`` if it has no data.
-
-    With ``largest`` they are what they may become.
-    """
+def _shape(data: bytes, name: str) -> tuple[int, ...]:
+    """Returns the sizes of an array, as its dataspace says them; ``(0,)`` if it has no data."""
     if len(data) < 4 or data[0] not in (1, 2) or data[1] > 32:
         raise refused(name, "a shape of at most 32 axes")
     start, rank = 8 if data[0] == 1 else 4, data[1]
@@ -354,7 +306,6 @@ def _shape(data: bytes, name: str, largest: bool = False) -> tuple[int, ...]:
         raise refused(name, f"a shape of {rank} axes")
     if data[0] == 2 and data[3] == 2:
         return (0,)
-    sizes = sizes[-8 * rank :] if largest and rank else sizes
     return tuple(number(sizes[at : at + 8]) for at in range(0, 8 * rank, 8))
 
 
@@ -403,8 +354,8 @@ def _array(file: File, name: str, messages: Mapping[int, bytes]) -> list[Extent]
             raise refused(name, f"a fill value of {size} bytes; found one of {length:,}")
     whole = math.prod(shape) * size
     version, class_ = layout[:2].ljust(2, b"\xff")
-    if version not in (3, 4, 5) or class_ > _CHUNKED:
-        raise refused(name, f"an array in a layout {OTHERWISE}")
+    if version != 3 or class_ > _CHUNKED:
+        raise refused(name, f"an array in a layout {REPACKED}")
     if class_ == _COMPACT:
         if whole > len(layout) - 4:
             raise refused(name, "all of its values in its header")
@@ -416,7 +367,26 @@ def _array(file: File, name: str, messages: Mapping[int, bytes]) -> list[Extent]
                 raise refused(name, f"an array of {whole:,} bytes; found {extent[1]:,}")
             return [extent]
     else:
-        filtered = _FILTERS in messages
-        largest = _shape(messages[_SPACE], name, largest=True)
-        return [*chunks(file, name, layout, largest, size, filtered)]
+        return [*_chunks(file, name, layout, len(shape), size)]
     return []
+
+
+def _chunks(file: File, name: str, layout: bytes, rank: int, size: int) -> Iterator[Extent]:
+    """Yields where the chunks of an array are, once their B-tree and they are in the file.
+
+    Args:
+        file: the file.
+        name: the array's name.
+        layout: the message that says how the array is stored.
+        rank: how many axes it has.
+        size: bytes of an element, which is like one more axis.
+    """
+    sizes = [number(layout[at : at + 4]) for at in range(11, 11 + 4 * layout[2], 4)]
+    if len(sizes) != rank + 1 or not all(sizes) or sizes[-1] != size:
+        raise refused(name, f"chunks of {rank} axes; found {[*sizes[:-1]]}")
+    tree = number(layout[3:11])
+    for place, key in leaves(file, tree, 1, 16 + 8 * rank) if tree != NOWHERE else ():
+        extent = place, number(key[:4])
+        if place != NOWHERE:
+            file.within(*extent, "a chunk")
+            yield extent

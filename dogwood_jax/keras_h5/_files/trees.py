@@ -12,6 +12,7 @@ from dogwood_jax.keras_h5._files.binary import (
 )
 from dogwood_jax.keras_h5._files.checksum import checksum
 
+_WIDTH = 4  # bytes of an object's place in the blocks of a heap; its size takes two
 _LEVELS = 4  # of a B-tree above its leaves; with as many there are millions of records
 
 
@@ -104,25 +105,24 @@ class Heap:
         file: the file.
         address: that of the heap's header.
         what: what it is, for errors.
-        width: bytes of an object's place in the blocks; its size takes two.
     """
 
-    def __init__(self, file: File, address: int, what: str, width: int):
+    def __init__(self, file: File, address: int, what: str):
         head = file.once(address, 146, what)
         check_sum(head, address)
         columns, start = number(head[110:112]), number(head[112:120])
         largest, bits = number(head[120:128]), number(head[128:130])
         root, rows = number(head[132:140]), number(head[140:142])
         # The flag 2: blocks have checksums. Not larger than Keras's: blocks in blocks are refused.
-        expected = b"FRHP\0" + bytes([3 + width, 0, 0, 0, 2])
-        if head[:10] != expected or bits != 8 * width:
+        expected = b"FRHP\0" + bytes([3 + _WIDTH, 0, 0, 0, 2])
+        if head[:10] != expected or bits != 8 * _WIDTH:
             raise damaged(address, f"{what} {OTHERWISE}")
         sizes = [start << max(row - 1, 0) for row in range(rows)] or [start]
         if columns > 16 or not 0 < sizes[-1] <= largest <= 1 << 16:
             raise damaged(address, f"{what} of at most 64 KiB in a block")
         blocks = [root]
         if rows:
-            start = 13 + width
+            start = 13 + _WIDTH
             table = file.once(root, start + 8 * columns * rows + 4, what)
             check_sum(table, root)
             if not table.startswith(b"FHIB\0"):
@@ -130,8 +130,8 @@ class Heap:
             blocks = [number(table[at : at + 8]) for at in range(start, len(table) - 4, 8)]
             sizes = [size for size in sizes for _ in range(columns)]
         self._blocks = {}
-        self._address, self._what, self._width = address, what, width
-        self._end = end = 13 + width + 4  # of a block's header, which its checksum ends
+        self._address, self._what = address, what
+        self._end = end = 13 + _WIDTH + 4  # of a block's header, which its checksum ends
         place = 0
         for block, size in zip(blocks, sizes):
             if block != NOWHERE:
@@ -146,7 +146,7 @@ class Heap:
 
     def read(self, place: bytes) -> bytes:
         """Returns an object by its place: a byte for its sort, its start and its size."""
-        start, size = number(place[1 : 1 + self._width]), number(place[1 + self._width :])
+        start, size = number(place[1 : 1 + _WIDTH]), number(place[1 + _WIDTH :])
         for at, data in self._blocks.items():
             if place[0] == 0 and at + self._end <= start and start + size <= at + len(data):
                 return data[start - at : start - at + size]
