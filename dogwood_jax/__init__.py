@@ -36,7 +36,7 @@ The public names, each with a docstring of its own (``help(dw.plan)``):
         dormant             units that are hardly active beside others
         utility             chooses a few units to replace in each step
         find_dead           units that can go without a change
-        find_symmetric      units that compute the same
+        find_symmetric      units that no training step can tell apart
         merge_symmetric     folds them into one
         average             makes fewer units by means, such as heads of keys and values
     Modules and files

@@ -621,14 +621,17 @@ def test_rates_are_those_of_the_maximal_update_parametrization():
     sizes = {"a": (4, 8), "b": (8, 6), "c": (6, 2)}
     params = {k: {"kernel": jnp.ones(s), "bias": jnp.ones(s[1])} for k, s in sizes.items()}
     growth = dw.plan(dw.chain(params, ("a", "b", "c")), {"a": 32, "b": 12})
-    rates = growth.rates({"params": {**params, "new": {"kernel": jnp.ones(3)}}})["params"]
+    wide = dw.grow(params, growth, key=jax.random.key(0))
+    rates = growth.rates({"params": {**wide, "new": {"kernel": jnp.ones(3)}}})["params"]
     assert {k: rates[k]["kernel"] for k in rates} == {"a": 1, "b": 0.25, "c": 0.5, "new": 1}
     assert all(rates[k]["bias"] == 1 for k in sizes)
-    rates = growth.rates(params, optimizer="sgd")
+    rates = growth.rates(wide, optimizer="sgd")
     assert {k: rates[k]["kernel"] for k in rates} == {"a": 4, "b": 0.5, "c": 0.5}
     assert {k: rates[k]["bias"] for k in rates} == {"a": 4, "b": 2, "c": 1}
     with pytest.raises(ValueError, match="must be 'adam' or 'sgd', got 'muon'"):
-        growth.rates(params, optimizer="muon")
+        growth.rates(wide, optimizer="muon")
+    with pytest.raises(ValueError, match=r"tree of the larger model:(.|\n)*expected \(4, 32\)"):
+        growth.rates(params)
 
 
 def test_rates_count_the_window_of_no_convolution():
@@ -643,7 +646,8 @@ def test_rates_count_the_window_of_no_convolution():
 
     params = {"first": jnp.ones((3, 3, 2, 4)), "last": jnp.ones((3, 3, 4, 2))}
     growth = dw.plan(dw.trace(apply, params, jnp.ones((1, 5, 5, 2))), {"first": 8})
-    assert growth.rates(params) == {"first": 1.0, "last": 0.5}
+    wide = dw.grow(params, growth, key=jax.random.key(0))
+    assert growth.rates(wide) == {"first": 1.0, "last": 0.5}
 
 
 def test_new_outputs_that_begin_at_random_are_noted():

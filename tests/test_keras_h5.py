@@ -363,6 +363,21 @@ def test_names_in_the_file_need_not_contain_the_layers(tmp_path):
         assert file["a/sequential/a_3/kernel"].shape == (1,)
 
 
+def test_like_keeps_names_that_are_no_ascii(tmp_path):
+    """Keras says that they are, whatever they are."""
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["层_1/kernel"] = np.ones((2, 2))
+        ascii_ = h5py.string_dtype("ascii")
+        for group, attribute, name in (
+            (file["层_1"], "weight_names", "kernel"),
+            (file, "layer_names", "层_1"),
+        ):
+            group.attrs.create(attribute, [name.encode()], dtype=ascii_)
+    variables = keras_h5.load(tmp_path / "x.h5")
+    keras_h5.save(tmp_path / "y.h5", variables, like=tmp_path / "x.h5")
+    assert list(keras_h5.load(tmp_path / "y.h5")["params"]) == ["层_1"]
+
+
 def test_like_keeps_what_it_does_not_know(tmp_path):
     path = tmp_path / "x.h5"
     keras_h5.save(path, small())

@@ -50,6 +50,7 @@ def apply_mode(params: Any, x: Any, *, train: bool) -> Any:
     return apply(params, x)
 
 
+ONE_SAMPLE = eqx.nn.MLP(4, 2, 8, 1, key=KEY)
 PARAMS = {"up": dense(4, 8), "down": dense(8, 2)}
 IN_PARAMS = {"params": PARAMS}
 WIDTHS = dw.trace(apply, PARAMS, X)
@@ -472,6 +473,10 @@ CALLS: dict[str, tuple[Callable[[], Any], list[str]]] = {
     "grow: an optimizer's state": (
         lambda: dw.grow(STATE, GROWTH, key=KEY),
         ["an optimizer's state of ScaleByAdamState", "dw.grow_opt_state"],
+    ),
+    "grow: shapes as fresh": (
+        lambda: dw.grow(PARAMS, GROWTH, fresh=jax.eval_shape(lambda: WIDE)),
+        ["fresh must hold values, got the shape", "init returns"],
     ),
     "grow: a training state": (
         lambda: dw.grow(TRAIN_STATE, GROWTH_IN_PARAMS, key=KEY),
@@ -995,6 +1000,27 @@ CALLS: dict[str, tuple[Callable[[], Any], list[str]]] = {
         lambda: dw.plan(WIDTHS_IN_PARAMS, target=LINEN_STATE),
         ["target must be like", "a TrainState", '{"params": state.params}'],
     ),
+    "plan: no units": (lambda: dw.plan(WIDTHS, {"up": -3}), ["one unit at least, got -3"]),
+    "trace: an input by its name": (
+        lambda: dw.trace(apply, PARAMS, x=X),
+        ["no argument x", "pass inputs by place, trace(apply, variables, input)"],
+    ),
+    "trace: a module of Equinox and several samples": (
+        lambda: dw.trace(lambda module, x: module(x), ONE_SAMPLE, X),
+        ["takes one sample", "jax.vmap(module)(x)"],
+    ),
+    "fit: parameters without their collection": (
+        lambda: training.fit(
+            LINEN.apply,
+            LINEN_VARIABLES["params"],
+            optax.sgd(0.1),
+            (X, np.zeros(3, int)),
+            epochs=1,
+            batch_size=3,
+            key=KEY,
+        ),
+        ["no collection 'params'"],
+    ),
     "plan: keep beside a size": (
         lambda: dw.plan(WIDTHS, {"up": 4}, keep={"up": [0, 1]}),
         ["'up'", "two ways", "leave out its size"],
@@ -1181,6 +1207,11 @@ def test_a_function_that_looks_like_another_takes_its_own_arguments() -> None:
 
     for function in (wrapped, jax.jit(wrapped), functools.partial(apply_mode, train=False)):
         assert dw.trace(function, PARAMS, X) == WIDTHS
+
+
+def test_a_loss_of_other_arguments_is_asked_for_its_variables() -> None:
+    with pytest.raises(TypeError, match="are variables those of loss"):
+        dw.saliency(PARAMS, WIDTHS, lambda x, params: jnp.sum(apply(params, x)), X)
 
 
 def test_a_training_state_that_was_traced_whole_grows_whole() -> None:

@@ -41,6 +41,7 @@ from dogwood_jax._growth.leaf_map import LeafMap
 from dogwood_jax._growth.shardings import Placement, placement
 from dogwood_jax._modules.resizing import Resizing, outdated_leaves, says_numbers
 
+_NO_VALUES = "pass what the larger model's init returns, or key= in its place"
 # Chooses the weights of one width's new units: a function of the grown arrays by path, candidates
 # from other random numbers, the growth without choices, the change, the structure, and devices.
 Choose = Callable[..., dict[str, Any]]
@@ -90,8 +91,10 @@ def grown(
         places = {growth.place(leaf.path): None for leaf in growth.staying}
         expect_arrays("grow", "fresh", fresh, arrays_of(new), places)
     if growth.insertions or growth.layers:
+        expect_values("grow", new or {}, _NO_VALUES, name="fresh")
         return _grow_and_insert(leaves, growth, key, fresh, donate, choose)
     _check(leaves, growth, key, new)
+    expect_values("grow", new or {}, _NO_VALUES, name="fresh")
     structure, others = _model(variables, growth, fresh)
     zero = _zero(new, growth, key)
     # What a strategy chooses is chosen in the network that has grown already.

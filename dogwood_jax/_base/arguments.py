@@ -179,6 +179,8 @@ def takes_inputs(function: Callable[P, R]) -> Callable[P, R]:
             its = ", ".join(f"{name}={value!r}" for name, value in foreign.items())
             call = f"lambda variables, *inputs: {network}(variables, *inputs, {its})"
             way_out = f"pass a function that sets it in place of {network}: {call}"
+            if any(map(holds_arrays, foreign.values())):
+                way_out = f"pass inputs by place, {function.__name__}({network}, variables, input)"
             if args and library_of(args[0]) == "NNX":
                 way_out = f"set it in the module beforehand, as {network}.eval() sets modes"
             raise TypeError(
@@ -231,7 +233,10 @@ def _variables_of(value: Any) -> str:
     if library is not None and isinstance(value, type):
         return "pass the arrays of a module, not its class; jax.eval_shape gives their shapes"
     if library == "Flax Linen":
-        return "pass the variables that module.init returns; jax.eval_shape gives their shapes"
+        return (
+            "pass the variables that module.init returns; where shapes are enough, those that "
+            "jax.eval_shape gives"
+        )
     if library == "NNX":
         return "pass nnx.state(module); the functions of dw.nnx take modules"
     if is_nnx_optimizer(value):
@@ -287,13 +292,16 @@ def expect_arrays(
     raise ValueError(f"{call}: {name} must hold {some(known)}, got {came}; {way_out}")
 
 
-def expect_values(call: str, arrays: Mapping[str, Any], way_out: str) -> None:
-    """Raises if variables hold only the shapes of arrays, unless JAX is tracing.
+def expect_values(
+    call: str, arrays: Mapping[str, Any], way_out: str, *, name: str = "variables"
+) -> None:
+    """Raises if an argument holds only the shapes of arrays, unless JAX is tracing.
 
     Args:
         call: how the public function is called.
-        arrays: its variables, by path.
+        arrays: the arrays, by path.
         way_out: what to do instead.
+        name: the argument that they are in.
 
     Raises:
         TypeError: names one of them.
@@ -301,7 +309,7 @@ def expect_values(call: str, arrays: Mapping[str, Any], way_out: str) -> None:
     for path, array in arrays.items():
         if isinstance(array, jax.ShapeDtypeStruct) and not is_traced(jnp.zeros([])):
             raise TypeError(
-                f"{call}: variables must hold values, got {described(array)} for {path}; {way_out}"
+                f"{call}: {name} must hold values, got {described(array)} for {path}; {way_out}"
             )
 
 

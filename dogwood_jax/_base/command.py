@@ -31,11 +31,18 @@ def answered(program: str, command: Callable[[], str]) -> str:
     except (OSError, TypeError, ValueError) as error:
         # Those of other errors are JAX's, about its tracebacks.
         notes = getattr(error, "__notes__", ()) if isinstance(error, OSError) else ()
-        message = "\n".join([f"{program}: {error}", *notes])
+        message = "\n".join([f"{program}: {_said(error)}", *notes])
         raise SystemExit(printable(message, keep="\n")) from None
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _said(error: Exception) -> str:
+    """Returns what an error says, that of a file without the number that systems give it."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}"
+    return str(error)
 
 
 def _warn(program: str, message: Warning | str) -> None:

@@ -8,6 +8,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
+
 from dogwood_jax._base.arguments import is_integer
 from dogwood_jax._base.described import (
     described,
@@ -63,6 +65,25 @@ def explaining(
         raise TypeError(listed(f"{call}: {name} fails", found)) from error
 
 
+def expect_no_mistakes(
+    call: str,
+    name: str,
+    function: Callable[..., Any],
+    variables: PyTree,
+    inputs: Sequence[Any],
+) -> None:
+    """Names the mistake if arguments look like one, and a function fails with them.
+
+    Arguments are those of ``explaining``. The function is traced only if there is a suspicion.
+
+    Raises:
+        TypeError: says what the mistake is, and the next step.
+    """
+    if any(True for _ in _mistakes(name, function, variables, inputs)):
+        with explaining(call, name, function, variables, inputs):
+            jax.eval_shape(function, variables, *inputs)
+
+
 def _mistakes(
     name: str, function: Callable[..., Any], variables: PyTree, inputs: Sequence[Any]
 ) -> Iterator[str]:
@@ -86,6 +107,11 @@ def _mistakes(
             f"variables, {described(variables)}, has no collection 'params'; pass all of the "
             'variables, {"params": ...}'
         )
+    if library_of(variables) == "Equinox" and _takes_one_sample(variables, inputs):
+        yield (
+            "a module of Equinox takes one sample, and is called with several; pass lambda module, "
+            "x: jax.vmap(module)(x)"
+        )
     if not inputs:
         yield f"it is called without inputs; pass those that {name} takes"
     for number, one in enumerate(inputs):
@@ -96,6 +122,15 @@ def _mistakes(
                 f"input {number} is {one!r}, which looks like a shape; pass an array, or "
                 f"jax.ShapeDtypeStruct({tuple(one)}, jnp.float32)"
             )
+
+
+def _takes_one_sample(module: Any, inputs: Sequence[Any]) -> bool:
+    """Whether a module can be mapped over the first axis of its inputs."""
+    try:
+        jax.eval_shape(jax.vmap(module), *inputs)
+    except Exception:  # which any module may raise
+        return False
+    return True
 
 
 def _said_by_flax(name: str, error: Exception) -> Iterator[str]:

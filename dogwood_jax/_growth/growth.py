@@ -14,7 +14,13 @@ from dogwood_jax._growth.by_layer import Order, orders, stack_of
 from dogwood_jax._growth.evidence import Evidence
 from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._growth.leaf_map import AlongAxis, AxisMap, Compound, Fill, LeafMap
-from dogwood_jax._growth.new_entries import entries_inserted, entries_of, new_entries
+from dogwood_jax._growth.new_entries import (
+    NewEntries,
+    entries_inserted,
+    entries_of,
+    new_entries,
+    of_larger_model,
+)
 from dogwood_jax._growth.rates import rates_of
 from dogwood_jax._growth.shardings import grown_shardings, most_like
 from dogwood_jax._program.numbered import KeptLayers
@@ -360,7 +366,8 @@ class Growth:
             that of the old array most like it, and a leaf that the growth does not know has 1.0.
 
         Raises:
-            ValueError: if the optimizer is none of both.
+            ValueError: if the optimizer is none of both, the tree is another network's, or its
+                arrays are not those of the larger model.
 
         Example:
             >>> import jax
@@ -370,7 +377,7 @@ class Growth:
             >>> layer = lambda i, o: {"kernel": jnp.ones((i, o)), "bias": jnp.ones(o)}
             >>> params = {"up": layer(4, 8), "down": layer(8, 2)}
             >>> growth = dw.plan(dw.chain(params, ("up", "down")), {"up": 16})
-            >>> rates = growth.rates(params)
+            >>> rates = growth.rates(dw.grow(params, growth, key=jax.random.key(0)))
             >>> rates
             {'up': {'kernel': 1.0, 'bias': 1.0}, 'down': {'kernel': 0.5, 'bias': 1.0}}
             >>> scaled = optax.stateless(lambda u, _: jax.tree.map(jnp.multiply, u, rates))
@@ -382,6 +389,7 @@ class Growth:
         """
         if optimizer not in ("adam", "sgd"):
             raise ValueError(f"growth.rates: optimizer must be 'adam' or 'sgd', got {optimizer!r}")
+        of_larger_model("growth.rates(tree)", tree, self._new_entries)
         found = rates_of(self.widths.leaves, self.sizes, optimizer)
         placed = {self.place(path): rate for path, rate in found.items()}
         shapes = {leaf.path: leaf.shape for leaf in self.widths.leaves}
@@ -439,12 +447,15 @@ class Growth:
         Reference:
             Wu et al., 2024, LLaMA Pro: Progressive LLaMA with Block Expansion.
         """
-        stay, new = {leaf.path for leaf in self.staying}, self.insertions
-        return new_entries(
-            tree,
-            {self.place(p): entries_of(self.maps[p], self.moved.get(p)) for p in stay}
-            | {i.path: entries_inserted(i) for i in new if i.old is None},
-        )
+        return new_entries(tree, self._new_entries)
+
+    @cached_property
+    def _new_entries(self) -> dict[str, NewEntries]:
+        """The new entries of each array of the larger model, by path."""
+        stay = {leaf.path for leaf in self.staying}
+        return {self.place(p): entries_of(self.maps[p], self.moved.get(p)) for p in stay} | {
+            i.path: entries_inserted(i) for i in self.insertions if i.old is None
+        }
 
     def shardings(self, old_shardings: PyTree) -> PyTree:
         """Returns the shardings of the grown arrays, for ``out_shardings`` of ``jax.jit``.

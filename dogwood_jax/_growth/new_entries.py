@@ -90,17 +90,15 @@ def _is_old(axis: AlongAxis) -> np.ndarray:
     return along
 
 
-def new_entries(tree: PyTree, known: Mapping[str, NewEntries]) -> PyTree:
-    """Returns a tree of booleans, see ``Growth.is_new``.
-
-    Args:
-        tree: the larger model's arrays, or a tree that follows them.
-        known: the new entries of each array, by path.
+def of_larger_model(
+    call: str, tree: PyTree, known: Mapping[str, NewEntries]
+) -> dict[str, NewEntries]:
+    """Returns the new entries of each array of a tree that follows the larger model's, by path.
 
     Raises:
         ValueError: if nothing in the tree follows an array that is known, or shapes differ.
     """
-    call, leaves = "growth.is_new(tree)", leaves_by_path(tree)
+    leaves = leaves_by_path(tree)
     found = by_ending(leaves, known)
     if not found:
         expect_arrays(call, "tree", tree, leaves, known)
@@ -111,6 +109,21 @@ def new_entries(tree: PyTree, known: Mapping[str, NewEntries]) -> PyTree:
     ]
     if problems:
         raise ValueError(listed(f"{call}: pass a tree of the larger model", problems))
+    return found
+
+
+def new_entries(tree: PyTree, known: Mapping[str, NewEntries]) -> PyTree:
+    """Returns a tree of booleans, see ``Growth.is_new``.
+
+    Args:
+        tree: the larger model's arrays, or a tree that follows them.
+        known: the new entries of each array, by path.
+
+    Raises:
+        ValueError: if nothing in the tree follows an array that is known, or shapes differ.
+    """
+    leaves = leaves_by_path(tree)
+    found = of_larger_model("growth.is_new(tree)", tree, known)
     masks: dict[str, Any] = {
         path: found[path].mask() if path in found else jnp.zeros(np.shape(leaf), bool)
         for path, leaf in leaves.items()

@@ -213,6 +213,8 @@ def named_sizes(
     for name, size in by_name(widths, sizes, problems, interface):
         if not is_integer(size):
             problems.append(f"{name}: the number of units must be an integer, got {size!r}")
+        elif size < 1:
+            problems.append(f"{name}: a width has one unit at least, got {size}")
         elif size > _MOST_UNITS:
             problems.append(f"{name}: {size} units are too many: {_bytes(widths, name, size)}")
         elif new.setdefault(name, operator.index(size)) != size:

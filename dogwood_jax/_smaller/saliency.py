@@ -21,6 +21,7 @@ from dogwood_jax._base.arguments import (
     expect_scalar,
     expect_values,
 )
+from dogwood_jax._base.failed_calls import explaining
 from dogwood_jax._base.trees import PyTree, is_array, leaves_by_path, rebuilt
 from dogwood_jax._front.plan import plan
 from dogwood_jax._growth.by_layer import stack_of
@@ -263,7 +264,16 @@ def _mean_squares(
         }
 
     first = jax.tree.map(lambda array: array[0], samples)
-    expect_scalar("saliency", jax.eval_shape(loss_of, arrays, first))
+    with explaining(
+        "saliency(variables, widths, loss, *batch)",
+        "loss",
+        loss,
+        variables,
+        batch,
+        variables_are="variables",
+    ):
+        value = jax.eval_shape(loss_of, arrays, first)
+    expect_scalar("saliency", value)
     values, found = jax.jit(
         lambda arrays, samples: jax.lax.map(lambda sample: squares(arrays, sample), samples)
     )(arrays, samples)

@@ -308,7 +308,8 @@ class Widths(Mapping[str, Width]):
         parts = [u for x in leaf.axes if not isinstance(x, Units) for u in units_of(x)]
         is_unclear = any(u.width in inner or SPATIAL in (self[u.width].fixed or "") for u in parts)
         if len(inner) != 1 or is_unclear:
-            raise KeyError(f"{path!r} is an array of the widths {[*names]}: name one of these")
+            sizes = ", ".join(f"{name!r} ({self[name].size} units)" for name in names)
+            raise KeyError(f"{path!r} is an array of the widths {sizes}: name one of these")
         return self[inner[0]]
 
     def leaves_at(self, path: str) -> list[Leaf]:

@@ -27,6 +27,7 @@ from dogwood_jax._base.arguments import (
     misfit,
 )
 from dogwood_jax._base.described import described, optimizer_states
+from dogwood_jax._base.failed_calls import expect_no_mistakes
 from dogwood_jax._base.meshes import (
     Shardings,
     constrained,
@@ -256,6 +257,7 @@ def fit(
 
     batches = batches_of(data, batch_size, sharding)
     inputs = jax.eval_shape(preprocess, batches.inputs)
+    expect_no_mistakes(caller, "apply", apply, variables, (inputs,))
     if teacher is not None:
         _raise_if(teacher.logits_problems(apply, variables, inputs), caller)
         teacher = teacher if sharding is None else on_mesh(teacher, sharding)

@@ -121,5 +121,10 @@ def _copy(
 
 def _copy_attributes(old: Any, new: Any) -> None:
     for name, value in old.attrs.items():
+        attribute = old.attrs.get_id(name)
+        if h5py.check_string_dtype(attribute.dtype) and not isinstance(value, h5py.Empty):
+            # As bytes, because Keras says that all names are ASCII.
+            value = np.empty(attribute.shape, attribute.dtype)
+            attribute.read(value)
         # With the type of the file, which NumPy's array of names does not know.
-        new.attrs.create(name, value, dtype=old.attrs.get_id(name).dtype)
+        new.attrs.create(name, value, dtype=attribute.dtype)
