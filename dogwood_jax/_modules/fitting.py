@@ -26,7 +26,7 @@ def fitting(
 ) -> Iterator[list[Any]]:
     """Yields what is given with other numbers, with which arrays get the shapes that are wanted.
 
-    What keeps most numbers comes first.
+    What keeps all numbers that decide no shape comes first, then what changes one of them.
 
     Args:
         shapes: takes what is given, perhaps with other numbers. Returns the shapes of the arrays
@@ -73,9 +73,11 @@ def fitting(
         found = [numbers for numbers in tried if shape(numbers, path) == told(wanted, path)]
         if not 0 < len(found) <= _MOST_WAYS:
             return
-    for numbers in _each_way(found, ways, ways):
-        if made(numbers) == wanted:
-            yield changed(numbers)
+    free = [index for index in ways if index not in found[0]]
+    others = [{index: new} for index in free for new in ways[index][1:]]
+    for other, numbers in itertools.product([{}, *others], found):
+        if made({**numbers, **other}) == wanted:
+            yield changed({**numbers, **other})
 
 
 def is_size(value: Any) -> bool:

@@ -9,10 +9,10 @@ import dataclasses
 import enum
 import functools
 import inspect
+import itertools
 import types
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import islice
 from typing import Any, NamedTuple
 
 import jax
@@ -37,6 +37,8 @@ _DEEPEST = 8
 _MOST_TOLD = 4
 # So many numbers may be multiples or parts of sizes, as the ratio of an MLP is.
 _MOST_RATIOS = 12
+# So often a module is initialized, which takes as long as tracing it.
+_MOST_INITS = 24
 
 
 class LinenMethod(NamedTuple):
@@ -86,7 +88,11 @@ class LinenMethod(NamedTuple):
             its = (path for path in made if path.partition("/")[0] in collections)
             return {path.removeprefix(start): made[path] for path in its if path not in others}
 
+        inits = itertools.count(1)
+
         def shapes(given: Sequence[int]) -> Shapes | None:
+            if next(inits) > _MOST_INITS:
+                raise Unknown(f"too many of its numbers may be sizes: {numbers.told()}")
             made = self._made(numbers.changed(given), inputs)
             return None if isinstance(made, Exception) else ours(made)
 
@@ -102,7 +108,7 @@ class LinenMethod(NamedTuple):
         begun = known if is_same else shapes(numbers.given) or known
         for ways in (sizes, _ratios(numbers.given, sizes)):
             fits = fitting(shapes, numbers.given, begun, ways, wanted)
-            found = [*islice(fits, _MOST_TOLD)]
+            found = [*itertools.islice(fits, _MOST_TOLD)]
             if len(found) == 1:
                 return numbers.changed(found[0])
             if found:
