@@ -922,8 +922,8 @@ class DepthStrategy:
 
     name: Literal["stack", "interpose", "new_layers"]
     source: Callable[[int, int, int], int | None] = field(repr=False, compare=False)
-    needs_layers: bool = True
-    keeps_order: bool = False
+    needs_layers: bool = field(default=True, repr=False)
+    keeps_order: bool = field(default=False, repr=False)
     scaled: bool = False
 
     def sources(self, old: int, new: int) -> tuple[int | None, ...]:

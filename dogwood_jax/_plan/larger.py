@@ -127,16 +127,17 @@ def read_larger(
             )
         placed = placements(widths, program, wider=True)
     instead = [*other_images(widths, shapes)] if inputs is None else [_WITHOUT_FUNCTION]
-    traced = dict[tuple[Any, ...], Widths]()
+    traced = dict[tuple[Any, ...], Widths | ValueError]()
 
-    def larger(inputs: tuple[Any, ...]) -> Widths:
+    def larger(inputs: tuple[Any, ...]) -> Widths | ValueError:
         arrays = tuple(jax.tree.leaves(inputs))
         if arrays not in traced:
             try:
                 traced[arrays] = read_network(target_apply, target, *inputs)
-            except Exception as error:
+            except Exception as error:  # a function may raise anything
                 lines = [_not_its_own(widths, target_apply, shapes, error), *instead]
-                raise ValueError("\n- ".join(lines)) from error
+                traced[arrays] = ValueError("\n- ".join(lines))
+                traced[arrays].__cause__ = error  # type: ignore[union-attr]
         return traced[arrays]
 
     if not is_deeper and (few := _by_few_layers(widths, target, target_apply, inputs)) is not None:
@@ -144,13 +145,13 @@ def read_larger(
 
     def others() -> Iterator[Larger]:
         for found in placed:
-            try:
-                other = _with_insertions(widths, shapes, found, larger, inputs)
-            except ValueError:  # what speaks against the first is what is told
-                continue
-            yield replace(other, is_unlikely=True)
+            other = _with_insertions(widths, shapes, found, larger, inputs)
+            if isinstance(other, Larger):  # what speaks against the first is what is told
+                yield replace(other, is_unlikely=True)
 
     first = _with_insertions(widths, shapes, next(placed), larger, inputs)
+    if isinstance(first, ValueError):
+        raise first
     return replace(first, others=others())
 
 
@@ -158,16 +159,16 @@ def _with_insertions(
     widths: Widths,
     shapes: Mapping[str, Any],
     found: tuple[Insertion, ...],
-    larger: Callable[[tuple[Any, ...]], Widths],
+    larger: Callable[[tuple[Any, ...]], Widths | ValueError],
     inputs: tuple[Any, ...] | None,
-) -> Larger:
-    """Returns what is known of a larger model with these new layers.
+) -> Larger | ValueError:
+    """Returns what is known of a larger model with these new layers, or what its function raised.
 
     Args:
         widths: the network's widths.
         shapes: shapes of the larger model's arrays.
         found: which of them are new, moved, or have new layers.
-        larger: returns the larger model's widths for its inputs.
+        larger: returns the larger model's widths for its inputs, or what its function raised.
         inputs: its inputs, if they do not follow from its shapes.
     """
     places = {i.old: i.path for i in found if i.old is not None}
@@ -186,6 +187,8 @@ def _with_insertions(
     if inputs is None:
         inputs = GrownSizes(widths, sizes_of_target(widths, kept, {}, [])).inputs()
     its = larger(inputs)
+    if isinstance(its, ValueError):
+        return its
     return Larger(kept, found, widths=its, names=same_widths(widths, its, paired, stacked))
 
 
