@@ -39,7 +39,7 @@ in no other way.
 import math
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 import jax
@@ -94,7 +94,7 @@ class Choice:
     ascent: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Start:
     """What the incoming and outgoing weights of new units begin with; ``start`` makes one.
 
@@ -155,6 +155,11 @@ class Start:
     def __call__(self, widths: Mapping[str, Any], name: str, old: int, new: int) -> "Start":
         """Returns itself, because it is a strategy that gives every width the same."""
         return self
+
+    def __repr__(self) -> str:
+        named = ((part.name, getattr(self, part.name), part.default) for part in fields(self))
+        told = (f"{name}={value!r}" for name, value, default in named if value != default)
+        return f"Start({', '.join(told)})"
 
     @property
     def preserving(self) -> bool:
