@@ -297,7 +297,8 @@ def start(
 
     Raises:
         TypeError: if arguments are of the wrong kind.
-        ValueError: if a side is none of these, or ``noise`` is negative.
+        ValueError: if a side is none of these, outgoing weights are to be copied where incoming
+            ones are not, or ``noise`` is negative.
 
     Example:
         >>> import jax
@@ -321,6 +322,11 @@ def start(
                 f"strategies.start: {name} must be an initializer or one of {_SIDES[name]}, got "
                 f"{side!r}"
             )
+    if outgoing in ("copy", "share") and incoming != "copy":
+        raise ValueError(
+            f"strategies.start: outgoing={outgoing!r} is for units that are copied; pass "
+            "incoming='copy', too"
+        )
     if not noise >= 0:
         raise ValueError(f"noise must be zero or positive, got {noise!r}")
     return Start(

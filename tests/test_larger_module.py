@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import types
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -174,6 +175,65 @@ def test_a_function_around_a_module_needs_what_its_init_takes() -> None:
     assert dw.larger(module, growth, train=False).config.ratio == 5
     saved = dw.from_json(dw.to_json(growth))
     assert dw.larger(module, saved, TOKENS, train=False).config.ratio == 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Checked:
+    """Not every choice of integers can be made."""
+
+    hidden: int = 8
+    heads: int = 4
+
+    def __post_init__(self) -> None:
+        if self.hidden % self.heads:
+            raise ValueError("heads must divide hidden")
+
+
+@pytest.mark.parametrize("config", [Checked(), types.SimpleNamespace(hidden=8)])
+def test_configurations_that_refuse_or_make_themselves_otherwise(config: Any) -> None:
+    module = Normed(config, lambda config: config.hidden)
+    widths = dw.trace(module.apply, module.init(KEY, X), X)
+    assert dw.larger(module, dw.plan(widths, {"Dense_0": 16})).settings.hidden == 16
+    dw.plan(widths, {"Dense_0": 18}, check=False)
+
+
+class Layers(nn.Module):
+    features: tuple[int, ...] = (4, 4)
+    window: tuple[int, ...] = (4, 4)  # which Python makes one object of
+    steps: int = 5
+    scale: float = 1.0
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        for n, size in enumerate(self.features):
+            x = nn.relu(nn.Dense(size, name=f"layer_{n}")(x))
+        return nn.Dense(2, name="out")(x) * self.scale
+
+
+def test_equal_tuples_are_several() -> None:
+    module = Layers()
+    widths = dw.trace(module.apply, module.init(KEY, X), X)
+    with pytest.raises(ValueError, match=r"features\[0\]=8; or features\[0\]=8, window"):
+        dw.larger(module, dw.plan(widths, {"layer_0": 8}))
+
+
+def test_layers_of_one_size_that_get_others_and_layers_that_go() -> None:
+    module = Layers((4,) * 4, ())
+    sizes = {f"layer_{n}": 10 + n for n in range(4)}
+    assert grown(module, {"sizes": sizes}, X).features == (10, 11, 12, 13)
+    module = Scanned(3, 5)
+    widths = dw.trace(module.apply, module.init(KEY, X), X)
+    (name,) = (name for name in widths if "loop" in (widths[name].fixed or ""))
+    assert dw.larger(module, dw.plan(widths, keep={name: [0, 2]})) == Scanned(2, 5)
+
+
+def test_a_module_with_other_numbers_than_the_growth_was_planned_for_is_refused() -> None:
+    module, other = Layers(window=()), Layers((8, 4), (), scale=2.0)
+    widths = dw.trace(module.apply, module.init(KEY, X), X)
+    target = jax.eval_shape(other.init, KEY, X)
+    growth = dw.plan(widths, target=target, target_apply=other.apply)
+    with pytest.raises(ValueError, match="not the one that the growth was planned for"):
+        dw.larger(module, growth)
 
 
 class Twice(nn.Module):

@@ -133,6 +133,7 @@ def test_what_is_no_strategy(strategy: Any, message: str) -> None:
     [
         ({"incoming": "share"}, "incoming must be an initializer or one of"),
         ({"outgoing": "mean"}, "outgoing must be an initializer or one of"),
+        ({"outgoing": "share"}, "incoming='copy', too"),
         ({"noise": -1.0}, "noise must be zero or positive"),
     ],
 )

@@ -107,7 +107,7 @@ def _mistakes(
             f"variables, {described(variables)}, has no collection 'params'; pass all of the "
             'variables, {"params": ...}'
         )
-    if library_of(variables) == "Equinox" and _takes_one_sample(variables, inputs):
+    if library_of(variables) == "Equinox" and _takes_one_sample(function, variables, inputs):
         yield (
             "a module of Equinox takes one sample, and is called with several; pass lambda module, "
             "x: jax.vmap(module)(x)"
@@ -124,11 +124,11 @@ def _mistakes(
             )
 
 
-def _takes_one_sample(module: Any, inputs: Sequence[Any]) -> bool:
-    """Whether a module can be mapped over the first axis of its inputs."""
+def _takes_one_sample(function: Callable[..., Any], module: Any, inputs: Sequence[Any]) -> bool:
+    """Whether a function of a module runs once it is mapped over the first axis of inputs."""
     try:
-        jax.eval_shape(jax.vmap(module), *inputs)
-    except Exception:  # which any module may raise
+        jax.eval_shape(jax.vmap(lambda *one: function(module, *one)), *inputs)
+    except Exception:  # which any function may raise
         return False
     return True
 

@@ -7,7 +7,7 @@ import jax
 from dogwood_jax._arrays.grow import grown, without_choices
 from dogwood_jax._base.arguments import GROWTH, expect
 from dogwood_jax._base.described import described, library_of
-from dogwood_jax._base.problems import listed
+from dogwood_jax._base.problems import Refused, listed
 from dogwood_jax._base.trees import arrays_of, is_array, leaves_by_path, struct, struct_of
 from dogwood_jax._front.grow import grow
 from dogwood_jax._growth.grown_sizes import GrownSizes
@@ -15,6 +15,9 @@ from dogwood_jax._growth.growth import Growth
 from dogwood_jax._modules.of_linen import LinenModule, method_of
 from dogwood_jax._modules.remaking import Unknown
 from dogwood_jax._plan.own_function import larger_module
+from dogwood_jax._plan.programs import Programs
+from dogwood_jax._plan.shown import shown_by
+from dogwood_jax._widths.trace import read_network
 
 Module = TypeVar("Module")
 
@@ -28,6 +31,9 @@ def larger(module: Module, growth: Growth, *inputs: Any, **keywords: Any) -> Mod
     configurations. The integers are found with which its initialization makes arrays of the grown
     shapes. No array is allocated. Integers that follow a size in proportion, such as the ratio of
     an MLP, and counts of layers are found, too.
+
+    Other numbers stay. If the network's function was a method of this module, an evaluation shows
+    that outputs stay with them.
 
     Modules of Equinox and NNX hold their arrays, and what ``grow`` returns is larger already. Of
     these, the larger module is made from shapes alone.
@@ -46,7 +52,8 @@ def larger(module: Module, growth: Growth, *inputs: Any, **keywords: Any) -> Mod
     Raises:
         TypeError: if ``module`` is no module, or ``growth`` is none.
         ValueError: if there is no choice of its integers with which the module makes these arrays,
-            or if there are several; says which ones.
+            or if there are several; says which ones. Also if outputs would not stay, because the
+            growth was planned for a module with other numbers.
 
     Example:
         >>> import flax.linen as nn
@@ -82,25 +89,48 @@ def _of_linen(
     module: LinenModule, growth: Growth, inputs: tuple[Any, ...], keywords: dict[str, Any]
 ) -> LinenModule:
     widths, network = growth.widths, growth.widths.network
-    method = None if network is None else method_of(network.apply)
-    if method is None or type(method.module) is not type(module):
-        method = method_of(module.apply)
+    traced = None if network is None else method_of(network.apply)
+    is_traced = traced is not None and type(traced.module) is type(module)
+    method = traced if is_traced else method_of(module.apply)
     assert method is not None
     method = method._replace(module=module, keywords={**method.keywords, **keywords})
     if not inputs and network is not None:
         inputs = GrownSizes(widths, growth.sizes).inputs()
-    flat = {leaf.path: struct(leaf.shape, float) for leaf in widths.leaves}
-    key, growth = jax.random.key(0), without_choices(growth)
-    made = jax.eval_shape(lambda arrays: grown(arrays, growth, key=key), flat)
+    variables = {leaf.path: struct(leaf.shape, float) for leaf in widths.leaves}
+    variables = variables if network is None else network.variables
+    key, begun = jax.random.key(0), without_choices(growth)
+    made = jax.eval_shape(lambda arrays: grown(arrays, begun, key=key), variables)
     shapes = {path: tuple(a.shape) for path, a in arrays_of(leaves_by_path(made)).items()}
     try:
-        return larger_module(method, widths, growth.sizes, shapes, inputs)
+        found = larger_module(method, widths, growth.sizes, shapes, inputs)
     except Unknown as why:
         raise ValueError(
             f"larger: it is not known which {type(module).__name__} has the arrays of the growth: "
             f"{why}; {_YOURSELF}, as by module.clone(field=size), or say what its init takes, "
             "larger(module, growth, *inputs, **keywords)"
         ) from None
+    if is_traced and growth.evidence is not None and growth.evidence.samples:
+        _expect_evidence(growth, method.of(found), made)
+    return found
+
+
+def _expect_evidence(growth: Growth, apply: Any, variables: Any) -> None:
+    """Raises unless outputs stay with this function in the larger sizes, too.
+
+    A growth may have been planned with another function, whose numbers no shape tells.
+    """
+    widths = growth.widths
+    assert widths.network is not None
+    if any(change.strategy.is_gated for change in growth.changes):
+        return  # a router may choose as many experts as before
+    inputs = GrownSizes(widths, growth.sizes).inputs()
+    its = read_network(apply, variables, *inputs)
+    refused = shown_by(growth, Programs(growth, widths, its))
+    if isinstance(refused, Refused):
+        raise ValueError(
+            "larger: the module with these arrays is not the one that the growth was planned for; "
+            f"{_YOURSELF}:\n- " + "\n- ".join(refused.problems)
+        )
 
 
 def larger_nnx(module: Module, growth: Growth, what: str, way_out: str) -> Module:

@@ -23,6 +23,8 @@ def fitting(
     today: Shapes,
     sizes: Mapping[int, Iterable[int]],
     wanted: Shapes,
+    *,
+    strictly: bool = True,
 ) -> Iterator[list[Any]]:
     """Yields what is given with other numbers, with which arrays get the shapes that are wanted.
 
@@ -35,6 +37,7 @@ def fitting(
         today: the shapes of the arrays that are made of it as it is.
         sizes: what each size that changes may become.
         wanted: the shapes, by path.
+        strictly: whether numbers that decide no shape may be others, too, one at a time.
     """
     ways = {
         index: [number, *sorted({*sizes[number]} - {number})]
@@ -60,36 +63,41 @@ def fitting(
         its = made(numbers)  # what cannot be made is not ruled out before all numbers are set
         return told(wanted if its is None else its, path)
 
-    alone = [{index: new} for index, (_, *others) in ways.items() for new in others]
-    paths = {**wanted, **dict.fromkeys(path for one in alone for path in made(one) or ())}
+    # A number decides the same arrays, whichever size it becomes.
+    alone = {index: {index: its[1]} for index, its in ways.items() if len(its) > 1}
+    paths = {**wanted, **dict.fromkeys(p for one in alone.values() for p in made(one) or ())}
     deciding = {
-        path: {index for one in alone for index in one if shape(one, path) != told(today, path)}
+        path: [index for index, one in alone.items() if shape(one, path) != told(today, path)]
         for path in paths
     }
-    found: list[_Numbers] = [{}]
-    # Arrays that few numbers decide come first, so that few numbers are open at a time.
+    # Arrays that few numbers decide come first, so that few sizes are left for the next ones.
+    left = {index: ways[index] for index in dict.fromkeys(itertools.chain(*deciding.values()))}
     for path in sorted(paths, key=lambda path: len(deciding[path])):
-        tried = _each_way(found, ways, sorted(deciding[path]))
-        found = [numbers for numbers in tried if shape(numbers, path) == told(wanted, path)]
-        if not 0 < len(found) <= _MOST_WAYS:
+        own = deciding[path]
+        if own and all(len(left[index]) == 1 for index in own):
+            continue  # which the last look tells
+        tried = [dict(zip(own, way)) for way in _each_way(left, own)]
+        found = [one for one in tried if shape(one, path) == told(wanted, path)]
+        if not found:
             return
-    free = [index for index in ways if index not in found[0]]
-    others = [{index: new} for index in free for new in ways[index][1:]]
-    for other, numbers in itertools.product([{}, *others], found):
-        if made({**numbers, **other}) == wanted:
-            yield changed({**numbers, **other})
+        left |= {index: [*dict.fromkeys(one[index] for one in found)] for index in own}
+    free = [index for index in alone if index not in left] if strictly else []
+    others: list[_Numbers] = [{index: new} for index in free for new in ways[index][1:]]
+    for other in [{}, *others]:
+        for way in _each_way(left, left):
+            numbers = {**dict(zip(left, way)), **other}
+            if made(numbers) == wanted:
+                yield changed(numbers)
+
+
+def _each_way(
+    left: Mapping[int, Sequence[int]], indices: Iterable[int]
+) -> Iterator[tuple[int, ...]]:
+    """Yields the sizes of some numbers in every way, but for more ways than are followed."""
+    every = itertools.product(*(left[index] for index in indices))
+    return itertools.islice(every, _MOST_WAYS)
 
 
 def is_size(value: Any) -> bool:
     """Whether something may be a size: an integer of Python or NumPy."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
-def _each_way(
-    found: Sequence[_Numbers], ways: Mapping[int, Sequence[int]], indices: Iterable[int]
-) -> Iterator[_Numbers]:
-    """Yields numbers with some more of them filled in, in every way."""
-    free = [index for index in indices if index not in found[0]]
-    for numbers in found:
-        for way in itertools.product(*(ways[index] for index in free)):
-            yield {**numbers, **dict(zip(free, way))}

@@ -5,6 +5,7 @@ in it, and in configurations. Which integers they are, its initialization says: 
 it makes arrays of the shapes that are wanted.
 """
 
+import copy
 import dataclasses
 import enum
 import functools
@@ -37,8 +38,10 @@ _DEEPEST = 8
 _MOST_TOLD = 4
 # So many numbers may be multiples or parts of sizes, as the ratio of an MLP is.
 _MOST_RATIOS = 12
+# So many of its numbers are named.
+_MOST_NAMED = 8
 # So often a module is initialized, which takes as long as tracing it.
-_MOST_INITS = 24
+_MOST_INITS = 32
 
 
 class LinenMethod(NamedTuple):
@@ -92,8 +95,12 @@ class LinenMethod(NamedTuple):
 
         def shapes(given: Sequence[int]) -> Shapes | None:
             if next(inits) > _MOST_INITS:
-                raise Unknown(f"too many of its numbers may be sizes: {numbers.told()}")
-            made = self._made(numbers.changed(given), inputs)
+                raise Unknown(f"too many of its numbers may be sizes: {numbers.some()}")
+            try:
+                module = numbers.changed(given)
+            except Exception:  # which a class may raise that looks at its fields
+                return None
+            made = self._made(module, inputs)
             return None if isinstance(made, Exception) else ours(made)
 
         known = ours(today)
@@ -106,15 +113,16 @@ class LinenMethod(NamedTuple):
         # With larger inputs, the same numbers make larger arrays.
         is_same = _shapes(own) == _shapes(inputs)
         begun = known if is_same else shapes(numbers.given) or known
-        for ways in (sizes, _ratios(numbers.given, sizes)):
-            fits = fitting(shapes, numbers.given, begun, ways, wanted)
+        ratios = _ratios(numbers.given, sizes)
+        for ways, strictly in ((sizes, True), (ratios, False)):
+            fits = fitting(shapes, numbers.given, begun, ways, wanted, strictly=strictly)
             found = [*itertools.islice(fits, _MOST_TOLD)]
             if len(found) == 1:
                 return numbers.changed(found[0])
             if found:
                 told = "; or ".join(map(numbers.told, found))
                 raise Unknown(f"several choices of its numbers make these arrays: {told}")
-        raise Unknown(f"no choice of its numbers makes these arrays: {numbers.told()}")
+        raise Unknown(f"no choice of its numbers makes these arrays: {numbers.some()}")
 
     def _made(self, module: LinenModule, inputs: Sequence[Any]) -> dict[str, Any] | Exception:
         """Returns the shapes of the arrays that a module makes, by path; or what it raised."""
@@ -206,11 +214,16 @@ class _Numbers:
         numbers = iter(given)
         return _Changed(lambda name, old: next(numbers)).of("", self._module)
 
-    def told(self, given: Sequence[int] | None = None) -> str:
-        """Says which integers are others; all of them, if none are given."""
-        rows = zip(self._names, self.given, given or self.given, strict=True)
-        said = [f"{name}={new}" for name, old, new in rows if given is None or old != new]
-        return ", ".join(said) or "it says none"
+    def told(self, given: Sequence[int]) -> str:
+        """Says which integers are others."""
+        rows = zip(self._names, self.given, given, strict=True)
+        return ", ".join(f"{name}={new}" for name, old, new in rows if old != new)
+
+    def some(self) -> str:
+        """Says the first integers."""
+        said = [f"{name}={number}" for name, number in zip(self._names, self.given, strict=True)]
+        more = [f"and {len(said) - _MOST_NAMED} more"] if len(said) > _MOST_NAMED else []
+        return ", ".join([*said[:_MOST_NAMED], *more]) or "it says none"
 
 
 class _Changed:
@@ -235,15 +248,21 @@ class _Changed:
         """
         if is_size(value):
             return self._number(name, value)
+        if isinstance(value, tuple):  # equal ones may be one object
+            return self._changed(name, value, depth)
         if id(value) not in self._known:
             self._known[id(value)] = value, value  # it may hold itself
-            parts, make = _opened(value) if depth < _DEEPEST else ({}, _none)
-            changed = {
-                key: self.of(_named(name, key), part, depth + 1) for key, part in parts.items()
-            }
-            if any(changed[key] is not part for key, part in parts.items()):
-                self._known[id(value)] = value, make(changed)
+            self._known[id(value)] = value, self._changed(name, value, depth)
         return self._known[id(value)][1]
+
+    def _changed(self, name: str, value: Any, depth: int) -> Any:
+        try:
+            parts, make = _opened(value) if depth < _DEEPEST else ({}, _none)
+        except Exception:  # which any class may raise
+            return value
+        changed = {key: self.of(_named(name, key), part, depth + 1) for key, part in parts.items()}
+        is_same = all(changed[key] is part for key, part in parts.items())
+        return value if is_same else make(changed)
 
 
 def _named(name: str, key: Any) -> str:
@@ -265,9 +284,18 @@ def _opened(value: Any) -> tuple[_Parts, Callable[[_Parts], Any]]:
         make: Callable[..., Any] = functools.partial(dataclasses.replace, value)  # type: ignore[type-var]
         make = value.clone if is_linen(value) else make  # type: ignore[union-attr]
         return fields, lambda parts: make(**parts)
+    if isinstance(value, dict | list):  # whose classes may take something else
+
+        def filled(parts: _Parts) -> Any:
+            new = copy.copy(value)
+            for key, part in parts.items():
+                new[key] = part
+            return new
+
+        return dict(value if isinstance(value, dict) else enumerate(value)), filled
     if isinstance(value, Mapping):
         return value, type(value)
-    if isinstance(value, list | tuple):
+    if isinstance(value, tuple):
         of_items = getattr(type(value), "_make", type(value))  # a NamedTuple has one
         return dict(enumerate(value)), lambda parts: of_items(parts.values())
     if isinstance(value, functools.partial):
@@ -282,7 +310,7 @@ def _opened(value: Any) -> tuple[_Parts, Callable[[_Parts], Any]]:
         return {}, _none
 
     def made(parts: _Parts) -> Any:
-        new = object.__new__(type(value))
+        new = copy.copy(value)
         vars(new).update(parts)
         return new
 

@@ -28,7 +28,7 @@ from dogwood_jax._plan.larger import ANOTHER, Larger, is_deeper, read_larger
 from dogwood_jax._plan.notes import notes_of
 from dogwood_jax._plan.numbers_of_sizes import tables_of
 from dogwood_jax._plan.obstacles import only_under_a_norm
-from dogwood_jax._plan.own_function import ITS_OWN_NUMBERS, Rejected
+from dogwood_jax._plan.own_function import ITS_OWN_NUMBERS, Rejected, own_function
 from dogwood_jax._plan.programs import Programs
 from dogwood_jax._plan.propose import proposals
 from dogwood_jax._plan.removals import NO_MERGE
@@ -145,7 +145,7 @@ def _by_own_numbers(request: Request, asked: Asked, growth: Growth) -> Iterator[
     widths = asked.widths
     if request.target is None and request.merge is None and widths.network is not None:
         if not isinstance(Programs(growth, asked.before).compared.own, Rejected):
-            apply, sizes = widths.network.apply, asked.named
+            sizes, apply = asked.named, own_function(asked.before, growth.sizes)
             own = replace(request, widths=widths, sizes=sizes, target_apply=apply)
             yield from (_Tried(its.found, (-1,)) for its in _tried(own))
 

@@ -73,6 +73,8 @@ def own_program(
     sizes: Mapping[str, int],
     target: PyTree = None,
     cut: Callable[[PyTree], PyTree] | None = None,
+    *,
+    in_module: bool = True,
 ) -> Program | Rejected:
     """Returns the program of the network's own function in other sizes, or what it raised.
 
@@ -81,10 +83,13 @@ def own_program(
         sizes: new sizes by name of the width.
         target: the larger model's variables, or None.
         cut: leaves layers out of variables, if it is to run without them.
+        in_module: whether it may be called in a larger Linen module, see ``in_larger_module``.
     """
     grown = GrownSizes(widths, sizes)
-    if cut is None and (its := _of_larger_module(widths, grown, target)) is not None:
-        return its
+    if cut is None and in_module:
+        its = _of_larger_module(widths, grown, target)
+        if its is not None:
+            return its
     try:
         return _own_program(widths, grown, target, cut or _whole)
     except UnfitArrays as error:
@@ -102,15 +107,31 @@ def _whole(variables: PyTree) -> PyTree:
 
 def _of_larger_module(widths: Widths, grown: GrownSizes, target: PyTree) -> Program | None:
     """Returns the program of a Linen module in other sizes, if it is one and its numbers tell."""
-    assert widths.network is not None
-    variables, inputs = widths.network.variables, grown.inputs()
     if target is None:
-        target = Resizing(widths.leaves, grown.sizes).reshaped(variables)
-    function = in_larger_module(widths, grown.sizes, target, inputs)
+        target = _reshaped(widths, grown.sizes)
+    function = in_larger_module(widths, grown.sizes, target, grown.inputs())
     try:
-        return None if function is None else Program(function, target, inputs)
+        return None if function is None else Program(function, target, grown.inputs())
     except Exception:  # any module may raise
         return None
+
+
+def _reshaped(widths: Widths, sizes: Mapping[str, int]) -> PyTree:
+    assert widths.network is not None
+    return Resizing(widths.leaves, sizes).reshaped(widths.network.variables)
+
+
+def own_function(widths: Widths, sizes: Mapping[str, int]) -> Callable[..., Any]:
+    """Returns the network's own function in other sizes, as that of a larger Linen module.
+
+    Args:
+        widths: the network's widths.
+        sizes: new sizes by name of the width.
+    """
+    assert widths.network is not None
+    inputs = GrownSizes(widths, sizes).inputs()
+    larger = in_larger_module(widths, sizes, _reshaped(widths, sizes), inputs)
+    return larger or widths.network.apply
 
 
 def in_larger_module(
@@ -159,7 +180,8 @@ def larger_module(
     before, changes = {leaf.path: leaf.shape for leaf in widths.leaves}, dict[int, set[int]]()
     along = (zip(leaf.shape, shapes.get(leaf.path, leaf.shape)) for leaf in widths.leaves)
     parts = (changes_of(leaf, sizes) for leaf in widths.leaves)
-    for old, new in chain(*parts, *along, more_numbers(before, shapes)):
+    fewer = ((old, new) for new, old in more_numbers(shapes, before))
+    for old, new in chain(*parts, *along, more_numbers(before, shapes), fewer):
         if old != new:
             changes.setdefault(old, set()).add(new)
     own = inputs if widths.network is None else widths.network.inputs

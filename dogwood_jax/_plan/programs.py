@@ -63,14 +63,21 @@ class Programs:
         network: the network's widths, with its program; those of copied experts have none.
         larger: the larger model's widths, with its program, or None.
         target: the larger model's variables, or None.
+        in_module: whether the network's function may be called in a larger Linen module.
     """
 
     def __init__(
-        self, growth: Growth, network: Widths, larger: Widths | None = None, target: PyTree = None
+        self,
+        growth: Growth,
+        network: Widths,
+        larger: Widths | None = None,
+        target: PyTree = None,
+        *,
+        in_module: bool = True,
     ) -> None:
         self.widths = replace(growth.widths, network=network.network)
         self.sizes, self.target, self.larger = growth.sizes, target, larger
-        self.network = network
+        self.network, self._in_module = network, in_module
 
     @cached_property
     def fewer(self) -> FewerLayers | None:
@@ -88,7 +95,7 @@ class Programs:
             is_like = isinstance(own, Program) and fewer.is_like_all(own, self.sizes)
             if is_like and (called := fewer.called(own)) is not None:  # type: ignore[arg-type]
                 return Compared(fewer.read, called)
-        own = own_program(widths, self.sizes, self.target)
+        own = own_program(widths, self.sizes, self.target, in_module=self._in_module)
         few = None if fewer is None or isinstance(own, Rejected) else fewer.of(own)
         if fewer is not None and few is not None:
             return Compared(fewer.read, few)

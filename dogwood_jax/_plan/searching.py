@@ -82,7 +82,7 @@ def for_removal(widths: Widths, name: str) -> Recipe | None:
     old = widths[name].size
     for strategy in (strategies.zero_outgoing(), strategies.zero_incoming()):
         growth = Growth(widths, (Change(name, old, 2 * old, strategy),))
-        programs = Programs(growth, widths)
+        programs = Programs(growth, widths, in_module=False)
         found = next(searched_of(growth, {name: strategy}, programs), None)
         if found is not None:
             return found.change[name].recipe

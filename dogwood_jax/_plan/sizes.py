@@ -244,6 +244,7 @@ def starts_by_name(
     by_name = strategy if isinstance(strategy, Mapping) else dict.fromkeys(widths, strategy)
     for one in by_name.values():
         is_uncalled = isfunction(one) and vars(strategies).get(one.__name__) is one
+        is_uncalled |= isinstance(one, type)
         if is_uncalled or not callable(one):
             raise TypeError(
                 "strategy must come from dw.strategies, such as dw.strategies.replicate(), or be a "

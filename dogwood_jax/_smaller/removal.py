@@ -83,7 +83,7 @@ def _side(growth: Growth) -> Side | None:
         if smaller is None:
             return None
         return Side(smaller.jaxpr, smaller.arguments, smaller.results)
-    own = own_program(growth.widths, growth.sizes)
+    own = own_program(growth.widths, growth.sizes, in_module=False)
     if not isinstance(own, Rejected):
         return Side(own.jaxpr, own.arguments, own.results)
     jaxpr = in_sizes(network.traced, GrownSizes(growth.widths, growth.sizes))

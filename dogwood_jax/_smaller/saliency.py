@@ -166,7 +166,7 @@ def refusal(widths: Widths, width: Width) -> str | None:
     if heard(widths, [width.name]) and for_removal(widths, width.name) is None:
         return f"a unit that goes changes the others: {SEEN}"
     if widths.network is not None:
-        own = own_program(widths, {width.name: 2 * width.size})
+        own = own_program(widths, {width.name: 2 * width.size}, in_module=False)
         if isinstance(own, Rejected) and own.follows_shapes:
             return f"other widths must change along with it: {own.reason}"
     return None
