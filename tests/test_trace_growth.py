@@ -256,7 +256,7 @@ def test_widths_that_need_different_strategies_grow_together() -> None:
     growth = dw.plan(widths, target=big, target_apply=apply(3))
     grown = dw.grow(params, growth, key=jax.random.key(0))
     np.testing.assert_allclose(apply(3)(grown, x), apply(2)(params, x), rtol=1e-12)
-    with pytest.raises(ValueError, match=r"array of the widths .*'up\[groups\]', 'up\[group_size"):
+    with pytest.raises(ValueError, match=r"'up\[groups\]' \(2 units\), 'up\[group_size"):
         dw.plan(widths, {"up": 8})
 
 
@@ -266,7 +266,9 @@ def test_an_array_names_no_width_that_is_a_factor_of_its_axis() -> None:
         return y.reshape(x.shape[0], -1) @ params["down"]
 
     widths = dw.trace(apply, {"up": f64(4, 6), "down": f64(6, 2)}, data(3, 4))
-    with pytest.raises(ValueError, match=r"'up\[1.0\]', 'up\[1.1\]'\]: name one of these"):
+    with pytest.raises(
+        ValueError, match=r"'up\[1.0\]' .*'up\[1.1\]' \(3 units\): name one of these"
+    ):
         dw.plan(widths, {"up": 8})
     assert dw.plan(widths, {"up[1.1]": 4}).sizes["up[1.1]"] == 4
 
@@ -278,7 +280,9 @@ def test_an_array_names_no_width_where_its_outputs_may_grow_too() -> None:
     shapes = {"up": {"w": f64(4, 6)}, "down": {"w": f64(6, 2)}}
     widths = dw.trace(apply, shapes, data(3, 4))
     assert dw.plan(widths, {"down/w": 8}).sizes["up"] == 8
-    with pytest.raises(ValueError, match=r"'down/w' is an array of the widths \['up', 'down'\]"):
+    with pytest.raises(
+        ValueError, match=r"'down/w' is an array of the widths 'up' \(6 units\), 'down'"
+    ):
         dw.plan(widths, {"down/w": 8}, interface=True)
 
 
