@@ -109,9 +109,10 @@ def _of_larger_module(widths: Widths, grown: GrownSizes, target: PyTree) -> Prog
     """Returns the program of a Linen module in other sizes, if it is one and its numbers tell."""
     if target is None:
         target = _reshaped(widths, grown.sizes)
-    function = in_larger_module(widths, grown.sizes, target, grown.inputs())
+    inputs = grown.inputs()
+    function = in_larger_module(widths, grown.sizes, target, inputs)
     try:
-        return None if function is None else Program(function, target, grown.inputs())
+        return None if function is None else Program(function, target, inputs)
     except Exception:  # any module may raise
         return None
 
