@@ -1,7 +1,7 @@
 """Pytrees by path: the one place that says how a leaf is named."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -34,6 +34,17 @@ def level(tree: PyTree) -> tuple[list[tuple[Keys, Any]], Any]:
 def is_array(leaf: Any) -> bool:
     """Whether a leaf is an array or the shape of one, rather than, say, a function."""
     return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+
+
+def apart(tree: PyTree) -> tuple[list[Any], Callable[[Iterable[Any]], PyTree]]:
+    """Returns the arrays of a tree in order, and a function that puts others in their places."""
+    leaves, structure = jax.tree.flatten(tree)
+
+    def back(arrays: Iterable[Any]) -> PyTree:
+        those = iter(arrays)
+        return jax.tree.unflatten(structure, [next(those) if is_array(x) else x for x in leaves])
+
+    return [leaf for leaf in leaves if is_array(leaf)], back
 
 
 def only_data(tree: PyTree) -> PyTree:

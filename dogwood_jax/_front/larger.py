@@ -1,5 +1,6 @@
 """The module of the larger network: ``larger``."""
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
@@ -8,7 +9,7 @@ from dogwood_jax._arrays.grow import grown, without_choices
 from dogwood_jax._base.arguments import GROWTH, expect
 from dogwood_jax._base.described import described, library_of
 from dogwood_jax._base.problems import Refused, listed
-from dogwood_jax._base.trees import arrays_of, is_array, leaves_by_path, struct, struct_of
+from dogwood_jax._base.trees import apart, arrays_of, leaves_by_path, struct, struct_of
 from dogwood_jax._front.grow import grow
 from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._growth.growth import Growth
@@ -155,17 +156,13 @@ def larger_nnx(module: Module, growth: Growth, what: str, way_out: str) -> Modul
 
 def _of_arrays(module: Module, growth: Growth) -> Module:
     """Returns a pytree as it has grown, with shapes in place of arrays."""
-    leaves, structure = jax.tree.flatten(module)
-    dynamic = [place for place, leaf in enumerate(leaves) if is_array(leaf)]
-    found: list[Any] = []
+    arrays, back = apart(module)
+    of_grown: list[Callable[..., Module]] = []
 
     def make(key: Any, *arrays: Any) -> list[Any]:
-        given = dict(enumerate(leaves)) | dict(zip(dynamic, arrays, strict=True))
-        tree = grow(jax.tree.unflatten(structure, given.values()), growth, key=key)
-        found[:] = jax.tree.flatten(tree)
-        return [leaf for leaf in found[0] if is_array(leaf)]
+        made, of_these = apart(grow(back(arrays), growth, key=key))
+        of_grown.append(of_these)
+        return made
 
-    arrays = (struct_of(leaves[place]) for place in dynamic)
-    shapes = iter(jax.eval_shape(make, jax.random.key(0), *arrays))
-    made = [next(shapes) if is_array(leaf) else leaf for leaf in found[0]]
-    return jax.tree.unflatten(found[1], made)  # type: ignore[no-any-return]
+    shapes = jax.eval_shape(make, jax.random.key(0), *map(struct_of, arrays))
+    return of_grown[-1](shapes)

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 
 from dogwood_jax._base.described import first_line, library_of
-from dogwood_jax._base.trees import arrays_of, is_array, leaves_by_path
+from dogwood_jax._base.trees import apart, arrays_of, is_array, leaves_by_path
 from dogwood_jax._modules.fitting import Shapes, fitting, is_size
 from dogwood_jax._modules.remaking import Unknown
 from dogwood_jax._program.kernels import WithReferences
@@ -126,18 +126,15 @@ class LinenMethod(NamedTuple):
 
     def _made(self, module: LinenModule, inputs: Sequence[Any]) -> dict[str, Any] | Exception:
         """Returns the shapes of the arrays that a module makes, by path; or what it raised."""
-        leaves, structure = jax.tree.flatten(tuple(inputs))
-        dynamic = [place for place, leaf in enumerate(leaves) if is_array(leaf)]
+        arrays, back = apart(tuple(inputs))
 
         def init(*arrays: Any) -> Any:
-            given = dict(enumerate(leaves)) | dict(zip(dynamic, arrays, strict=True))
-            inputs = jax.tree.unflatten(structure, given.values())
-            return module.init(jax.random.key(0), *inputs, **self.keywords)
+            return module.init(jax.random.key(0), *back(arrays), **self.keywords)
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                made = jax.eval_shape(init, *(leaves[place] for place in dynamic))
+                made = jax.eval_shape(init, *arrays)
             except Exception as error:  # which any module may raise
                 return error
         return {path: tuple(a.shape) for path, a in arrays_of(leaves_by_path(made)).items()}

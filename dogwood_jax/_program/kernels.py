@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from dogwood_jax._base.described import described
 from dogwood_jax._base.problems import listed
-from dogwood_jax._base.trees import PyTree, is_array, struct_of
+from dogwood_jax._base.trees import PyTree, apart, struct_of
 from dogwood_jax._program.subprograms import computed_by, sub_programs, within
 
 Kernels = Mapping[str, Callable[..., Any]]
@@ -29,23 +29,17 @@ class WithReferences:
     kernels: Kernels
 
     def __call__(self, *arguments: PyTree) -> PyTree:
-        leaves, structure = jax.tree.flatten(arguments)
-        dynamic = [place for place, leaf in enumerate(leaves) if is_array(leaf)]
-        found: list[Any] = []
+        arrays, back = apart(arguments)
+        of_outputs: list[Callable[..., PyTree]] = []
 
         def flat(*arrays: Any) -> list[Any]:
-            given = dict(enumerate(leaves)) | dict(zip(dynamic, arrays, strict=True))
-            outputs = self.apply(*jax.tree.unflatten(structure, given.values()))
-            found[:] = jax.tree.flatten(outputs)
-            return [leaf for leaf in found[0] if is_array(leaf)]
+            outputs, of_these = apart(self.apply(*back(arrays)))
+            of_outputs.append(of_these)
+            return outputs
 
-        traced = jax.make_jaxpr(flat)(*(struct_of(leaves[place]) for place in dynamic))
+        traced = jax.make_jaxpr(flat)(*map(struct_of, arrays))
         jaxpr = jex.ClosedJaxpr(_Replaced(self.kernels).program(traced.jaxpr), traced.consts)
-        results = iter(jex.jaxpr_as_fun(jaxpr)(*(leaves[place] for place in dynamic)))
-        outputs, of_outputs = found
-        return jax.tree.unflatten(
-            of_outputs, [next(results) if is_array(leaf) else leaf for leaf in outputs]
-        )
+        return of_outputs[-1](jex.jaxpr_as_fun(jaxpr)(*arrays))
 
 
 def with_references(apply: Callable[..., Any], kernels: Kernels) -> Callable[..., Any]:
