@@ -51,7 +51,7 @@ The public names, each with a docstring of its own (``help(dw.plan)``):
         plotting            weights, learning curves
     What the data types hold
         Width, Occurrence, Recipe, Leaf, Layout, Units, Product, Concat  in Widths
-        Change, Insertion, Evidence                                      in Growth
+        Change, Edit, Evidence                                           in Growth
         Utility, UtilityState                                            of utility
 """
 
@@ -87,9 +87,9 @@ if TYPE_CHECKING:
     from dogwood_jax._front.verify import verify
     from dogwood_jax._front.widen import chain, widen
     from dogwood_jax._growth.as_json import from_json, to_json
+    from dogwood_jax._growth.edit import Edit
     from dogwood_jax._growth.evidence import Evidence
     from dogwood_jax._growth.growth import Change, Growth
-    from dogwood_jax._growth.insertion import Insertion
     from dogwood_jax._optimizer.growable import growable
     from dogwood_jax._optimizer.opt_state import grow_opt_state
     from dogwood_jax._smaller.average import average
@@ -112,11 +112,11 @@ __all__ = [
     "Concat",
     "Cost",
     "Difference",
+    "Edit",
     "Evidence",
     "Gain",
     "Gains",
     "Growth",
-    "Insertion",
     "Layout",
     "Leaf",
     "Occurrence",
@@ -190,7 +190,7 @@ _NAMES_IN = {
     "_growth.as_json": ("from_json", "to_json"),
     "_growth.evidence": ("Evidence",),
     "_growth.growth": ("Change", "Growth"),
-    "_growth.insertion": ("Insertion",),
+    "_growth.edit": ("Edit",),
     "_optimizer.growable": ("growable",),
     "_optimizer.opt_state": ("grow_opt_state",),
     "_front.plan": ("plan",),

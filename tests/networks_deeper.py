@@ -9,7 +9,8 @@ from jax import lax
 from networks import data, f64, tokens
 
 import dogwood_jax as dw
-from dogwood_jax._depth.insertions import insertions
+from dogwood_jax._depth.fillings import new_layers
+from dogwood_jax._front.deepen import _inserted
 
 Dense = functools.partial(nn.Dense, param_dtype=jnp.float64)
 Conv = functools.partial(nn.Conv, param_dtype=jnp.float64)
@@ -356,8 +357,13 @@ def relative(a, b):
     return float(jnp.max(jnp.abs(a - b)) / jnp.max(jnp.abs(a)))
 
 
+def inserted(variables, found, target, *, key=None):
+    """Returns variables with the edits that are proposed."""
+    return _inserted(variables, dw.Growth(dw.Widths(()), (), inserted=found), target, key)
+
+
 def proposed(old, shapes, new, target, *inputs, **options):
-    """Returns the first insertions that are proposed."""
+    """Returns the first edits that are proposed."""
     return next(
-        insertions(dw.trace(old, shapes, *inputs), dw.trace(new, target, *inputs), **options)
+        new_layers(dw.trace(old, shapes, *inputs), dw.trace(new, target, *inputs), **options)
     )

@@ -1380,7 +1380,7 @@ def judge(
             p = weights(program, program.shapes(program.sizes), seed)
             how: dict[str, Any] = {"key": jax.random.key(seed)}
             if request.fresh:
-                shapes = growth.shapes | {i.path: i.shape for i in growth.insertions}
+                shapes = growth.shapes | {edit.path: edit.shape for edit in growth.inserted}
                 big = {name: shapes[name] for name in program.used}
                 how = {"fresh": weights(program, big, seed + 7, free=True)}
             if COMPILED:

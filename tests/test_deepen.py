@@ -26,6 +26,7 @@ from networks_deeper import (
     dropped,
     entries,
     gated_recurrent,
+    inserted,
     loop,
     mlp,
     multiplied_wide,
@@ -50,7 +51,6 @@ from networks_deeper import (
 from tiers import in_tiers
 
 import dogwood_jax as dw
-from dogwood_jax._arrays.insert import insert
 
 Dense = functools.partial(nn.Dense, param_dtype=jnp.float64)
 # A network, a deeper one, an input, and the new arrays that must get a gradient.
@@ -275,6 +275,14 @@ BY_HAND = {
 }
 
 
+def _filled(edit):
+    """Returns the constants of an edit, or what else it is filled with."""
+    fill = edit.fill
+    if fill.kind != "constant":
+        return fill.kind
+    return fill.values if fill.value is None else fill.value
+
+
 LONG = {"messages", "rounded", "entries", "computed kinds", "before a reduction"}
 
 
@@ -282,10 +290,10 @@ LONG = {"messages", "rounded", "entries", "computed kinds", "before a reduction"
 def test_programs_written_by_hand(name):
     old, shapes, new, target, fills = BY_HAND[name]
     found = proposed(old, shapes, new, target, VECTOR)
-    filled = {i.path: (i.values or i.value) if i.fill == "constant" else i.fill for i in found}
+    filled = {edit.path: _filled(edit) for edit in found}
     assert {path: fill for path, fill in filled.items() if fill != "free"} == fills
     variables = fill(shapes, 1)
-    deeper = insert(variables, found, fill(target, 2))
+    deeper = inserted(variables, found, fill(target, 2))
     difference = dw.compare(old, variables, new, deeper, VECTOR)
     assert difference.relative <= 1e-12
 

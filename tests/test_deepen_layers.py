@@ -22,6 +22,7 @@ from networks_deeper import (
     ResNet,
     chain,
     entries,
+    inserted,
     layers_with_own_inputs,
     loop,
     mlp,
@@ -38,7 +39,6 @@ from networks_deeper import (
 from tiers import long
 
 import dogwood_jax as dw
-from dogwood_jax._arrays.insert import insert
 
 Dense = functools.partial(nn.Dense, param_dtype=jnp.float64)
 # Names --------------------------------------------------------------------------------------------
@@ -73,7 +73,7 @@ def test_layers_keep_their_names_among_many():
     )
     found = proposed(old, square(*names[10:]), new, square(*names), VECTOR)
     assert sorted(i.path for i in found) == sorted(names[:10])
-    assert {i.fill for i in found} == {"identity"}
+    assert {edit.fill.kind for edit in found} == {"identity"}
 
 
 def test_modules_can_be_renamed_without_their_collection():
@@ -99,10 +99,10 @@ def test_copies_are_of_the_closest_whole_layer():
     found = proposed(
         old.apply, shapes_of(old, IMAGE), new.apply, shapes_of(new, IMAGE), IMAGE, copy=True
     )
-    fills = {i.path: (i.fill, i.source) for i in found}
+    fills = {edit.path: (edit.fill and edit.fill.kind, edit.source) for edit in found}
     kernel = "params/Bottleneck_{}/Conv_0/kernel"
     assert fills[kernel.format(2)] == ("copy", kernel.format(1))
-    assert fills[kernel.format(3)] == ("moved", kernel.format(2))
+    assert fills[kernel.format(3)] == (None, kernel.format(2))
     # The one before it also projects its input, to another number of channels.
     assert fills[kernel.format(4)] == ("free", None)
     mean = "batch_stats/Bottleneck_{}/BatchNorm_0/mean"
@@ -242,7 +242,7 @@ def test_running_statistics_among_the_outputs():
     applies = [functools.partial(module.apply, mutable=["batch_stats"]) for module in (old, new)]
     shapes = [shapes_of(module, IMAGE) for module in (old, new)]
     found = proposed(applies[0], shapes[0], applies[1], shapes[1], IMAGE)
-    fills = {i.path: i.value for i in found if i.fill == "constant"}
+    fills = {edit.path: edit.fill.value for edit in found if edit.fill}
     assert fills["batch_stats/norm_1/mean"] == 0 and fills["batch_stats/norm_1/var"] == 1
     assert fills["params/norm_1/scale"] == pytest.approx(np.sqrt(1 + 1e-5))
 
@@ -283,29 +283,29 @@ def test_inserted_normalizations_get_the_statistics_of_a_batch():
         dw.deepen(plain, square("a", "b"), inputs=(VECTOR,), batch=(VECTOR,), **applies)
 
 
-def test_insertions_are_data_from_shapes_alone():
+def test_edits_are_data_from_shapes_alone():
     variables, target = fill(stack(2), 0), stack(4) | {"u": f64(4, 3)}
     found = proposed(loop(), stack(2), loop(), target, f64(5, 4))
     assert found == proposed(loop(), variables, loop(), target, VECTOR)
     assert found == pickle.loads(pickle.dumps(found)) and hash(found) is not None
-    assert [str(insertion) for insertion in found] == ["u: free", "w[2,3]: 0"]
+    assert [str(edit) for edit in found] == ["u: free", "w[2,3]: 0"]
 
     @functools.partial(jax.jit, static_argnums=1)
-    def inserted(variables, found):
-        return insert(variables, found, target, key=jax.random.key(0))
+    def under_jit(variables, found):
+        return inserted(variables, found, target, key=jax.random.key(0))
 
-    compiled = inserted(variables, found)
-    eager = insert(variables, found, target, key=jax.random.key(0))
+    compiled = under_jit(variables, found)
+    eager = inserted(variables, found, target, key=jax.random.key(0))
     assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), compiled, eager))
     with pytest.raises(ValueError, match="w: missing; it is to become w"):
-        insert({}, found, target, key=jax.random.key(0))
+        inserted({}, found, target, key=jax.random.key(0))
 
 
 def test_interleaved_layers_copy_the_one_before():
     variables = fill(stack(2), 0)
     found = proposed(loop(), stack(2), loop(), stack(5), VECTOR, interleave=True)
-    assert found[0].layers == (0, -1, 1, -1, -1)
-    deeper = insert(variables, found, stack(5))["w"]
+    assert found[0].layers.places == (0, -1, 1, -1, -1)
+    deeper = inserted(variables, found, stack(5))["w"]
     assert (deeper[jnp.array([0, 2])] == variables["w"]).all()
     assert not deeper[jnp.array([1, 3, 4])].any()
     for numbers in (np.arange, jnp.arange):
@@ -489,7 +489,7 @@ def test_one_is_no_size(scale):
     widths = dw.trace(lambda p, x: x * 1.0 @ p["a"], {"a": f64(4, 4)}, VECTOR)
     options = {"target": {"a": f64(4, 8), "b": f64(4, 4)}, "target_apply": larger}
     growth = dw.plan(widths, interface=True, **options)
-    assert growth.insertions
+    assert growth.inserted
     assert growth.factors == ({} if scale == 1 else {"a": 0.5})  # it makes up for the number
 
 

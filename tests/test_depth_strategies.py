@@ -254,7 +254,7 @@ def test_layers_that_stand_where_one_stood_share_what_it_added():
     expected = [[1, third]] * 3 + [[1, half]] * 2
     np.testing.assert_allclose(shares(small, wide), expected, rtol=1e-6)
     assert "params/block_0_down/{kernel,bias}: times 0.57735" in str(growth)
-    assert dw.from_json(dw.to_json(growth)).insertions == growth.insertions
+    assert dw.from_json(dw.to_json(growth)).inserted == growth.inserted
     same = jax.jit(lambda v: dw.grow(v, growth, key=KEY))(small)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), same, wide)
     low = jax.tree.map(lambda a: a.astype(jnp.bfloat16), small)

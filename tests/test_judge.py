@@ -22,6 +22,7 @@ from primitive_examples import EXAMPLES
 from tiers import in_tiers, some
 
 import dogwood_jax as dw
+from dogwood_jax._arrays import edited as editing
 from dogwood_jax._arrays import grow as growing
 from dogwood_jax._depth.trial import Trial
 from dogwood_jax._growth.grown_sizes import GrownSizes
@@ -678,18 +679,18 @@ def test_a_recipe_with_another_power(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_maps_that_put_units_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    apply_map = growing.apply_map
+    apply_map = editing.apply_map
 
     def shifted(leaf_map: Any, array: Any, **known: Any) -> Any:
         return jnp.roll(apply_map(leaf_map, array, **known), 1, 0)
 
     assert dw.plan(dw.trace(mlp, MLP, X), {"up": 8})
-    growing._grow_leaves.clear_cache()
-    monkeypatch.setattr(growing, "apply_map", shifted)
+    growing._edited.clear_cache()
+    monkeypatch.setattr(editing, "apply_map", shifted)
     try:
         assert "its output[0, 0] becomes" in refusal(mlp, MLP, {"up": 8})
     finally:
-        growing._grow_leaves.clear_cache()
+        growing._edited.clear_cache()
 
 
 if __name__ == "__main__":

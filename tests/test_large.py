@@ -12,7 +12,7 @@ import transformer
 import dogwood_jax as dw
 from dogwood_jax._arrays import grow as _grow
 from dogwood_jax._base.trees import leaves_by_path
-from dogwood_jax._optimizer import opt_state as _opt_state
+from dogwood_jax._optimizer import kept as _kept
 
 
 @pytest.mark.long
@@ -54,7 +54,7 @@ def grow_state(old, growth, **donate):
     return dw.grow_opt_state(old, growth, optax.adam(1e-3), **donate)
 
 
-@pytest.mark.parametrize("grow, module", [(grow_variables, _grow), (grow_state, _opt_state)])
+@pytest.mark.parametrize("grow, module", [(grow_variables, _grow), (grow_state, _kept)])
 def test_donated_arrays_go_as_their_new_ones_come(grow, module, monkeypatch):
     shapes, growth = small_growth()
     if grow is grow_state:
@@ -103,7 +103,7 @@ def test_layers_that_are_alike_are_compiled_once():
     shapes = transformer.shapes(depth=7, width=24, heads=3, mlp=32, vocabulary=32)
     widths = dw.trace(transformer.apply, shapes, transformer.TOKENS)
     growth = dw.plan(widths, {widths.of(f"block_{i}/up", 1).name: 48 for i in range(7)})
-    old, functions = random_like(shapes), (_grow._grow_leaves, _opt_state._grow_fields)
+    old, functions = random_like(shapes), (_grow._edited, _kept._made)
     before = [function._cache_size() for function in functions]
     grow_variables(old, growth)
     grow_state(optax.adam(1e-3).init(old), growth)

@@ -254,7 +254,7 @@ def test_a_product_beside_new_layers_is_not_split_by_the_networks_own_function()
         return {"layers": [layer] * layers}
 
     widths = dw.trace(apply, of(2, 8), jnp.ones((5, 4)))
-    assert dw.plan(widths, target=of(3, 8)).insertions
+    assert dw.plan(widths, target=of(3, 8)).inserted
     with pytest.raises(ValueError, match="pass its function of variables and inputs"):
         dw.plan(widths, target=of(3, 16))
 

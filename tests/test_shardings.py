@@ -262,8 +262,8 @@ def test_a_stack_that_is_divided_along_its_layers_is_not_gathered(layers, mesh):
     larger = {name: jax.ShapeDtypeStruct((4, 8, 8), jnp.float32) for name in params}
     network = dw.trace(stack, params, jax.ShapeDtypeStruct((1, 8), jnp.float32))
     growth = dw.plan(network, target=larger, target_apply=stack)
-    insertions = tuple(replace(i, layers=layers) for i in growth.insertions)
-    growth = replace(growth, insertions=insertions)
+    inserted = tuple(replace(e, layers=replace(e.layers, places=layers)) for e in growth.inserted)
+    growth = replace(growth, inserted=inserted)
     shardings = dict.fromkeys(params, NamedSharding(mesh, P("data", None, "model")))
     sharded = jax.device_put(params, shardings)
     grow = jax.jit(partial(dw.grow, growth=growth, key=KEY), out_shardings=shardings)

@@ -134,7 +134,7 @@ def test_a_network_on_a_mesh_grows(name: str) -> None:
     alone = jex.jaxpr_as_fun(Program(apply, params, (X,)).jaxpr)(*jax.tree.leaves((params, X)))
     np.testing.assert_allclose(alone[0], outputs, rtol=1e-12)
     growth = dw.plan(dw.trace(apply, params, X), target=of_size(12), target_apply=apply)
-    assert growth.evidence.samples and not growth.insertions
+    assert growth.evidence.samples and not growth.inserted
     wide = dw.grow(params, growth, key=jax.random.key(0))
     np.testing.assert_allclose(run(wide, X), outputs, rtol=1e-12)
 

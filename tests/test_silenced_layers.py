@@ -201,7 +201,7 @@ def test_zeros_that_are_shown_to_silence_a_new_block(name: str) -> None:
     variables = fill(ENDS | {"block": arrays}, 1)
     target = ENDS | {"block": arrays, "new": arrays}
     growth = dw.plan(dw.trace(apply, variables, X), target=target, target_apply=apply)
-    filled = [i.path for i in growth.insertions if (i.fill, i.value) == ("constant", 0)]
+    filled = [e.path for e in growth.inserted if e.fill and e.fill.value == 0]
     assert filled == [f"new/{zeros}"]
     deeper = dw.grow(variables, growth, key=jax.random.key(0))
     check(apply, variables, apply, deeper, lambda p: p["new"])
@@ -224,7 +224,7 @@ def test_a_new_block_may_have_numbers_of_its_own() -> None:
     widths = dw.trace(apply, ENDS | {"block": MLP}, X)
     for is_checked in (True, False):  # no doubt that only an evaluation could take away
         growth = dw.plan(widths, target=target, target_apply=apply, check=is_checked)
-        assert f"new/{zeros}: 0" in map(str, growth.insertions)
+        assert f"new/{zeros}: 0" in map(str, growth.inserted)
 
 
 @pytest.mark.long
@@ -307,7 +307,7 @@ def test_weight_norm_of_equinox() -> None:
     deeper = dw.deepen(old, new, apply=apply, target_apply=apply, inputs=(X,))
     assert not jnp.any(deeper.blocks[1][1].g)
     growth = dw.plan(dw.trace(apply, old, X), target=new, target_apply=apply)
-    assert "blocks/1/1/g: 0" in map(str, growth.insertions)
+    assert "blocks/1/1/g: 0" in map(str, growth.inserted)
     parts = eqx.partition(deeper, eqx.is_array)
 
     def of_arrays(arrays: Any, x: Any) -> Any:

@@ -161,7 +161,7 @@ def test_layers_that_are_inserted_share_lines() -> None:
     counts = [{**block, "rng": rng} for block in blocks]
     widths = dw.trace(deeper, counts[:1], X)
     growth = dw.plan(widths, target=counts, target_apply=deeper)
-    assert len(growth.insertions) == 12 and "rng" not in str(growth)
+    assert len(growth.inserted) == 12 and "rng" not in str(growth)
 
 
 def f32(*shape: int) -> Any:

@@ -17,6 +17,7 @@ import dogwood_jax as dw
 from dogwood_jax._front import compare as _compare
 from dogwood_jax._front import deepen as _deepen
 from dogwood_jax._front import rounding as _rounding
+from dogwood_jax._growth.edit import Fill
 
 KEY = jax.random.key(1)
 
@@ -737,13 +738,13 @@ def test_a_deeper_network_that_computes_something_else_is_not_returned(monkeypat
     options = {"apply": blocks, "target_apply": blocks, "inputs": (shape,)}
     deeper = dw.deepen(params, target, **options)
     assert (deeper["b"]["down"] == 0).all()
-    found = _deepen.insertions
+    found = _deepen.new_layers
 
     def wrong(*arguments, **options):
         for filling in found(*arguments, **options):
-            yield tuple(replace(i, fill="free") for i in filling)
+            yield tuple(replace(edit, fill=Fill("free")) for edit in filling)
 
-    monkeypatch.setattr(_deepen, "insertions", wrong)
+    monkeypatch.setattr(_deepen, "new_layers", wrong)
     for deepen in (
         lambda params: dw.deepen(params, target, **options),
         lambda params: dw.deepen(params, target, **options, verify=False),

@@ -6,7 +6,7 @@
 | ``apply_map`` | the map of one array carried out: old units to new places, and fills |
 | ``draws`` | random entries |
 | ``pieces`` | an array that is too large for memory, some places along one axis at a time |
-| ``insert`` | the arrays of new layers |
+| ``edited`` | the edit of one array carried out: its map, then what new layers and experts add |
 | ``renew`` | units that stay where they are and begin anew |
 | ``rounds`` | arrays that grow alike share a compiled function |
 | ``moves`` | moves of entries along axes that may be divided among devices |

@@ -10,16 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from dogwood_jax._arrays.apply_map import apply_map
 from dogwood_jax._arrays.dead import dead_in
-from dogwood_jax._arrays.draws import Draws, keys_of, words_of
+from dogwood_jax._arrays.edited import Random, Randomness, edited, rows_of
 from dogwood_jax._arrays.explicit_axes import explicit_shardings, with_automatic_axes
 from dogwood_jax._arrays.finite import not_finite, refusal_of_not_finite
-from dogwood_jax._arrays.insert import insert
 from dogwood_jax._arrays.rounds import bytes_of, delete, rounds, several_times
 from dogwood_jax._base.arguments import expect_arrays, expect_values
 from dogwood_jax._base.described import described
-from dogwood_jax._base.draw import dtype_named, seeds
 from dogwood_jax._base.problems import cut_short, listed
 from dogwood_jax._base.trees import (
     PyTree,
@@ -28,14 +25,11 @@ from dogwood_jax._base.trees import (
     is_array,
     is_traced,
     leaves_by_path,
-    rebuilt,
-    struct,
-    struct_of,
     tree_of_indices,
 )
+from dogwood_jax._growth.edit import Edit
 from dogwood_jax._growth.growth import Growth
-from dogwood_jax._growth.leaf_map import LeafMap
-from dogwood_jax._growth.shardings import Placement, placement
+from dogwood_jax._growth.shardings import Placement, most_like, placement
 from dogwood_jax._modules.resizing import Resizing, outdated_leaves, says_numbers
 
 _NO_VALUES = "pass what the larger model's init returns, or key= in its place"
@@ -85,36 +79,28 @@ def grown(
     expect_network("grow", variables, leaves, growth)
     leaves, growth = in_order(leaves, growth)
     if new is not None:
-        places = {growth.place(leaf.path): None for leaf in growth.staying}
-        expect_arrays("grow", "fresh", fresh, arrays_of(new), places)
-    if growth.insertions or growth.layers:
-        expect_values("grow", new or {}, _NO_VALUES, name="fresh")
-        return _grow_and_insert(leaves, growth, key, fresh, donate, choose)
+        expect_arrays("grow", "fresh", fresh, arrays_of(new), growth.edits)
     _check(leaves, growth, key, new)
     expect_values("grow", new or {}, _NO_VALUES, name="fresh")
     structure, others = _model(variables, growth, fresh)
     zero = _zero(new, growth, key)
     # What a strategy chooses is chosen in the network that has grown already.
     first = without_choices(growth)
-    changing = {path: leaf_map for path, leaf_map in first.maps.items() if leaf_map.changes}
-    old = {path: leaves[path] for path in changing}
-    new = None if new is None else {path: new[path] for path in old}
-    where = placement(old | (new or {}), growth.shapes)
-    fill = functools.partial(_grow_in_rounds, changing, old, growth.weighed, where=where)
     donate = donate and not any(change.strategy.choice for change in growth.changes)
-    drawn = fill(fresh=None, key=key) if zero else {}
-    arrays = leaves | others | fill(fresh=new, key=key, donate=donate)
+    where = places_of(leaves, first, arrays_of(new or {}))
+    make = functools.partial(edited_arrays, leaves, first, where=where)
+    drawn = make({}, key) if zero else {}
+    arrays = make(arrays_of(new or {}), key, donate=donate) | others
     arrays |= {path: drawn[path] for path in zero}
     for change in growth.changes:
         if change.strategy.choice is not None:
             assert choose is not None
             candidates = [
-                fill(fresh=None, key=jax.random.fold_in(key, n))  # type: ignore[arg-type]
+                make({}, jax.random.fold_in(key, n))  # type: ignore[arg-type]
                 for n in range(1, change.strategy.choice.candidates)
             ]
             arrays = choose(arrays, candidates, first, change, structure, where)
-    tree = _filled(structure, arrays)
-    return in_order_of(variables, tree) if fresh is None and growth.structure is None else tree
+    return filled(structure, arrays, like=variables if fresh is None else fresh)
 
 
 def in_order(leaves: Mapping[str, Any], growth: Growth) -> tuple[dict[str, Any], Growth]:
@@ -133,20 +119,32 @@ def _model(variables: PyTree, growth: Growth, fresh: PyTree) -> tuple[Any, dict[
         ValueError: if modules say sizes, and nothing shows which ones the larger model's say.
     """
     model, problems, way_out = variables, list[str](), "pass the larger model as fresh="
+    leaves, is_deeper = leaves_by_path(variables), bool(growth.inserted or growth.layers)
     if fresh is not None:
         model = fresh
-    elif growth.structure is not None:
-        leaves = leaves_by_path(variables)
+    elif growth.structure is not None or is_deeper:
         problems = outdated_leaves(leaves, growth.widths.leaves, growth.sizes)
     elif says_numbers(variables):
         resizing = Resizing(growth.widths.leaves, growth.sizes)
         model, problems = resizing.resized(variables), resizing.problems
         way_out = "plan with target=, the larger model, or pass it as fresh="
+    others = {path: leaf for path, leaf in leaves_by_path(model).items() if not is_array(leaf)}
+    planned = growth.structure if fresh is None else None
+    if is_deeper and fresh is None:
+        others = {new: leaf for path, leaf in others.items() if (new := growth.renamed(path))}
+        way_out = f"pass the {'smaller' if growth.layers else 'larger'} model as fresh="
+        if planned is None:
+            problems.append("a module says numbers, and maybe how many layers there are")
+        else:
+            kept = {growth.renamed(path) for path in leaves}
+            problems += [
+                f"{path}: no array, so only the larger model has it"
+                for path in leaves_by_path(tree_of_indices(planned))
+                if path not in kept and path not in growth.edits
+            ]
     if problems:
         problems = [f"{problem}; {way_out}" for problem in problems]
         raise ValueError(listed("cannot grow these variables", problems))
-    others = {path: leaf for path, leaf in leaves_by_path(model).items() if not is_array(leaf)}
-    planned = growth.structure if fresh is None else None
     return jax.tree.structure(model) if planned is None else planned, others
 
 
@@ -158,7 +156,8 @@ def _zero(fresh: Mapping[str, Any] | None, growth: Growth, key: Array | None) ->
     """
     if fresh is None or not all(map(_is_here, fresh.values())):
         return set()
-    dead = dead_in(fresh, growth)
+    known = {leaf.path: growth.edits[growth.place(leaf.path)] for leaf in growth.staying}
+    dead = dead_in({path: rows_of(edit, fresh[edit.path]) for path, edit in known.items()}, growth)
     if dead and key is None:
         problems = [
             f"{', '.join(paths)}: zero in the larger model for all new units of {width}, so these "
@@ -166,7 +165,7 @@ def _zero(fresh: Mapping[str, Any] | None, growth: Growth, key: Array | None) ->
             for width, paths in dead.items()
         ]
         raise ValueError(listed("cannot grow these variables", problems))
-    return {path for paths in dead.values() for path in paths}
+    return {known[path].path for paths in dead.values() for path in paths}
 
 
 def _is_here(leaf: Any) -> bool:
@@ -174,103 +173,131 @@ def _is_here(leaf: Any) -> bool:
     return not is_traced(leaf) and getattr(leaf, "is_fully_addressable", True)
 
 
-def _filled(structure: Any, leaves: Mapping[str, Any]) -> PyTree:
+def filled(structure: Any, leaves: Mapping[str, Any], *, like: PyTree) -> PyTree:
     """Returns a tree of a structure; None where the variables lack a leaf, as when partitioned."""
     paths = leaves_by_path(tree_of_indices(structure))
-    return jax.tree.unflatten(structure, [leaves.get(path) for path in paths])
+    tree = jax.tree.unflatten(structure, [leaves.get(path) for path in paths])
+    return in_order_of(like, tree)
 
 
-def _grow_in_rounds(
-    maps: Mapping[str, LeafMap],
-    old: Mapping[str, Any],
-    weighed: Mapping[str, str],
-    *,
-    fresh: Mapping[str, Any] | None,
-    key: Array | None,
-    where: Placement,
-    donate: bool = False,
-) -> dict[str, Array]:
-    """Returns arrays grown, those that grow alike by the same compiled function."""
-    place = {path: index for index, path in enumerate(maps)}
-    words = None if key is None else words_of(key, len(maps))
-    # What weighs others is needed until they have grown.
-    keep = several_times(old.values()) | {id(old[scale]) for scale in weighed.values()}
-    grown: dict[str, Array] = {}
-    size = (lambda path: bytes_of(old[path])) if donate else None
-    for paths in rounds(list(maps), maps.__getitem__, size):
-        names = [str(number) for number in range(len(paths))]
-        here = where.renamed(dict(zip(paths, names, strict=True)))
-        filled = _grow_leaves(
-            here.enter({name: old[path] for name, path in zip(names, paths, strict=True)}),
-            fresh
-            and here.enter({name: fresh[path] for name, path in zip(names, paths, strict=True)}),
-            here.enter({n: old[weighed[path]] for n, path in zip(names, paths) if path in weighed}),
-            key,
-            words,
-            np.array([place[path] for path in paths], np.int32),
-            maps=tuple(maps[path] for path in paths),
-            where=here,
-        )
-        filled = here.leave(filled)
-        grown |= {path: filled[name] for name, path in zip(names, paths, strict=True)}
-        if donate:
-            delete((old[path] for path in paths), filled.values(), keep)
-    return grown
+def places_of(leaves: Mapping[str, Any], growth: Growth, fresh: Mapping[str, Any]) -> Placement:
+    """Returns where the arrays lie that a growth makes; see ``edited_arrays`` for the arguments."""
+    edits = {path: edit for path, edit in growth.edits.items() if edit.changes}
+    shapes = {path: leaf.shape for path, leaf in arrays_of(leaves).items()}
+    old = {path: leaves[edit.source] for path, edit in edits.items() if edit.source is not None}
+    return placement(
+        old | {path: fresh[path] for path in edits if path in fresh},
+        {path: edit.shape for path, edit in edits.items()},
+        repeated={path for path, edit in edits.items() if edit.experts and path not in fresh},
+        alike={
+            path: leaves[most_like(path, edit.shape, shapes)]
+            for path, edit in edits.items()
+            if edit.source is None and path not in fresh
+        },
+    )
 
 
-def _grow_and_insert(
+def edited_arrays(
     leaves: Mapping[str, Any],
     growth: Growth,
+    fresh: Mapping[str, Any],
     key: Array | None,
-    fresh: PyTree,
-    donate: bool,
-    choose: Choose | None,
-) -> PyTree:
-    """Returns the variables grown, then with new layers, or without some."""
-    arrays = arrays_of(leaves)
-    wider = replace(growth, insertions=(), structure=None, layers=())
-    if fresh is None:
-        inserted = {i.path: struct(i.shape, dtype_named(i.dtype)) for i in growth.insertions}
-        problems = outdated_leaves(leaves, growth.widths.leaves, growth.sizes)
-        others = {place: leaf for path, leaf in leaves.items() if (place := growth.renamed(path))}
-        if growth.structure is None:
-            problems.append("a module says numbers, and maybe how many layers there are")
-        else:
-            problems += [
-                f"{path}: no array, so only the larger model has it"
-                for path in leaves_by_path(tree_of_indices(growth.structure))
-                if path not in others and path not in inserted
-            ]
-        if problems:
-            model = "smaller" if growth.layers else "larger"
-            problems = [f"{problem}; pass the {model} model as fresh=" for problem in problems]
-            raise ValueError(listed("cannot grow these variables", problems))
-        wide = grown(arrays, wider, key=key, donate=donate, choose=choose)
-        structs = {path: struct_of(leaf) for path, leaf in wide.items()}
-        target = rebuilt(growth.structure, {**others, **structs, **inserted})
-    else:
-        target, larger = fresh, leaves_by_path(fresh)
-        gone = {path for path in leaves if growth.renamed(path) is None}
-        needed = {i.path for i in growth.insertions}
-        needed |= {growth.place(path) for path in leaves if path not in gone}
-        problems = [f"{path}: not in fresh" for path in sorted(needed - larger.keys())]
-        problems += [
-            f"{i.path}: has shape {jnp.shape(larger[i.path])} in fresh, but grows to {i.shape}"
-            for i in growth.insertions
-            if i.path in larger and jnp.shape(larger[i.path]) != i.shape
-        ]
-        if problems:
-            raise ValueError(listed("cannot grow these variables", problems))
-        new = dict(larger)  # by old paths, each of which may be another array's new one
-        for insertion in growth.insertions:
-            if insertion.old is not None:
-                size = leaves[insertion.old].shape[insertion.axis] if insertion.layers else None
-                size = 1 if insertion.repeats else size
-                first = _first(larger[insertion.path], size, insertion.axis)
-                new[insertion.old] = first[0] if insertion.repeats else first
-        new = {path: leaf if path in gone else new[path] for path, leaf in arrays.items()}
-        wide = grown(arrays, wider, key=key, fresh=new, donate=donate, choose=choose)
-    return insert(wide, growth.insertions, target, key=key)
+    *,
+    where: Placement,
+    donate: bool = False,
+) -> dict[str, Any]:
+    """Returns the arrays of the larger model, those that are made alike by one compiled function.
+
+    Args:
+        leaves: the old arrays, by path.
+        growth: what becomes of them.
+        fresh: arrays of the larger model from which free entries are taken, by path.
+        key: what other random numbers are drawn with.
+        where: on which devices arrays lie that are made.
+        donate: see ``grow``.
+    """
+    every = growth.edits.values()
+    kept = {e.path: leaves[e.source] for e in every if e.source is not None and not e.changes}
+    old = {e.path: leaves[e.source] for e in every if e.source is not None and e.changes}
+    weighed = {path: leaves[scale] for path, scale in growth.weighed.items()}
+    values = {e.path: fresh[e.path] for e in every if e.takes_fresh and e.path in fresh}
+    units = {
+        e.path: (fresh[place], growth.edits[place])
+        for e in every
+        if e.map is not None and (place := growth.place(str(e.source))) in fresh
+    }
+    # What weighs others is needed until they have grown, and so is what others are made of, too.
+    keep = several_times((*kept.values(), *old.values())) | {*map(id, weighed.values())}
+    arrays = {growth.place(p): leaf for p, leaf in leaves.items() if growth.renamed(p)} | kept
+    random = Randomness(growth, key)
+
+    def size(edit: Edit) -> int:
+        return bytes_of(old[edit.path]) if edit.path in old else 0
+
+    changing = [edit for edit in every if edit.changes]
+    for several in rounds(changing, lambda edit: edit.without_names, size if donate else None):
+        here = where.renamed({edit.path: str(number) for number, edit in enumerate(several)})
+        numbered = [(str(number), edit) for number, edit in enumerate(several)]
+        made = _edited(
+            here.enter({n: old[e.path] for n, e in numbered if e.path in old}),
+            here.enter({n: values[e.path] for n, e in numbered if e.path in values}),
+            here.enter({n: units[e.path][0] for n, e in numbered if e.path in units}),
+            here.enter({n: weighed[str(e.source)] for n, e in numbered if e.source in weighed}),
+            key,
+            random.words,
+            np.array([random.place(edit) for edit in several], np.int32),
+            edits=tuple(edit.without_names for edit in several),
+            held=tuple(units.get(e.path, (None, e))[1].without_names for e in several),
+            where=here,
+        )
+        made = here.leave(made)
+        arrays |= {edit.path: made[number] for number, edit in numbered}
+        if donate:
+            delete((old[e.path] for e in several if e.path in old), made.values(), keep)
+    return arrays
+
+
+@functools.partial(jax.jit, static_argnames=("edits", "held", "where"))
+def _edited(
+    old: dict[str, Array],
+    fresh: dict[str, Array],
+    units: dict[str, Array],
+    scales: dict[str, Array],
+    key: Array | None,
+    words: tuple[Array | None, Array | None],
+    places: Array,
+    *,
+    edits: tuple[Edit, ...],
+    held: tuple[Edit, ...],
+    where: Placement,
+) -> dict[str, Array]:
+    """Returns arrays of the larger model.
+
+    Args:
+        old: the old arrays that they are made of, by name: ``"0"``, ``"1"`` and so on.
+        fresh: arrays of the larger model from which values of new layers are taken.
+        units: those from which entries of new units are taken.
+        scales: arrays that weigh the entries of others in means.
+        key: what other random numbers are drawn with.
+        words: the seeds of all arrays of the network, see ``Randomness``.
+        places: the rows of each array in both: ``[arrays, 2]``.
+        edits: what each is made of.
+        held: what becomes of its old array, to which ``units`` belong.
+        where: on which devices they lie.
+    """
+    made = {}
+    for index, edit in enumerate(edits):
+        name = str(index)
+        seeds = (None if w is None else w[places[index, i]] for i, w in enumerate(words))
+        made[name] = edited(
+            edit,
+            old.get(name),
+            Random(key, places[index, 0], *seeds),
+            fresh=fresh.get(name),
+            units=rows_of(held[index], units[name]) if name in units else None,
+            scale=scales.get(name),
+        )
+    return where.constrain(made)
 
 
 def expect_network(call: str, variables: PyTree, leaves: Mapping[str, Any], growth: Growth) -> None:
@@ -291,14 +318,27 @@ def expect_network(call: str, variables: PyTree, leaves: Mapping[str, Any], grow
     expect_values(call, leaves, f"jax.eval_shape calls dw.{call} with shapes")
 
 
-def _first(array: Array, size: int | None, axis: int) -> Array:
-    """Returns the first entries of an array along an axis, on the devices that it lies on."""
-    shape = list(array.shape)
-    if size is not None:
-        shape[axis] = size
-    where = placement({}, {"": tuple(shape)}, alike={"": array})
-    first = where.enter({"": array})[""][tuple(slice(n) for n in shape)]
-    return where.leave({"": first})[""]
+def problems_of_new(
+    growth: Growth, fresh: Mapping[str, Any], key: Array | None, way_out: str
+) -> list[str]:
+    """Returns what is wrong with the values of new layers and experts.
+
+    Args:
+        growth: what becomes of arrays.
+        fresh: the larger model's own values, by path.
+        key: what others are drawn with.
+        way_out: what to pass where there are none.
+    """
+    drawn = [
+        edit.path
+        for edit in growth.inserted
+        if edit.is_random and (edit.experts or edit.path not in fresh)
+    ]
+    problems = list[str]()
+    if drawn and key is None:
+        problems.append(f"{', '.join(drawn)}: new, with free values; {way_out}")
+    free = {e.path: fresh[e.path] for e in growth.inserted if e.takes_fresh and e.path in fresh}
+    return problems + [refusal_of_not_finite(path, " in fresh") for path in not_finite(free)]
 
 
 def _check(
@@ -336,85 +376,27 @@ def _check(
             for change in growth.changes
             if change.strategy.choice is not None and change.strategy.choice.candidates > 1
         ]
+    new = arrays_of(fresh or {})
+    problems += problems_of_new(growth, new, key, "pass key= or fresh=")
     if fresh is not None:
-        leaves, fresh = arrays_of(leaves), arrays_of(fresh)
-        expected = {path: jnp.shape(array) for path, array in leaves.items()} | growth.shapes
-        problems += [f"{path}: not in fresh" for path in leaves if path not in fresh]
-        problems += [f"{path}: only in fresh" for path in fresh if path not in leaves]
+        shapes = {path: jnp.shape(array) for path, array in arrays_of(leaves).items()}
+        expected = {growth.place(path): n for path, n in shapes.items() if growth.renamed(path)}
+        expected |= {path: edit.shape for path, edit in growth.edits.items()}
+        problems += [f"{path}: not in fresh" for path in expected if path not in new]
+        problems += [f"{path}: only in fresh" for path in new if path not in expected]
         problems += [
             f"{path}: has shape {jnp.shape(array)} in fresh, but grows to {expected[path]}"
-            for path, array in fresh.items()
+            for path, array in new.items()
             if path in expected and jnp.shape(array) != expected[path]
         ]
     if not problems:
         # NaN may be in units that are removed, so arrays that only lose units are not checked.
-        looked_at = [path for path, leaf_map in growth.maps.items() if leaf_map.grows]
-        for where, tree in (("", leaves), (" in fresh", fresh or {})):
+        grow = [path for path, leaf_map in growth.maps.items() if leaf_map.grows]
+        places = [place for path in grow if (place := growth.place(path)) in new]
+        for where, tree, paths in (("", leaves, grow), (" in fresh", new, places)):
             problems += [
                 refusal_of_not_finite(path, where)
-                for path in not_finite({path: tree[path] for path in looked_at if path in tree})
+                for path in not_finite({path: tree[path] for path in paths})
             ]
     if problems:
         raise ValueError(listed("cannot grow these variables", problems))
-
-
-@functools.partial(jax.jit, static_argnames=("maps", "where"))
-def _grow_leaves(
-    leaves: dict[str, Array],
-    fresh: dict[str, Array] | None,
-    scales: dict[str, Array],
-    key: Array | None,
-    words: Array | None,
-    places: Array,
-    *,
-    maps: tuple[LeafMap, ...],
-    where: Placement,
-) -> dict[str, Array]:
-    """Returns arrays grown.
-
-    Args:
-        leaves: the old arrays, by name: ``"0"``, ``"1"`` and so on.
-        fresh: arrays from which free entries are taken.
-        scales: arrays that weigh the entries of others in means.
-        key: what other random numbers are drawn with.
-        words: a seed for each of the network's arrays that grow, ``[arrays, 2]``.
-        places: the row of ``words`` for each of these arrays.
-        maps: what becomes of each.
-        where: on which devices they lie.
-    """
-    grown = {}
-    for index, leaf_map in enumerate(maps):
-        name, word = str(index), None if words is None else words[places[index]]
-        new = None if fresh is None else fresh[name]
-        scale = scales.get(name)
-        grown[name] = grow_array(leaves[name], leaf_map, key, word, places[index], new, scale)
-    return where.constrain(grown)
-
-
-def grow_array(
-    old: Array,
-    leaf_map: LeafMap,
-    key: Array | None,
-    word: Array | None,
-    place: Any,
-    fresh: Array | None = None,
-    scale: Array | None = None,
-) -> Array:
-    """Returns one array grown.
-
-    Args:
-        old: the old array.
-        leaf_map: what becomes of it.
-        key: what random numbers are drawn with; None if there are none.
-        word: the array's seed, ``uint32[2]``.
-        place: its place among the arrays that grow.
-        fresh: an array from which free entries are taken.
-        scale: an array that weighs old entries in means, see ``apply_map``.
-    """
-    draw = noise = None
-    fresh = None if fresh is None else fresh.astype(old.dtype)
-    if key is not None and word is not None:
-        draws = Draws(leaf_map, old.dtype, seeds(word), keys_of(key, place))
-        fresh = draws.initialized() if fresh is None else fresh
-        draw, noise = draws.draw, draws.normal
-    return apply_map(leaf_map, old, fresh=fresh, draw=draw, noise=noise, scale=scale)

@@ -1,9 +1,9 @@
 """Which layers of a deeper model are new, and what may make them compute the identity.
 
-In come two networks; out come insertions, one proposal after another, or the reason why there are
+In come two networks; out come edits, one proposal after another, or the reason why there are
 none. ``layers`` pairs arrays by names and shapes. ``trial`` fills the new ones, evaluates both
 networks on a few samples, and keeps what leaves outputs as they were. The judge decides among
-these, on many samples. ``departures`` says why nothing does. ``insertions`` puts this together.
+these, on many samples. ``departures`` says why nothing does. ``fillings`` puts this together.
 ``statistics`` gives inserted normalizations the statistics of a batch. ``repeated`` makes layers
 that do not compute the identity, such as copies.
 

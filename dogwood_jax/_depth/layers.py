@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from dogwood_jax._base.draw import dtype_named
 from dogwood_jax._base.problems import listed
-from dogwood_jax._growth.insertion import Insertion
+from dogwood_jax._growth.edit import Edit, Fill, Layers
 from dogwood_jax._growth.pairing import Pairing, split_number
 from dogwood_jax._program.program import Program
 from dogwood_jax._widths.dims import DROPPED, LAYERS
@@ -34,7 +34,7 @@ def placements(
     copy: bool = False,
     interleave: bool = False,
     wider: bool = False,
-) -> Iterator[tuple[Insertion, ...]]:
+) -> Iterator[tuple[Edit, ...]]:
     """Yields which arrays of a deeper network are new, moved, or have new layers, in its order.
 
     All that is new is free. The most likely way comes first.
@@ -114,7 +114,7 @@ class _Problem:
             for i, (a, b) in enumerate(zip(old, new, strict=True))
         )
 
-    def described(self, places: Mapping[str, str], *, copy: bool) -> tuple[Insertion, ...]:
+    def described(self, places: Mapping[str, str], *, copy: bool) -> tuple[Edit, ...]:
         """Returns what becomes of every array that is not an old one in its place.
 
         Args:
@@ -124,36 +124,35 @@ class _Problem:
         sources, dtypes = {new: old for old, new in places.items()}, self._dtypes(places)
         orders, found = _orders(places, self.new), []
         for path, array in self.new.items():
-            insertion = Insertion(path, tuple(array.shape), str(dtypes[path]), "free")
             source = sources.get(path)
+            edit = Edit(path, tuple(array.shape), str(dtypes[path]), source)
             if source is not None and source in self.stacked:
-                insertion = self._with_layers(insertion, source, orders)
-            if insertion.layers or source is None:
-                if copy and (model := source or _model(path, self.new, sources)):
-                    insertion = replace(insertion, fill="copy", source=model)
-            elif source != path:
-                insertion = replace(insertion, fill="moved", source=source)
-            else:
+                edit = self._with_layers(edit, source, orders)
+            if edit.layers or source is None:
+                model = (source or _model(path, self.new, sources)) if copy else None
+                fill = Fill("copy" if model else "free")
+                edit = replace(edit, source=model or source, fill=fill)
+            elif source == path:
                 continue
-            found.append(insertion)
+            found.append(edit)
         return tuple(found)
 
     def _with_layers(
         self,
-        insertion: Insertion,
+        edit: Edit,
         source: str,
         orders: Mapping[tuple[int, int], tuple[int, ...]],
-    ) -> Insertion:
+    ) -> Edit:
         axis, layers = self.stacked[source]
-        old, new = self.old[source].shape[axis], insertion.shape[axis]
+        old, new = self.old[source].shape[axis], edit.shape[axis]
         if old == new:
-            return insertion
+            return edit
         each = max(old, 1) // max(layers, 1)
         old, new = old // each, new // each
         order = _order(old, new, self._interleave)
         if source not in self._scanned:
             order = orders.get((old, new), order)
-        return replace(insertion, source=source, layers=order, axis=axis)
+        return replace(edit, layers=Layers(axis, order))
 
     def _dtypes(self, places: Mapping[str, str]) -> dict[str, jnp.dtype]:
         """Returns the dtypes of old arrays where they go, and the same ones for new arrays."""
@@ -190,14 +189,14 @@ def _reasons(widths: Widths, leaf: Leaf, axis: int) -> set[str | None]:
     return {widths[units.width].fixed for units in units_of(leaf.axes[axis])}
 
 
-def with_kinds(found: Sequence[Insertion], larger: Widths) -> tuple[Insertion, ...]:
-    """Returns insertions whose free values say what they are drawn as.
+def with_kinds(found: Sequence[Edit], larger: Widths) -> tuple[Edit, ...]:
+    """Returns edits whose free values say what they are drawn as.
 
     Args:
-        found: the insertions.
+        found: the edits.
         larger: the deeper network's widths.
     """
-    return tuple(with_kind(i, larger.leaf(i.path)) if i.fill == "free" else i for i in found)
+    return tuple(with_kind(e, larger.leaf(e.path)) if e.takes_fresh else e for e in found)
 
 
 def _order(old: int, new: int, interleave: bool) -> tuple[int, ...]:
@@ -291,10 +290,10 @@ def _split(path: str) -> list[str]:
     return path.split("/")
 
 
-def with_kind(insertion: Insertion, leaf: Leaf) -> Insertion:
-    dtype = dtype_named(insertion.dtype)
+def with_kind(edit: Edit, leaf: Leaf) -> Edit:
+    dtype = dtype_named(edit.dtype)
     if not jnp.issubdtype(dtype, jnp.inexact):
         is_key = jnp.issubdtype(dtype, jax.dtypes.prng_key)
-        return replace(insertion, kind="random" if is_key else "zeros")
+        return replace(edit, fill=Fill("free", drawn="random" if is_key else "zeros"))
     into, out = (math.prod(leaf.shape[a] for a in axes) for axes in (leaf.fan_in, leaf.fan_out))
-    return replace(insertion, kind=leaf.kind, fans=(into, out))
+    return replace(edit, fill=Fill("free", drawn=leaf.kind, fans=(into, out)))

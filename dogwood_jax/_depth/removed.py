@@ -8,9 +8,8 @@ import jax
 import numpy as np
 
 from dogwood_jax._base.problems import Refused
-from dogwood_jax._base.trees import is_array, leaves_by_path, rebuilt, struct
+from dogwood_jax._base.trees import leaves_by_path, rebuilt, struct
 from dogwood_jax._growth.growth import Growth
-from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._modules.resizing import Resizing, modules_say_numbers
 from dogwood_jax._program.left_out import kinds_of_layers, without_layers
 from dogwood_jax._program.numbered import KeptLayers, NumberedLayers, numbered_layers
@@ -135,22 +134,10 @@ def _removing(growth: Growth, network: Network, kept: tuple[KeptLayers, ...]) ->
     ]
     if problems:
         raise Refused(problems)
-    moved = tuple(
-        Insertion(
-            place,
-            growth.shapes.get(path, leaves[path].shape),
-            str(leaves[path].dtype),
-            "moved",
-            source=path,
-        )
-        for path, place in places.items()
-        if place != path and is_array(leaves[path])
-    )
     return replace(
         found,
         changes=tuple(change for change in growth.changes if change.width in left),
         notes=(*growth.notes, *map(_note, kept)),
-        insertions=moved,
     )
 
 

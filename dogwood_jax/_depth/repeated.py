@@ -1,4 +1,4 @@
-"""New layers that do not compute the identity: ``repeated_insertions``, ``scaled_insertions``.
+"""New layers that do not compute the identity: ``repeated_layers``, ``scaled_layers``.
 
 A repeated layer has a number in its name, ``block_2``, or is an entry of a stack over which a loop
 runs. A ``DepthStrategy`` says, by these numbers alone, which old layer each layer of the deeper
@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from dogwood_jax._base.problems import listed
-from dogwood_jax._growth.insertion import Insertion
+from dogwood_jax._growth.edit import Edit, Fill, Layers
 from dogwood_jax._growth.pairing import nested
 from dogwood_jax._program.numbered import without_numbers
 from dogwood_jax.strategies import DepthStrategy
@@ -22,9 +22,9 @@ from dogwood_jax.strategies import DepthStrategy
 Shapes = Mapping[str, jax.ShapeDtypeStruct]
 
 
-def repeated_insertions(
+def repeated_layers(
     old: Shapes, new: Shapes, stacked: Mapping[str, int], layers: DepthStrategy
-) -> tuple[Insertion, ...]:
+) -> tuple[Edit, ...]:
     """Returns all arrays of a deeper network that are new, moved, or have new layers.
 
     Args:
@@ -46,9 +46,9 @@ def repeated_insertions(
     return tuple(found[path] for path in new if path in found)
 
 
-def scaled_insertions(
-    copied: Iterable[Insertion], silenced: Iterable[Insertion], order: Sequence[str]
-) -> tuple[Insertion, ...]:
+def scaled_layers(
+    copied: Iterable[Edit], silenced: Iterable[Edit], order: Sequence[str]
+) -> tuple[Edit, ...]:
     """Returns copies of layers that add less: each of n alike adds 1 / sqrt(n) of what one did.
 
     Args:
@@ -60,20 +60,21 @@ def scaled_insertions(
         ValueError: if something else than zeros silences new layers, because they add to nothing.
     """
     found = {one.path: one for one in copied}
-    filled = [one for one in silenced if one.fill in ("constant", "identity")]
-    if any(one.values or one.fill != "constant" or one.value for one in filled):
+    filled = [e for e in silenced if e.fill and e.fill.kind in ("constant", "identity")]
+    if not all(edit.fill and edit.fill.value == 0 for edit in filled):
         raise ValueError(NO_STREAM)
-    alike = Counter(one.source for one in found.values() if one.fill == "copy" and not one.layers)
-    moved = {one.source: one for one in found.values() if one.fill == "moved"}
-    scaled: dict[str, Insertion] = {}
+    alike = Counter(edit.source for edit in found.values() if edit.is_whole)
+    moved = {edit.source for edit in found.values() if edit.fill is None}
+    scaled: dict[str, Edit] = {}
     for copy in {found[one.path].source: found[one.path] for one in filled}.values():
         assert copy.source is not None
-        times = Counter(copy.copies)
-        scales = tuple(times[layer] ** -0.5 for layer in copy.copies)
+        copies = copy.layers.copies if copy.layers else ()
+        times = Counter(copies)
+        scales = tuple(times[layer] ** -0.5 for layer in copies)
         scales = scales or ((1 + alike[copy.source]) ** -0.5,)
         its = [one for one in found.values() if one.source == copy.source]
         if not copy.layers and copy.source not in moved:  # the old one stays in its place
-            its.append(replace(copy, path=copy.source, fill="moved"))
+            its.append(replace(copy, path=copy.source, fill=None))
         scaled |= {one.path: replace(one, scales=scales) for one in its}
     every = found | scaled
     return tuple(every[path] for path in order if path in every)
@@ -95,9 +96,7 @@ class _StackReading:
     layers: DepthStrategy
     problems: list[str] = field(default_factory=list)
 
-    def pairs(
-        self, old: Any, new: Any, *, is_copy: bool = False
-    ) -> Iterator[tuple[str, Insertion]]:
+    def pairs(self, old: Any, new: Any, *, is_copy: bool = False) -> Iterator[tuple[str, Edit]]:
         """Yields what becomes of the arrays of a part of the deeper network, by path.
 
         Args:
@@ -106,8 +105,8 @@ class _StackReading:
             is_copy: whether the layer is a copy of the old one rather than itself.
         """
         if isinstance(old, str) and isinstance(new, str):
-            if (insertion := self._array(old, new, is_copy)) is not None:
-                yield new, insertion
+            if (edit := self._array(old, new, is_copy)) is not None:
+                yield new, edit
             return
         if isinstance(old, str) or isinstance(new, str):
             self.problems.append(f"{old if isinstance(old, str) else new}: an array in one network")
@@ -187,34 +186,33 @@ class _StackReading:
             found[number] = before, any(before == other for other, _ in found.values())
         return found
 
-    def _array(self, path: str, place: str, is_copy: bool) -> Insertion | None:
+    def _array(self, path: str, place: str, is_copy: bool) -> Edit | None:
         before, array = self.old[path].shape, self.new[place]
         fits = len(before) == len(array.shape)
         if not fits or any(a > b for a, b in zip(before, array.shape, strict=True)):
             self.problems.append(f"{place}: has shape {array.shape}, cannot be {path} of {before}")
             return None
-        found = Insertion(place, array.shape, str(array.dtype), "moved", source=path)
+        found = Edit(place, array.shape, str(array.dtype), path)
         axis = self.stacked.get(path)
         if axis is not None and before[axis] < array.shape[axis]:
-            return self._stack(replace(found, axis=axis), before[axis])
+            return self._stack(found, before[axis], axis)
         if is_copy:
-            return replace(found, fill="copy")
+            return replace(found, fill=Fill("copy"))
         return None if path == place else found
 
-    def _stack(self, insertion: Insertion, old: int) -> Insertion:
+    def _stack(self, edit: Edit, old: int, axis: int) -> Edit:
         """Returns what becomes of an array with an entry for each layer."""
-        sources = self.layers.sources(old, insertion.shape[insertion.axis])
+        sources = self.layers.sources(old, edit.shape[axis])
         first = {source: place for place, source in reversed([*enumerate(sources)])}
-        kept = [-1 if s is None or first[s] != i else s for i, s in enumerate(sources)]
-        if None in sources:
-            return replace(insertion, fill="free", layers=tuple(kept))
-        copies = tuple(source for source in sources if source is not None)
-        return replace(insertion, fill="copy", layers=tuple(kept), copies=copies)
+        kept = (-1 if s is None or first[s] != i else s for i, s in enumerate(sources))
+        is_free, copies = None in sources, tuple(s for s in sources if s is not None)
+        layers = Layers(axis, tuple(kept), () if is_free else copies)
+        return replace(edit, fill=Fill("free" if is_free else "copy"), layers=layers)
 
-    def _free(self, new: Any) -> Iterator[tuple[str, Insertion]]:
+    def _free(self, new: Any) -> Iterator[tuple[str, Edit]]:
         if isinstance(new, str):
             array = self.new[new]
-            yield new, Insertion(new, array.shape, str(array.dtype), "free")
+            yield new, Edit(new, array.shape, str(array.dtype), fill=Fill("free"))
         else:
             for part in new.values():
                 yield from self._free(part)

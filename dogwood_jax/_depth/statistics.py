@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from dogwood_jax._base.trees import PyTree, in_order_of, is_array, leaves_by_path, rebuilt
-from dogwood_jax._growth.insertion import Insertion
+from dogwood_jax._growth.edit import Edit
 from dogwood_jax._program.interpret import called, evaluated, interpret
 from dogwood_jax._program.primitives.table import primitive
 from dogwood_jax._program.program import Program
@@ -26,21 +26,21 @@ _PASS = frozenset({"convert_element_type", "copy"})
 def with_statistics(
     apply: Callable[..., Any],
     variables: PyTree,
-    insertions: Sequence[Insertion],
+    inserted: Sequence[Edit],
     batch: Sequence[Any],
 ) -> PyTree:
     """Returns a network whose inserted normalizations have the statistics of a batch.
 
     Args:
         apply: the deeper network, a function of variables and inputs, in evaluation.
-        variables: its variables, as ``insert`` returns them.
-        insertions: what their new arrays were filled with.
+        variables: its variables, with new layers.
+        inserted: what their new arrays were filled with.
         batch: its inputs, arrays.
 
     Raises:
         ValueError: if no normalization by running statistics was inserted.
     """
-    norms = _norms(insertions)
+    norms = _norms(inserted)
     if not norms:
         raise ValueError(
             "batch= gives inserted normalizations their statistics, but none was inserted that has "
@@ -63,8 +63,8 @@ def with_statistics(
         filled = {}
         for path, (mean, variance) in found.items():
             norm = norms[path]
-            like = {role: leaves[insertion.path] for role, insertion in norm.items()}
-            epsilon = norm["scale"].value ** 2 - norm["variance"].value
+            like = {role: leaves[edit.path] for role, edit in norm.items()}
+            epsilon = (_value(norm["scale"]) or 0.0) ** 2 - 1
             # Rounded first, as they will be stored: scale and bias must undo the stored values.
             mean = mean.astype(like["mean"].dtype).astype(like["bias"].dtype)
             variance = variance.astype(like["variance"].dtype)
@@ -87,10 +87,10 @@ def with_statistics(
     return in_order_of(variables, rebuilt(jax.tree.structure(variables), leaves | filled))
 
 
-def _norms(insertions: Sequence[Insertion]) -> dict[str, dict[str, Insertion]]:
+def _norms(inserted: Sequence[Edit]) -> dict[str, dict[str, Edit]]:
     """Returns the arrays of inserted normalizations by the path of what may be the mean."""
-    constant = [i for i in insertions if i.fill == "constant" and not (i.layers or i.values)]
-    norms: dict[str, dict[str, Insertion]] = {}
+    constant = [edit for edit in inserted if edit.is_whole and _value(edit) is not None]
+    norms: dict[str, dict[str, Edit]] = {}
     for mean in constant:
         # A module has its arrays under the same path, in Flax in each collection.
         for start in (0, 1):
@@ -101,12 +101,17 @@ def _norms(insertions: Sequence[Insertion]) -> dict[str, dict[str, Insertion]]:
                 if i is not mean and i.path.split("/")[start:-1] == module
                 if i.shape == mean.shape
             ]
-            if mean.value == 0 and len(others) == 3:
-                bias, variance, scale = sorted(others, key=lambda i: i.value)
-                if bias.value == 0 and variance.value == 1 < scale.value:
+            if _value(mean) == 0 and len(others) == 3:
+                bias, variance, scale = sorted(others, key=lambda edit: _value(edit) or 0.0)
+                if _value(bias) == 0 and _value(variance) == 1 < (_value(scale) or 0.0):
                     roles = {"mean": mean, "bias": bias, "variance": variance, "scale": scale}
                     norms.setdefault(mean.path, roles)
     return norms
+
+
+def _value(edit: Edit) -> float | None:
+    """Returns the constant that an array is filled with; None if it is not one."""
+    return edit.fill.value if edit.fill else None
 
 
 @dataclass(frozen=True)

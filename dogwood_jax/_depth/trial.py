@@ -19,13 +19,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dogwood_jax._arrays.insert import identity
+from dogwood_jax._arrays.edited import identity
 from dogwood_jax._base.draw import dtype_named
+from dogwood_jax._growth.edit import Edit, Fill
 from dogwood_jax._growth.growth import Growth
-from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._judge.claim import Case
 from dogwood_jax._judge.evaluate import Undecided
-from dogwood_jax._judge.gradients import is_new
 from dogwood_jax._judge.judge import (
     TIMES,
     are_alike,
@@ -45,7 +44,7 @@ from dogwood_jax._widths.trace import Traced
 from dogwood_jax._widths.widths import Widths
 
 W = TypeVar("W", bound=Watch)
-Filling = Mapping[str, Insertion]  # by path, without arrays that are free
+Filling = Mapping[str, Edit]  # by path, without arrays that are free
 
 # New biases and scales are random, because any values must do where arrays are free.
 _FAMILY = SampleFamily("fan", 1.0, 1.0, biases=True)
@@ -84,14 +83,16 @@ class Trial:
             whole = claim(growth, network, program, in_own_sizes=True)
             if isinstance(whole, Case):
                 self._take(whole)
-        inserted = {i.path: i for i in growth.insertions if i.fill in ("free", "copy")}
+        inserted = {
+            e.path: e for e in growth.inserted if e.fill and e.fill.kind in ("free", "copy")
+        }
         read = [path for path in self._read() if path in inserted]
         rest = [path for path in inserted if path not in read]
         self.new = {path: inserted[path] for path in (*rest, *read) if _is_float(inserted[path])}
 
     def _take(self, case: Case) -> None:
         self.case = case
-        self._small = {i.path: i for i in case.growth.insertions}
+        self._small = {edit.path: edit for edit in case.growth.inserted}
         # Constants that only one of both has are rounded, each in its own dtype.
         self._rounded = rounded_in_one(case)
         self._rounding = max(self._rounded.values(), default=0.0) + _DOUBLE
@@ -130,10 +131,10 @@ class Trial:
         filled = {path: self._filled(sample.wide[path], one) for path, one in filling.items()}
         return sample.wide | filled
 
-    def _filled(self, array: Any, insertion: Insertion) -> Any:
-        small = self._small[insertion.path]
-        new = _value(insertion.fill, insertion.value, insertion.values, insertion.axes, small)
-        return np.where(is_new(small), new, array)
+    def _filled(self, array: Any, edit: Edit) -> Any:
+        assert edit.fill is not None
+        small = self._small[edit.path]
+        return np.where(small.new, _value(edit.fill, small), array)
 
     def _outputs(self, sample: Drawn, filling: Filling) -> Iterator[tuple[Any, Any, Any]]:
         """Yields outputs of the network, as they are and nudged, and those of the deeper one."""
@@ -190,18 +191,18 @@ class Trial:
         usual = {i.path: _constant(i, float(i.path in self._ones)) for i in vectors}
         yield from (matrices | usual for matrices in self._matrices())
 
-    def _matrices(self) -> Iterator[dict[str, Insertion]]:
+    def _matrices(self) -> Iterator[dict[str, Edit]]:
         """Yields matrices of zeros, then identities along some axes."""
         matrices = [*itertools.filterfalse(_is_vector, self.new.values())]
         yield _zeros(matrices)
         for which in (0, 1):
             found = {}
             for one in matrices:
-                pairs = _identities(_layer(one))
+                pairs = _identities(one.layer)
                 found[one.path] = _constant(one, 0.0)
                 if pairs:
                     axes = pairs[min(which, len(pairs) - 1)]
-                    found[one.path] = _filled_with(one, fill="identity", axes=axes)
+                    found[one.path] = _filled_with(one, Fill("identity", axes=axes))
             yield found
 
     def _few_zeros(self) -> Iterator[Filling]:
@@ -215,7 +216,7 @@ class Trial:
     def _by_entries(self) -> Iterator[Filling]:
         """Yields zeros and ones in vectors, independently in the entries of short ones."""
         groups = _grouped(filter(_is_vector, self.new.values()), _by_last_name)
-        sizes = [math.prod(_layer(group[0])) for group in groups]
+        sizes = [math.prod(group[0].layer) for group in groups]
         counts = [size if 1 < size <= _SHORT else 1 for size in sizes]
         if max(counts, default=1) == 1 or sum(counts) > _CHOICES:
             return
@@ -239,13 +240,11 @@ class Trial:
 
     def _scaled(self, filling: Filling) -> Filling | None:
         """Returns a filling with the scale that undoes what the other values do, if one does."""
-        ones = [
-            i for i in filling.values() if (i.fill, i.value) == ("constant", 1) and not i.values
-        ]
+        ones = [edit for edit in filling.values() if edit.fill and edit.fill.value == 1]
         for group in reversed(_grouped(ones, _by_last_name)):
             value = 1.0
 
-            def scaled(value: float, group: Sequence[Insertion] = group) -> Filling:
+            def scaled(value: float, group: Sequence[Edit] = group) -> Filling:
                 return {**filling, **{i.path: _constant(i, value) for i in group}}
 
             for _ in range(_STEPS):
@@ -325,51 +324,37 @@ def _largest(array: Any) -> float:
     return float(np.max(array[np.isfinite(array)], initial=0.0))
 
 
-def _is_float(insertion: Insertion) -> bool:
-    return bool(jnp.issubdtype(dtype_named(insertion.dtype), jnp.inexact))
+def _is_float(edit: Edit) -> bool:
+    return bool(jnp.issubdtype(dtype_named(edit.dtype), jnp.inexact))
 
 
-def _layer(insertion: Insertion) -> tuple[int, ...]:
-    """Returns the shape of what an array has for one layer."""
-    if not insertion.layers:
-        return insertion.shape
-    shape, axis = list(insertion.shape), insertion.axis
-    each = shape[axis] // len(insertion.layers)
-    shape[axis : axis + 1] = [each] if each > 1 else []
-    return tuple(shape)
+def _is_vector(edit: Edit) -> bool:
+    return max(edit.layer, default=1) == math.prod(edit.layer)
 
 
-def _is_vector(insertion: Insertion) -> bool:
-    shape = _layer(insertion)
-    return max(shape, default=1) == math.prod(shape)
+def _filled_with(edit: Edit, fill: Fill) -> Edit:
+    return replace(edit, fill=fill, source=edit.source if edit.layers else None)
 
 
-def _filled_with(insertion: Insertion, **known: Any) -> Insertion:
-    one = replace(insertion, kind="random", fans=(1, 1), **known)
-    return one if one.layers else replace(one, source=None)
+def _constant(edit: Edit, *values: float) -> Edit:
+    return _filled_with(edit, Fill("constant", values if len({*values}) > 1 else values[:1]))
 
 
-def _constant(insertion: Insertion, *values: float) -> Insertion:
-    if len({*values}) > 1:
-        return _filled_with(insertion, fill="constant", values=values)
-    return _filled_with(insertion, fill="constant", value=values[0])
+def _zeros(edits: Iterable[Edit]) -> dict[str, Edit]:
+    return {edit.path: _constant(edit, 0.0) for edit in edits}
 
 
-def _zeros(insertions: Iterable[Insertion]) -> dict[str, Insertion]:
-    return {i.path: _constant(i, 0.0) for i in insertions}
-
-
-def _value(fill: str, value: float, values: Any, axes: tuple[int, int], small: Insertion) -> Any:
+def _value(fill: Fill, small: Edit) -> Any:
     """Returns what new layers are filled with, as it is spread over an array."""
-    if fill == "constant" and not values:
-        return value
-    layer = _layer(small)
-    one = np.array(values).reshape(layer) if values else _identity(layer, axes)
-    if not small.layers:
+    if fill.value is not None:
+        return fill.value
+    is_constant, layer = fill.kind == "constant", small.layer
+    one = np.array(fill.values).reshape(layer) if is_constant else _identity(layer, fill.axes)
+    if small.layers is None:
         return one
     if len(layer) < len(small.shape):
-        return np.expand_dims(one, small.axis)
-    return np.concatenate([one] * len(small.layers), small.axis)
+        return np.expand_dims(one, small.layers.axis)
+    return np.concatenate([one] * len(small.layers.places), small.layers.axis)
 
 
 @functools.cache
@@ -385,20 +370,20 @@ def _identities(shape: Sequence[int]) -> list[tuple[int, int]]:
     return [(i, o) for i, o in pairs if shape[i] and shape[o] % shape[i] == 0]
 
 
-def _alike(insertion: Insertion) -> Any:
+def _alike(edit: Edit) -> Any:
     """Returns what arrays of like layers have in common: names without numbers, and shapes."""
-    return re.sub(r"\d+", "", insertion.path), insertion.shape
+    return re.sub(r"\d+", "", edit.path), edit.shape
 
 
-def _by_last_name(insertion: Insertion) -> str:
+def _by_last_name(edit: Edit) -> str:
     """Returns what the arrays of one kind are called in all layers."""
-    names = re.sub(r"\d+", "", insertion.path).split("/")
+    names = re.sub(r"\d+", "", edit.path).split("/")
     return next((name for name in reversed(names) if name), "")
 
 
-def _grouped(insertions: Iterable[Insertion], name: Any) -> list[list[Insertion]]:
+def _grouped(edits: Iterable[Edit], name: Any) -> list[list[Edit]]:
     """Returns groups of arrays of one name, in the order of their first ones."""
-    groups: dict[Any, list[Insertion]] = {}
-    for insertion in insertions:
-        groups.setdefault(name(insertion), []).append(insertion)
+    groups: dict[Any, list[Edit]] = {}
+    for edit in edits:
+        groups.setdefault(name(edit), []).append(edit)
     return [*groups.values()]

@@ -67,7 +67,7 @@ def _copies(asked: Asked) -> Copies | None:
         return None
     network, theirs = Mixtures(widths), None if larger is None else Mixtures(larger)
     every, problems = list[Copied](), list[str]()
-    paths = (*asked.larger.shapes, *(i.path for i in asked.larger.insertions))
+    paths = (*asked.larger.shapes, *(edit.path for edit in asked.larger.inserted))
     numbers = more_numbers((leaf.path for leaf in widths.leaves), paths)
     for experts in network.experts:
         new = sizes.get(experts.router, experts.count)

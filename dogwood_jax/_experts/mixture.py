@@ -7,15 +7,14 @@ repeated along a new first axis, or stays as part of a shared expert. Names and 
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from dogwood_jax._depth.layers import with_kind
 from dogwood_jax._experts.attempts import STAYS, Attempts, tried
 from dogwood_jax._experts.copied import notes_of
 from dogwood_jax._experts.mixtures import Mixtures, arrays_along, factors_of_outputs, hidden_in
+from dogwood_jax._growth.edit import Edit, Experts, Fill, silenced
 from dogwood_jax._growth.growth import Growth
-from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._widths.layout import Layout, Units
 from dogwood_jax._widths.widths import Leaf, Widths
 
@@ -63,7 +62,7 @@ def mixture(
     gone = [leaf for leaf in widths.leaves if leaf.path not in stay]
     new = {path: array for path, array in shapes.items() if path not in stay}
     found = _moved(widths, gone, new, rename, anew, problems)
-    is_replaced = any(insertion.repeats for insertion in found.values())
+    is_replaced = any(edit.experts for edit in found.values())
     if anew and not is_replaced:
         problems.append("anew= is for experts that are copies of an MLP, but the MLP stays")
     own = {leaf.path for leaf in arrays_along(larger.widths, [*routers])}
@@ -85,20 +84,14 @@ def mixture(
     for path, array in new.items():
         if path in found:
             continue
-        insertion = Insertion(path, tuple(array.shape), str(array.dtype), "free")
-        if path in own:
-            insertion = with_kind(insertion, larger.widths.leaf(path))
-        found[path] = insertion
+        edit = Edit(path, tuple(array.shape), str(array.dtype), fill=Fill("free"))
+        found[path] = with_kind(edit, larger.widths.leaf(path)) if path in own else edit
     texts, growths = tuple(notes_of(unshown)), list[Growth]()
     for way in tried(zeros):
         silent = {path for paths in way.values() for path in paths}
-        arrays = (_silenced(found[p]) if p in silent else found[p] for p in new if p in found)
-        growths.append(Growth(widths, (), texts, insertions=tuple(arrays)))
+        arrays = (silenced(found[p]) if p in silent else found[p] for p in new if p in found)
+        growths.append(Growth(widths, (), texts, inserted=tuple(arrays)))
     return Attempts(growths, [STAYS] if anew else notes_of(notes))
-
-
-def _silenced(insertion: Insertion) -> Insertion:
-    return Insertion(insertion.path, insertion.shape, insertion.dtype, "constant")
 
 
 def _moved(
@@ -108,13 +101,13 @@ def _moved(
     rename: Mapping[str, str],
     anew: float,
     problems: list[str],
-) -> dict[str, Insertion]:
+) -> dict[str, Edit]:
     """Returns what arrays become that the larger model does not have in their place, by new path.
 
     The new path of an array has more words in common with its old one than any other path. An array
     of the same shape comes before an array of experts.
     """
-    found: dict[str, Insertion] = {}
+    found: dict[str, Edit] = {}
     hidden = hidden_in(widths, gone)
     for leaf in gone:
         path = _renamed(leaf.path, rename)
@@ -133,18 +126,14 @@ def _moved(
         else:
             (place,) = best
             array = new[place]
-            insertion = Insertion(
-                place, tuple(array.shape), str(array.dtype), "moved", source=leaf.path
-            )
+            experts = None
             if not same:
                 axes = [a for a, layout in enumerate(leaf.axes) if _is_one_of(layout, hidden)]
-                insertion = replace(
-                    insertion,
-                    repeats=array.shape[0],
-                    anew=anew if axes else 0.0,
-                    units=axes[0] + 1 if axes else 0,
-                )
-            found[place] = insertion
+                experts = Experts(array.shape[0])
+                if axes:
+                    experts = Experts(array.shape[0], anew, axes[0] + 1)
+            shape, dtype = tuple(array.shape), str(array.dtype)
+            found[place] = Edit(place, shape, dtype, leaf.path, experts=experts)
     return found
 
 

@@ -111,10 +111,7 @@ def expect_new(out: Path) -> None:
 
 def draws(growth: Growth) -> bool:
     """Whether some of the new weights are random."""
-    drawn = any(leaf_map.needs for leaf_map in growth.maps.values() if leaf_map.changes)
-    return drawn or any(
-        i.anew or (i.fill == "free" and i.kind == "random") for i in growth.insertions
-    )
+    return any(e.is_random or (e.map is not None and e.map.needs) for e in growth.edits.values())
 
 
 def _rounding(model: Model, growth: Growth) -> Iterator[str]:

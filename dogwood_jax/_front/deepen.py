@@ -1,8 +1,8 @@
 """Insert layers that compute the identity: ``deepen``.
 
 The deeper network's own tree says which arrays it has. Those that the old network lacks belong to
-new layers. ``insertions`` proposes what they are filled with, an evaluation of both networks
-decides, and ``insert`` fills them in.
+new layers. ``new_layers`` proposes what they are filled with, an evaluation of both networks
+decides, and ``edited_arrays`` fills them in.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from jax import Array
 
-from dogwood_jax._arrays.insert import insert
+from dogwood_jax._arrays.grow import edited_arrays, filled, places_of, problems_of_new
 from dogwood_jax._base.arguments import (
     FUNCTION,
     KEY,
@@ -25,21 +25,22 @@ from dogwood_jax._base.arguments import (
 from dogwood_jax._base.problems import Refused, listed
 from dogwood_jax._base.trees import (
     PyTree,
+    arrays_of,
     in_order_of,
     is_array,
     leaves_by_path,
     struct,
     struct_of,
 )
-from dogwood_jax._depth.insertions import insertions
+from dogwood_jax._depth.fillings import new_layers
 from dogwood_jax._depth.statistics import with_statistics
 from dogwood_jax._front.verify import verify_if_possible
+from dogwood_jax._growth.edit import Edit, Fill
 from dogwood_jax._growth.growth import Growth
-from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._plan.programs import Programs
 from dogwood_jax._plan.shown import first_shown, shown_by
 from dogwood_jax._widths.trace import trace
-from dogwood_jax._widths.widths import no_such
+from dogwood_jax._widths.widths import Widths, no_such
 
 _LAYERS = ArgumentKind(
     "a mapping from layer to layer, {name: name}",
@@ -47,6 +48,10 @@ _LAYERS = ArgumentKind(
         isinstance(value, Mapping)
         and all(isinstance(name, str) for pair in value.items() for name in pair)
     ),
+)
+_NO_VALUES = (
+    "pass key= to draw them, copy=True to copy those of a layer like it, where there is one, or a "
+    "target that holds arrays"
 )
 _INPUTS = ArgumentKind("a tuple of inputs, (x,)", lambda value: isinstance(value, tuple | list))
 
@@ -163,48 +168,60 @@ def deepen(
     if layers is not None:
         target, named = _named_layers(variables, layers)
     if apply is None or target_apply is None:
-        return _inserted(variables, named, target, None)
+        return _inserted(variables, Growth(Widths((), ()), (), inserted=named), target, None)
     expect_call("deepen", "apply", apply, variables, *inputs)
     expect_call("deepen", "target_apply", target_apply, target, *inputs)
     widths, larger = trace(apply, variables, *inputs), trace(target_apply, target, *inputs)
-    proposals = insertions(widths, larger, rename=rename, copy=copy, interleave=interleave)
+    proposals = new_layers(widths, larger, rename=rename, copy=copy, interleave=interleave)
 
-    def show(found: tuple[Insertion, ...]) -> Growth | Refused:
-        growth = Growth(widths, (), insertions=found)
+    def show(found: tuple[Edit, ...]) -> Growth | Refused:
+        growth = Growth(widths, (), inserted=found)
         return shown_by(growth, Programs(growth, widths, larger))
 
     growth = first_shown(show, proposals)
     if isinstance(growth, Refused):
         raise growth
-    deeper = _inserted(variables, growth.insertions, target, key)
+    deeper = _inserted(variables, growth, target, key)
     if batch is not None:
-        deeper = with_statistics(target_apply, deeper, growth.insertions, batch)
+        deeper = with_statistics(target_apply, deeper, growth.inserted, batch)
     if verify:
         verify_if_possible(apply, variables, target_apply, deeper, tuple(inputs), growth)
     return deeper
 
 
-def _inserted(
-    variables: PyTree, insertions: tuple[Insertion, ...], target: PyTree, key: Array | None
-) -> PyTree:
-    """Returns variables with new layers, after checking that there are values to keep."""
-    way_out = "jax.eval_shape calls dw.deepen with shapes"
-    expect_values("deepen", leaves_by_path(variables), way_out)
-    return insert(variables, insertions, target, key=key)
+def _inserted(variables: PyTree, growth: Growth, target: PyTree, key: Array | None) -> PyTree:
+    """Returns variables with new layers, whose free values are the target's where it has some."""
+    leaves, theirs = leaves_by_path(variables), leaves_by_path(target)
+    expect_values("deepen", leaves, "jax.eval_shape calls dw.deepen with shapes")
+    arrays = arrays_of(theirs)
+    fresh = {p: a for p, a in arrays.items() if not isinstance(a, jax.ShapeDtypeStruct)}
+    needed = {edit.source: edit.path for edit in growth.inserted if edit.source is not None}
+    inserted = {edit.path for edit in growth.inserted}
+    needed |= {path: path for path in arrays if path not in inserted}
+    problems = [
+        f"{path}: missing; it is to become {place}"
+        for path, place in needed.items()
+        if path not in leaves
+    ]
+    problems += problems_of_new(growth, fresh, key, _NO_VALUES)
+    if problems:
+        raise ValueError(listed("cannot insert layers", problems))
+    where = places_of(leaves, growth, fresh)
+    made = edited_arrays(leaves, growth, fresh, key, where=where)
+    others = {path: leaf for path, leaf in theirs.items() if not is_array(leaf)}
+    return filled(jax.tree.structure(target), made | others, like=target)
 
 
 # By name ------------------------------------------------------------------------------------------
 
 
-def _named_layers(
-    variables: PyTree, layers: Mapping[str, str]
-) -> tuple[PyTree, tuple[Insertion, ...]]:
+def _named_layers(variables: PyTree, layers: Mapping[str, str]) -> tuple[PyTree, tuple[Edit, ...]]:
     """Returns the tree with new layers behind existing ones, and what they are filled with."""
     paths = leaves_by_path(variables)
     collection = "params/" if any(path.startswith("params/") for path in paths) else ""
     target = jax.tree.map(lambda leaf: struct_of(leaf) if is_array(leaf) else leaf, variables)
     target = in_order_of(variables, target)
-    insertions: list[Insertion] = []
+    edits: list[Edit] = []
     problems: list[str] = []
     for name, after in layers.items():
         before = collection + after.removeprefix("params/")
@@ -231,16 +248,14 @@ def _named_layers(
             shapes = {"kernel": (*kernel.shape[:-2], units, units), "bias": (units,)}
             layer = {key: struct(shapes[key], arrays[key].dtype) for key in arrays}
             for key, array in layer.items():
-                fill: Any = "identity" if key == "kernel" else "constant"
-                insertions.append(
-                    Insertion(
-                        f"{path}/{key}", array.shape, str(array.dtype), fill, axes=(n - 2, n - 1)
-                    )
+                fill = (
+                    Fill("identity", axes=(n - 2, n - 1)) if key == "kernel" else Fill("constant")
                 )
+                edits.append(Edit(f"{path}/{key}", array.shape, str(array.dtype), fill=fill))
             target = _with_layer(target, path.split("/"), before.split("/"), layer)
     if problems:
         raise ValueError(listed("cannot insert layers", problems))
-    return target, tuple(insertions)
+    return target, tuple(edits)
 
 
 def _layers(paths: Iterable[str]) -> list[str]:

@@ -144,7 +144,7 @@ def larger_nnx(module: Module, growth: Growth, what: str, way_out: str) -> Modul
 
     from dogwood_jax._modules.of_nnx import resized_module
 
-    if growth.insertions or growth.layers:
+    if growth.inserted or growth.layers:
         does = "removes" if growth.layers else "inserts"
         raise ValueError(f"{what}: the growth {does} layers; {way_out}")
     made, problems = resized_module(module, growth.widths.leaves, growth.sizes)  # type: ignore[type-var]

@@ -75,7 +75,7 @@ def _old_part(value: Any, path: str, growth: Growth) -> Any:
     """Returns the entries of a mirrored variable that are the old ones, or None if none are."""
     moved = growth.moved.get(path)
     if moved is not None and moved.layers:
-        value = jnp.take(value, np.flatnonzero(np.array(moved.entries) >= 0), moved.axis)
+        value = jnp.take(value, np.flatnonzero(np.array(moved.entries) >= 0), moved.layers.axis)
     leaf_map = growth.maps.get(path)
     if leaf_map is None:
         return value

@@ -211,7 +211,7 @@ def plan(
     is_of_units = not layers or sizes is not None or keep is not None or merge is not None
     growth = decide(request) if is_of_units else Growth(widths, ())
     growth = without_layers_of(growth, layers, check=check) if layers else growth
-    is_other = growth.changes or growth.insertions or growth.layers
+    is_other = growth.changes or growth.inserted or growth.layers
     if is_other or keep is not None or merge is not None:  # all units may stay
         return growth
     raise ValueError("plan: nothing grows: all sizes stay what they are")

@@ -77,13 +77,13 @@ def grow_several(
     """
     expect("grow_several(sources, growth)", sources=(_SOURCES, sources), growth=(GROWTH, growth))
     expect_given("grow_several", target_apply=(FUNCTION, target_apply))
-    stacked = {insertion.path for insertion in growth.insertions if insertion.repeats}
+    stacked = {edit.path: edit.experts.count for edit in growth.inserted if edit.experts}
     if not stacked:
         raise ValueError(
             "grow_several: this growth puts no experts in the place of an MLP; plan it by "
             "dw.upcycle(widths, target=, target_apply=)"
         )
-    experts = min(i.repeats for i in growth.insertions if i.repeats)
+    experts = min(stacked.values())
     if len(sources) > experts:
         raise ValueError(
             f"grow_several: {len(sources)} networks are more than the {experts} experts, so the "

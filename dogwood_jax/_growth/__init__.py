@@ -8,7 +8,7 @@
 | ``by_layer`` | other units in each layer of a stack |
 | ``evidence`` | ``Evidence``: what an evaluation has shown of a growth |
 | ``grown_sizes`` | the size of every dimension of the program once widths have grown |
-| ``insertion`` | ``Insertion``: what an array of a new layer is filled with |
+| ``edit`` | ``Edit``: what one array of the larger model is made of, an old array or new values |
 | ``shardings`` | on which devices grown arrays lie |
 | ``new_entries`` | which entries of arrays are new |
 | ``rates`` | how the best learning rate of each array moves as the network widens |

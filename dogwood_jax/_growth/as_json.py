@@ -15,9 +15,9 @@ from dogwood_jax import strategies
 from dogwood_jax._base.arguments import ArgumentKind, expect
 from dogwood_jax._base.described import described
 from dogwood_jax._base.trees import leaves_by_path, nested
+from dogwood_jax._growth.edit import Edit, Experts, Fill, Layers
 from dogwood_jax._growth.evidence import Evidence
 from dogwood_jax._growth.growth import Change, Growth
-from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._program.numbered import KeptLayers, NumberedLayers
 from dogwood_jax._widths.layout import Concat, Product, Units
 from dogwood_jax._widths.reasons import Reason, ReasonKind
@@ -29,11 +29,14 @@ _TYPES = {
         *(
             Change,
             Concat,
+            Edit,
             Evidence,
             Facts,
             Growth,
-            Insertion,
+            Experts,
+            Fill,
             KeptLayers,
+            Layers,
             Leaf,
             NumberedLayers,
             Product,
@@ -118,9 +121,10 @@ _TEXT = ArgumentKind(
 def _encoded(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and type(value).__name__ in _TYPES:
         members = {
-            field.name: _encoded(getattr(value, field.name))
+            field.name: _encoded(member)
             for field in dataclasses.fields(value)
-            if field.name != "network"
+            for member in [getattr(value, field.name)]
+            if field.name != "network" and not _is_default(member, field.default)
         }
         if isinstance(value, Widths):
             members["is_saved"] = value.is_saved or value.network is not None
@@ -148,6 +152,11 @@ def _encoded(value: Any) -> Any:
             "pass the larger model's own variables as fresh= to grow"
         )
     return value
+
+
+def _is_default(value: Any, default: Any) -> bool:
+    """Whether a member need not be written; a tree structure cannot be compared with None."""
+    return type(value) is type(default) and bool(value == default)
 
 
 def _decoded(value: Any) -> Any:

@@ -11,16 +11,10 @@ import jax
 from dogwood_jax._base.tables import blocks, fits, layers_together, merged, table, wrapped
 from dogwood_jax._base.trees import PyTree, by_ending, in_order_of, leaves_by_path, rebuilt
 from dogwood_jax._growth.by_layer import Order, orders, stack_of
+from dogwood_jax._growth.edit import Edit
 from dogwood_jax._growth.evidence import Evidence
-from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._growth.leaf_map import AlongAxis, AxisMap, Compound, Fill, LeafMap
-from dogwood_jax._growth.new_entries import (
-    NewEntries,
-    entries_inserted,
-    entries_of,
-    new_entries,
-    of_larger_model,
-)
+from dogwood_jax._growth.new_entries import NewEntries, entries_of, new_entries, of_larger_model
 from dogwood_jax._growth.rates import rates_of
 from dogwood_jax._growth.shardings import grown_shardings, most_like
 from dogwood_jax._program.numbered import KeptLayers
@@ -180,7 +174,7 @@ class Change:
         return self.recipe is not None and (leaf.path, role) in self.recipe.zeros
 
 
-_FIELDS = ("widths", "changes", "notes", "structure", "insertions", "layers")
+_FIELDS = ("widths", "changes", "notes", "structure", "inserted", "layers")
 
 
 @jax.tree_util.register_static
@@ -197,7 +191,8 @@ class Growth:
         changes: how each growing width changes, in the order of the widths.
         notes: what the larger model's configuration or the caller has to mind.
         structure: tree structure of the larger model where a target was given.
-        insertions: what arrays of new layers are filled with, see ``deepen``.
+        inserted: the arrays of new layers and experts, and what becomes of old arrays beside new
+            units, such as another path, see ``deepen``.
         layers: numbered layers, such as ``layers_0`` and ``layers_1``, with those that stay.
         evidence: what an evaluation has shown of it; None if nothing was evaluated, because outputs
             are not claimed to stay or the widths hold no function. It has no part in comparisons,
@@ -208,7 +203,7 @@ class Growth:
     changes: tuple[Change, ...]
     notes: tuple[str, ...] = ()
     structure: Any = None
-    insertions: tuple[Insertion, ...] = ()
+    inserted: tuple[Edit, ...] = ()
     layers: tuple[KeptLayers, ...] = ()
     evidence: Evidence | None = field(default=None, compare=False)
 
@@ -288,9 +283,18 @@ class Growth:
         }
 
     @cached_property
-    def moved(self) -> dict[str, Insertion]:
+    def edits(self) -> dict[str, Edit]:
+        """What each array of the larger model is made of, by path."""
+        stay = {self.place(leaf.path): leaf.path for leaf in self.staying}
+        found = {new: Edit(new, self.shapes[old], source=old) for new, old in stay.items()}
+        found |= {edit.path: edit for edit in self.inserted}
+        changing = {path: leaf_map for path, leaf_map in self.maps.items() if leaf_map.changes}
+        return {p: replace(edit, map=changing.get(edit.source or "")) for p, edit in found.items()}
+
+    @cached_property
+    def moved(self) -> dict[str, Edit]:
         """What becomes of old arrays that get another path, or more layers, by old path."""
-        return {i.old: i for i in self.insertions if i.old is not None}
+        return {edit.old: edit for edit in self.inserted if edit.old is not None}
 
     @cached_property
     def orders(self) -> dict[str, tuple[Order, ...]]:
@@ -393,7 +397,7 @@ class Growth:
         found = rates_of(self.widths.leaves, self.sizes, optimizer)
         placed = {self.place(path): rate for path, rate in found.items()}
         shapes = {leaf.path: leaf.shape for leaf in self.widths.leaves}
-        for new in self.insertions if shapes else ():
+        for new in self.inserted if shapes else ():
             placed[new.path] = found[new.source or most_like(new.path, new.shape, shapes)]
         paths = leaves_by_path(tree)
         rates = dict.fromkeys(paths, 1.0) | by_ending(paths, placed)
@@ -452,10 +456,7 @@ class Growth:
     @cached_property
     def _new_entries(self) -> dict[str, NewEntries]:
         """The new entries of each array of the larger model, by path."""
-        stay = {leaf.path for leaf in self.staying}
-        return {self.place(p): entries_of(self.maps[p], self.moved.get(p)) for p in stay} | {
-            i.path: entries_inserted(i) for i in self.insertions if i.old is None
-        }
+        return {path: entries_of(edit) for path, edit in self.edits.items()}
 
     def shardings(self, old_shardings: PyTree) -> PyTree:
         """Returns the shardings of the grown arrays, for ``out_shardings`` of ``jax.jit``.
@@ -503,7 +504,7 @@ class Growth:
             leaves=self.widths.leaves,
             shapes=self.shapes,
             sizes=self.sizes,
-            insertions=self.insertions,
+            inserted=self.inserted,
             structure=self.structure,
         )
 
@@ -543,13 +544,11 @@ class Growth:
             text = blocks((f"{path}: {old} -> {new}", [fate]) for path, old, new, fate in rows[1:])
             meanings = ["before -> after", *meanings]
         lines = (
-            [text]
-            if len(rows) > 1
-            else ["nothing grows"] * (not self.insertions and not self.layers)
+            [text] if len(rows) > 1 else ["nothing grows"] * (not self.inserted and not self.layers)
         )
         lines += [wrapped(f"({'; '.join(meanings)})")] * bool(meanings)
-        shown = [i for i in self.insertions if i.holds_weights and not self.layers]
-        inserted = merged((str(i).removeprefix(i.path), i.path) for i in shown)
+        shown = [edit for edit in self.inserted if edit.holds_weights]
+        inserted = merged((str(one).removeprefix(one.path), one.path) for one in shown)
         together = layers_together((f"{path}{fill}",) for fill, path in inserted)
         lines += [wrapped(f"inserted: {text}") for (text,), _ in together]
         notes = layers_together((note,) for note in self.notes)

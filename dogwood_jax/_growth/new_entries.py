@@ -12,8 +12,8 @@ from jax import Array, lax
 from dogwood_jax._base.arguments import expect_arrays
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import PyTree, by_ending, in_order_of, leaves_by_path, rebuilt
-from dogwood_jax._growth.insertion import Insertion
-from dogwood_jax._growth.leaf_map import AlongAxis, AxisMap, LeafMap
+from dogwood_jax._growth.edit import Edit, Experts
+from dogwood_jax._growth.leaf_map import AlongAxis, AxisMap
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class NewEntries:
 
     along: tuple[np.ndarray, ...]
     is_whole: bool = False
-    experts: Insertion | None = None
+    experts: Experts | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -39,42 +39,40 @@ class NewEntries:
         found = jnp.full(self.shape, self.is_whole)
         for axis, new in enumerate(self.along):
             found |= jnp.expand_dims(new, [other for other in range(found.ndim) if other != axis])
-        return found | drawn_anew(self.experts) if self.experts else found
+        return found | drawn_anew(self.experts, self.shape) if self.experts else found
 
 
-def entries_of(leaf_map: LeafMap, insertion: Insertion | None) -> NewEntries:
-    """Returns the new entries of an array that grows.
-
-    Args:
-        leaf_map: what becomes of the array.
-        insertion: what else does, if it gets more layers or experts.
-    """
-    along = [~_is_old(axis) for axis in leaf_map.axes]
-    if insertion is not None and insertion.layers:
-        along[insertion.axis] = np.array(insertion.entries) < 0
-    if insertion is None or not insertion.repeats:
+def entries_of(edit: Edit) -> NewEntries:
+    """Returns the new entries of an array of the larger model."""
+    if edit.is_whole:
+        return NewEntries(tuple(np.ones(n, bool) for n in edit.shape), is_whole=True)
+    along = [np.zeros(n, bool) for n in edit.shape[1 if edit.experts else 0 :]]
+    if edit.map is not None:
+        along = [~_is_old(axis) for axis in edit.map.axes]
+    if edit.layers is not None:
+        along[edit.layers.axis] = np.array(edit.entries) < 0
+    if edit.experts is None:
         return NewEntries(tuple(along))
-    return NewEntries((np.zeros(insertion.repeats, bool), *along), experts=insertion)
+    return NewEntries((np.zeros(edit.experts.count, bool), *along), experts=edit.experts)
 
 
-def entries_inserted(insertion: Insertion) -> NewEntries:
-    """Returns the new entries of an array of a new layer: all of them."""
-    return NewEntries(tuple(np.ones(n, bool) for n in insertion.shape), is_whole=True)
-
-
-def drawn_anew(insertion: Insertion) -> Array:
+def drawn_anew(experts: Experts, shape: tuple[int, ...]) -> Array:
     """Returns which entries of repeated experts belong to hidden units that are drawn anew.
 
     Each expert draws other units anew, as many as they are. All units are drawn equally often, and
     the arrays on both sides of a unit draw the same ones.
+
+    Args:
+        experts: how the old array is repeated.
+        shape: the shape of the experts.
     """
-    if not insertion.anew:
-        return jnp.zeros(insertion.shape, bool)
-    count = insertion.shape[insertion.units]
-    expert = lax.broadcasted_iota(jnp.int32, insertion.shape, 0)
-    unit = lax.broadcasted_iota(jnp.int32, insertion.shape, insertion.units)
-    first = expert * count // insertion.repeats
-    return (unit - first) % count < round(insertion.anew * count)
+    if not experts.anew:
+        return jnp.zeros(shape, bool)
+    count = shape[experts.units]
+    expert = lax.broadcasted_iota(jnp.int32, shape, 0)
+    unit = lax.broadcasted_iota(jnp.int32, shape, experts.units)
+    first = expert * count // experts.count
+    return (unit - first) % count < round(experts.anew * count)
 
 
 def _is_old(axis: AlongAxis) -> np.ndarray:

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import numpy as np
@@ -24,12 +24,10 @@ from dogwood_jax._base.trees import (
     struct,
     tree_of_indices,
 )
-from dogwood_jax._growth.insertion import Insertion
+from dogwood_jax._growth.edit import Edit
 from dogwood_jax._growth.pairing import closest
 from dogwood_jax._modules.resizing import Resizing, says_numbers
 from dogwood_jax._widths.widths import Leaf
-
-Arrays = TypeVar("Arrays", dict[str, Any], dict[str, Any] | None)
 
 _MISFITS = "cannot divide the grown arrays among devices as the old ones are"
 
@@ -50,20 +48,19 @@ class Placement:
         wanted = dict(self.shardings)
         return Placement(tuple((names[path], wanted[path]) for path in names if path in wanted))
 
-    def enter(self, arrays: Arrays) -> Arrays:
+    def enter(self, arrays: PyTree) -> PyTree:
         """Returns the function's arguments, on the same devices as they are.
 
         The axes of their meshes become automatic. With explicit axes, as ``jax.make_mesh`` makes
         them, JAX would ask how the result of every operation is divided.
         """
-        if not self.shardings or arrays is None:
-            return arrays
-        return {
-            path: jax.device_put(array, _automatic(array.sharding))
-            if isinstance(array, jax.Array) and isinstance(array.sharding, NamedSharding)
-            else array  # one that is tied to no device stays so
-            for path, array in arrays.items()
-        }
+
+        def entered(array: Any) -> Any:
+            if isinstance(array, jax.Array) and isinstance(array.sharding, NamedSharding):
+                return jax.device_put(array, _automatic(array.sharding))
+            return array  # one that is tied to no device stays so
+
+        return jax.tree.map(entered, arrays) if self.shardings else arrays
 
     def constrain(self, arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """Returns results within the compiled function, where they should lie."""
@@ -140,7 +137,7 @@ def grown_shardings(
     leaves: Sequence[Leaf],
     shapes: Mapping[str, tuple[int, ...]],
     sizes: Mapping[str, int],
-    insertions: Sequence[Insertion],
+    inserted: Sequence[Edit],
     structure: Any,
 ) -> PyTree:
     """Returns the shardings of grown arrays, see ``Growth.shardings``.
@@ -150,7 +147,7 @@ def grown_shardings(
         leaves: the old arrays.
         shapes: their shapes after the growth, by path.
         sizes: the sizes of the widths that change, by name.
-        insertions: the arrays of new layers.
+        inserted: the arrays of new layers, and old ones that go elsewhere.
         structure: tree structure of the larger model, if it is known.
     """
     shardings, old_structure = leaves_by_path(old), jax.tree.structure(old)
@@ -161,7 +158,7 @@ def grown_shardings(
         for path, sharding in shardings.items()
         if not isinstance(sharding, Sharding)
     ]
-    if missing and insertions:
+    if missing and inserted:
         problems.append(
             f"{', '.join(missing)}: missing; where layers are inserted, only the shardings of all "
             "variables tell those of the new ones. For an optimizer's state, grow it outside of "
@@ -186,12 +183,11 @@ def grown_shardings(
     if structure is not None and not missing:
         known = {leaf.path: leaf.shape for leaf in leaves}
         found = shardings | {
-            insertion.path: _fitting(
-                _behind_new_axis(shardings[path]) if insertion.repeats else shardings[path],
-                insertion.shape,
+            edit.path: _fitting(
+                _behind_new_axis(shardings[path]) if edit.experts else shardings[path], edit.shape
             )
-            for insertion in insertions
-            for path in [insertion.source or most_like(insertion.path, insertion.shape, known)]
+            for edit in inserted
+            for path in [edit.source or most_like(edit.path, edit.shape, known)]
         }
         # Leaves that are functions, as in an Equinox module, have no sharding.
         paths = leaves_by_path(tree_of_indices(structure))
@@ -203,7 +199,7 @@ def grown_shardings(
         resizing = Resizing(leaves, sizes)
         larger = resizing.resized(jax.tree.unflatten(old_structure, arrays))
         tree = jax.tree.unflatten(jax.tree.structure(larger), shardings.values())
-    shapes = {**shapes, **{i.path: i.shape for i in insertions}}
+    shapes = {**shapes, **{edit.path: edit.shape for edit in inserted}}
     leaves_of_tree = leaves_by_path(tree)
     followed = by_ending(leaves_of_tree, shapes)
     for place, sharding in leaves_of_tree.items():

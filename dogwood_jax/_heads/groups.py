@@ -208,7 +208,7 @@ def split_single_heads(widths: Widths, larger: Larger) -> Groups | None:
     """
     if larger.widths is None:
         return None
-    moved = {i.old: i.path for i in larger.insertions if i.old is not None}
+    moved = {edit.old: edit.path for edit in larger.inserted if edit.old is not None}
     dividing = _dividing(larger.widths)
     single = _Single(widths, larger.widths, dividing, moved)
     lacking = {group: heads for group, heads in dividing.items() if heads in single.lacking}

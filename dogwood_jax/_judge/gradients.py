@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from dogwood_jax._growth.growth import Change, Growth
-from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._judge.claim import Case, Side
 from dogwood_jax._judge.evaluate import evaluate
 from dogwood_jax._judge.samples import SampleFamily
@@ -93,7 +92,7 @@ class _NewEntries:
 
     def __init__(self, case: Case) -> None:
         floats = {path for path, a in case.new.arguments if jnp.issubdtype(a.dtype, jnp.floating)}
-        inserted = case.growth.insertions
+        inserted = case.growth.inserted
         self._along = {
             f"new entries of {place.path} along {change.width} get no gradient, so they would "
             "never learn": place
@@ -105,7 +104,7 @@ class _NewEntries:
         self.arrays = {
             f"{i.path} of a new layer gets no gradient, so it would never learn": i
             for i in inserted
-            if i.path in floats and i.fill != "moved"
+            if i.path in floats and i.fill is not None
         }
         self.all = {*self._along, *self.arrays}
 
@@ -115,8 +114,8 @@ class _NewEntries:
         for sentence, place in self._along.items():
             if np.any(_learns(np.take(gradients[place.path], place.new, place.axis), small)):
                 yield sentence
-        for sentence, insertion in self.arrays.items():
-            if np.any(_learns(gradients[insertion.path]) & is_new(insertion)):
+        for sentence, edit in self.arrays.items():
+            if np.any(_learns(gradients[edit.path]) & edit.new):
                 yield sentence
 
     def beside_old_that_learn(self, gradients: Arrays) -> Iterator[str]:
@@ -145,19 +144,10 @@ class _NewEntries:
         The numbers are positive, because there may be a variance among them.
         """
         rng, drawn = np.random.default_rng(0), dict(variables)
-        for insertion in self.arrays.values():
-            numbers = scale * np.abs(rng.normal(size=insertion.shape))
-            array = variables[insertion.path]
-            drawn[insertion.path] = np.where(is_new(insertion), numbers, array)
+        for edit in self.arrays.values():
+            numbers = scale * np.abs(rng.normal(size=edit.shape))
+            drawn[edit.path] = np.where(edit.new, numbers, variables[edit.path])
         return drawn
-
-
-def is_new(insertion: Insertion) -> Any:
-    """Returns which entries of an array are those of new layers."""
-    if not insertion.layers:
-        return np.asarray(True)
-    others = [axis for axis in range(len(insertion.shape)) if axis != insertion.axis]
-    return np.expand_dims(np.asarray(insertion.entries) < 0, others)
 
 
 def _moved(variables: Arrays, gradients: Arrays) -> Arrays:

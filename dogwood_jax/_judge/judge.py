@@ -155,7 +155,7 @@ def _families(case: Case) -> Sequence[SampleFamily]:
     """Returns the kinds of samples; ids beyond tables only where no input or output grows."""
     widths = case.growth.widths
     is_closed = not any(widths[change.width].interface for change in case.growth.changes)
-    is_new = bool(case.growth.insertions)
+    is_new = bool(case.growth.inserted)
     is_zero = is_new or any(
         change.strategy.incoming == "zero"
         or any(place.role == "both" for place in widths[change.width].occurrences)
@@ -299,7 +299,7 @@ def _judged(case: Case, *, is_alike: bool = False) -> Verdict:
     problem = problem or _by_force(case, counted[0], choices, its_choices, is_alike)
     branches = [one for one in unseen if one.eqn.primitive.name in BRANCHES]
     growth, is_other = case.growth, choices.names() != its_choices.names()
-    are_new = not growth.insertions and all(change.sources is None for change in growth.changes)
+    are_new = not growth.inserted and all(change.sources is None for change in growth.changes)
     if branches and is_other and are_new:  # copies go where old units go
         problem = problem or f"no sample shows all sides of {branches[0]}"
     seen = [(one.family, one.variables, one.wide, one.inputs, one.larger) for one in counted]
@@ -345,7 +345,7 @@ def rounding_of(
     because they follow from numbers of the program.
     """
     moved = [np.zeros(np.shape(result)) for result in sample.new]
-    constants = [i.path for i in case.growth.insertions if i.fill == "constant"]
+    constants = [e.path for e in case.growth.inserted if e.fill and e.fill.kind == "constant"]
     numbers = rounded_in_one(case)
     for again in range(3):
         watch = Watch(NUDGE, seed + 100 * (again + 1))
@@ -419,7 +419,7 @@ def _unseen_difference(
     """
     if case.is_resized:
         return None
-    if not case.growth.insertions:  # new layers have operations of their own
+    if not case.growth.inserted:  # new layers have operations of their own
         for whose, operation in [
             *(("larger program", one) for one in theirs.only_in(ours)),
             *(("network", one) for one in ours.only_in(theirs)),
@@ -430,7 +430,7 @@ def _unseen_difference(
     for number, what in gone:
         if not any(_matters(case.old, s.variables, s.inputs, s.old, number) for s in samples):
             return f"only the network has {what}, and no sample shows what it does"
-    for number, what in new if gone or not case.growth.insertions else ():
+    for number, what in new if gone or not case.growth.inserted else ():
         if not any(_matters(case.new, s.wide, s.larger, s.new, number) for s in samples):
             return f"only the larger program has {what}, and no sample shows what it does"
     return None

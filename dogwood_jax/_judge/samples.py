@@ -305,7 +305,7 @@ def _is_float(array: Any) -> bool:
 def kinds_of(growth: Growth) -> dict[str, Kind]:
     """Returns what new entries of each array are, by its path in the network."""
     kinds = {leaf.path: leaf.kind for leaf in growth.widths.leaves}
-    return {**{i.path: i.kind for i in growth.insertions}, **kinds}
+    return {**{e.path: e.fill.drawn if e.fill else "random" for e in growth.inserted}, **kinds}
 
 
 def merged_units(growth: Growth) -> dict[str, list[tuple[int, np.ndarray]]]:

@@ -15,9 +15,9 @@ from typing import Any
 import jax.numpy as jnp
 
 from dogwood_jax._base.trees import struct
+from dogwood_jax._growth.edit import Edit
 from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._growth.growth import Change, Growth
-from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._judge.cases import case_of
 from dogwood_jax._judge.choice import Choice, Chosen, dims_of, factors_of
 from dogwood_jax._judge.claim import Case, Side
@@ -269,16 +269,16 @@ class _Twin:
         numbers = {**self._larger.numbers, **factors_of(self._chosen)}
         if its is None:
             new = _side(_within_bounds(_fit(in_sizes(traced, self.after, numbers))), traced)
-            insertions: tuple[Insertion, ...] = ()
+            inserted: tuple[Edit, ...] = ()
         else:
             sizes = _Sizes(self._known(its))
             new = _side(_within_bounds(_fit(in_sizes(its, sizes, numbers))), its)
-            insertions = tuple(_shrunk(i, its, sizes) for i in self._growth.insertions)
-        growth = self._growth_in_sizes(insertions)
+            inserted = tuple(_shrunk(one, its, sizes) for one in self._growth.inserted)
+        growth = self._growth_in_sizes(inserted)
         case = case_of(growth, traced, new, old, self.before, self.after)
         return replace(case, is_twin=True, is_resized=its is None)
 
-    def _growth_in_sizes(self, insertions: tuple[Insertion, ...]) -> Growth:
+    def _growth_in_sizes(self, inserted: tuple[Edit, ...]) -> Growth:
         widths = self._growth.widths
         leaves = tuple(
             replace(
@@ -291,7 +291,7 @@ class _Twin:
         facts = tuple((name, replace(f, size=self._before[name])) for name, f in widths.facts)
         changes = tuple(self._change(change) for change in self._growth.changes)
         small = replace(widths, leaves=leaves, facts=facts)
-        return Growth(small, changes, (), None, insertions)
+        return Growth(small, changes, (), None, inserted)
 
     def _change(self, change: Change) -> Change:
         old, new = self._before[change.width], self._after[change.width]
@@ -305,11 +305,12 @@ class _Twin:
         """Returns the sizes of dimensions of the larger program."""
         known = dims_of(self._chosen)
         growth = self._growth
-        stacked = {i.path: i.axis for i in growth.insertions if i.layers}
-        if any(i.repeats or i.values for i in growth.insertions):
+        inserted = growth.inserted
+        stacked = {edit.path: edit.layers.axis for edit in inserted if edit.layers}
+        if any(e.experts or (e.fill and len(e.fill.values) > 1) for e in inserted):
             raise CannotShrink("arrays of new layers that are made of several old ones")
         places = [(leaf, growth.place(leaf.path)) for leaf in growth.widths.leaves]
-        copies = {i.path: i.source for i in growth.insertions if i.fill == "copy" and not i.layers}
+        copies = {edit.path: edit.source for edit in inserted if edit.is_whole}
         places += [(growth.widths.leaf(old), new) for new, old in copies.items() if old is not None]
         for leaf, path in places:
             for axis, layout in enumerate(leaf.axes):
@@ -443,8 +444,8 @@ class _Sizes:
         return self._known[dim]
 
 
-def _shrunk(insertion: Insertion, its: Traced, sizes: _Sizes) -> Insertion:
-    return replace(insertion, shape=tuple(map(sizes, its.leaves[insertion.path].dims)))
+def _shrunk(edit: Edit, its: Traced, sizes: _Sizes) -> Edit:
+    return replace(edit, shape=tuple(map(sizes, its.leaves[edit.path].dims)))
 
 
 def _side(jaxpr: Any, traced: Traced) -> Side:

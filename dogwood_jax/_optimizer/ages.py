@@ -223,21 +223,19 @@ def grown_ages(
         leaf, inner = field.leaf, field.inner
         index = moments.count_of(field)
         since = ages.steps - ages.births if index is None else now[index] - ages.counts[index]
-        place = growth.place(leaf.path).removeprefix(field.collection)
-        moved = growth.moved.get(leaf.path)
-        layers = ((moved.axis, moved.entries),) if moved and moved.layers else ()
-        repeats = moved.repeats if moved else 0
-        leaf_map = growth.maps[leaf.path]
-        if inner in known or leaf_map.changes or layers or repeats:
+        edit, leaf_map = growth.edits[growth.place(leaf.path)], growth.maps[leaf.path]
+        if inner in known or leaf_map.changes or edit.layers or edit.experts:
             old = known.get(inner) or _born(leaf.shape, 0)
+            layers = ((edit.layers.axis, edit.entries),) if edit.layers else ()
             found = _grown(old, since, number, leaf_map=leaf_map, layers=layers)
-            grown[place] = _repeated(found, repeats) if repeats else found
-    for insertion in growth.insertions if fields else ():
+            if edit.experts:
+                found = _repeated(found, edit.experts.count)
+            grown[edit.path.removeprefix(field.collection)] = found
+    for edit in growth.inserted if fields else ():
         field = next(iter(fields.values()))
-        inner = insertion.path.removeprefix(field.collection)
-        places = {f.at(insertion.path) for f in fields.values()}
-        if insertion.old is None and any(map(exists, places)):
-            grown[inner] = _born(insertion.shape, number)
+        places = {f.at(edit.path) for f in fields.values()}
+        if edit.is_whole and any(map(exists, places)):
+            grown[edit.path.removeprefix(field.collection)] = _born(edit.shape, number)
     larger = Ages(
         ages.steps,
         jnp.append(ages.births, ages.steps),

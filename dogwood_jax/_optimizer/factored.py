@@ -1,12 +1,10 @@
 """Second moments that are kept as their means along two axes, as Adafactor keeps them."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-
-from dogwood_jax._optimizer.fields import Field
 
 
 def factored_axes(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -15,29 +13,36 @@ def factored_axes(shape: tuple[int, ...]) -> tuple[int, int]:
     return int(row), int(column)
 
 
-def read(field: Field, arrays: Mapping[str, Array]) -> Array:
-    """Returns an array of the state, put together from its factors if it has been taken apart."""
-    array, shape = arrays[field.place], field.leaf.shape
-    if not field.factored or array.shape == shape:
-        return array
+def joined(parts: Sequence[Array], shape: tuple[int, ...]) -> Array:
+    """Returns an array of this shape, put together from its factors if it has been taken apart.
+
+    Args:
+        parts: the arrays of a state at ``Field.places``.
+        shape: the shape of the network's array.
+    """
+    if len(parts) == 1 or parts[0].shape == shape:
+        return parts[0]
     row, column = factored_axes(shape)
-    path = field.leaf.path
-    rows = jnp.expand_dims(arrays[field.at(path, "v_row")], column)
-    columns = jnp.expand_dims(arrays[field.at(path, "v_col")], row)
+    _, rows, columns = parts
+    rows, columns = jnp.expand_dims(rows, column), jnp.expand_dims(columns, row)
     mean = jnp.mean(rows, row, keepdims=True)
     moment: Array = rows * columns / jnp.where(mean == 0, 1, mean)
     return moment
 
 
-def written(
-    field: Field, path: str, array: Array, shape: tuple[int, ...] | None
-) -> dict[str, Array]:
-    """Returns an array of the state by place, taken apart unless that shape is expected of it."""
-    place = field.at(path)
-    if not field.factored:
-        return {place: array}
+def parted(array: Array, shape: tuple[int, ...] | None, *, is_factored: bool) -> list[Array]:
+    """Returns the arrays of a state at ``Field.places``.
+
+    Args:
+        array: the array.
+        shape: the shape that the state has for it; None for its own. If it is another one, the
+            array is taken apart.
+        is_factored: whether it may be.
+    """
+    if not is_factored:
+        return [array]
     rows = columns = absent = jnp.zeros((1,), array.dtype)
     if shape not in (None, array.shape):
         row, column = factored_axes(array.shape)
         rows, columns, array = jnp.mean(array, column), jnp.mean(array, row), absent
-    return {place: array, field.at(path, "v_row"): rows, field.at(path, "v_col"): columns}
+    return [array, rows, columns]

@@ -153,6 +153,11 @@ class Field:
         parts = (self.group, name or self.name, path.removeprefix(self.collection), axis)
         return "/".join(part for part in parts if part)
 
+    def places(self, path: str) -> tuple[str, ...]:
+        """The paths in the state of all that it keeps for an array of the network."""
+        names = (None, "v_row", "v_col") if self.factored else (None,)
+        return tuple(self.at(path, name) for name in names)
+
     def known(self, fields: Mapping[str, Meaning]) -> tuple[Meaning | None, bool]:
         """What the field holds, as far as is known, and whether the caller says so."""
         for name in self.names:

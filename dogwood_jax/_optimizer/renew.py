@@ -12,7 +12,7 @@ from dogwood_jax._base.described import described, is_train_state
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import PyTree, is_array, leaf_path, leaves_by_path, level, rebuilt
 from dogwood_jax._optimizer.ages import Ages, Moments, renewed_ages
-from dogwood_jax._optimizer.factored import read, written
+from dogwood_jax._optimizer.factored import joined, parted
 from dogwood_jax._optimizer.fields import Field, fields_in
 from dogwood_jax._optimizer.growable import (
     has_growable,
@@ -120,11 +120,13 @@ def renewed_state(
             is_new = new[path][field.axis]
             state[field.place] = jnp.where(is_new, begun[field.place], own)
         elif field.factored or jnp.shape(own) == field.leaf.shape:  # else one for the whole array
-            array = read(field, arrays)
-            fresh = jnp.asarray(read(field, begun), array.dtype)
+            places, shape = field.places(path), field.leaf.shape
+            array, fresh = (joined([of[p] for p in places], shape) for of in (arrays, begun))
+            fresh = jnp.asarray(fresh, array.dtype)
             for axis, is_new in enumerate(new[path]):
                 array = jnp.where(along(is_new, axis, array.ndim), fresh, array)
-            state |= written(field, path, array, jnp.shape(own))
+            parts = parted(array, jnp.shape(own), is_factored=field.factored)
+            state |= zip(places, parts, strict=True)
     inner = {field.leaf.path: field.inner for field in found}
     masks = {inner[path]: places for path, places in new.items() if path in inner}
 

@@ -15,13 +15,13 @@ import jax
 
 from dogwood_jax._base.problems import Refused, listed_in
 from dogwood_jax._base.trees import arrays_of, leaves_by_path
-from dogwood_jax._depth.insertions import Fillings
+from dogwood_jax._depth.fillings import Fillings
 from dogwood_jax._depth.layers import UNSHOWN
-from dogwood_jax._depth.repeated import NO_STREAM, scaled_insertions
+from dogwood_jax._depth.repeated import NO_STREAM, scaled_layers
+from dogwood_jax._growth.edit import Edit
+from dogwood_jax._growth.edit import silenced as in_silence
 from dogwood_jax._growth.evidence import Evidence
 from dogwood_jax._growth.growth import Change, Growth
-from dogwood_jax._growth.insertion import Insertion
-from dogwood_jax._growth.insertion import silenced as in_silence
 from dogwood_jax._plan.asked import Asked
 from dogwood_jax._plan.copies import in_way, without_noise
 from dogwood_jax._plan.larger import ANOTHER, Larger, is_deeper, read_larger
@@ -209,13 +209,13 @@ def _growths_in_turn(
 
     def by_search() -> Iterator[Growth]:
         assert programs is not None
-        layers = tuple(map(in_silence, growth.insertions))
+        layers = tuple(map(in_silence, growth.inserted))
         ways = {way.widths: way for way in (growth, quiet, silent)}  # equal ones are one
         for way in reversed(ways.values()):
-            begun = replace(way, insertions=layers)
+            begun = replace(way, inserted=layers)
             every = any(one.then == "starts" for one in refused)
             for its in searched_of(begun, asked.starts, programs, request.families, every=every):
-                yield replace(its, insertions=growth.insertions)
+                yield replace(its, inserted=growth.inserted)
 
     is_first = can_search and any(c.width in loud for c in grows)
     if is_first:
@@ -251,7 +251,7 @@ def _without_claim(
     if isinstance(way, Refused):
         return way
     growth = _rescaled(request, asked, in_way(proposed, way))
-    depth, new = request.depth, proposed.insertions
+    depth, new = request.depth, proposed.inserted
     if isinstance(growth, Growth) and new and (depth is None or depth.scaled):
         plain = replace(request, keep=None, merge=None, strategy=None)
         its, growths = proposals(plain, larger)
@@ -260,12 +260,12 @@ def _without_claim(
         filled = _filled(its, in_way(exact, without_noise(way)))
         if isinstance(filled, Refused):
             return filled if depth is None else Refused([NO_STREAM])
-        silent = filled.insertions
+        silent = filled.inserted
         if depth is not None:
             assert asked.larger.widths is not None
             order = [leaf.path for leaf in asked.larger.widths.leaves]
-            silent = scaled_insertions(new, silent, order)
-        growth = replace(growth, insertions=silent)
+            silent = scaled_layers(new, silent, order)
+        growth = replace(growth, inserted=silent)
     is_own = request.target is None and network is not None and asked.copies is None
     if isinstance(growth, Growth) and request.check and is_own and _may_be_run(request, proposed):
         return fitting(growth)
@@ -283,7 +283,7 @@ def _rescaled(request: Request, asked: Asked, growth: Growth) -> Growth | Refuse
     growth = replace(growth, widths=silenced(growth.widths, quiet, before))
     if not loud:
         return growth
-    alone = replace(growth, changes=exact, insertions=())
+    alone = replace(growth, changes=exact, inserted=())
     programs = Programs(alone, before)
     for searched in searched_of(alone, asked.starts, programs, request.families):
         changes = (searched.change.get(change.width, change) for change in growth.changes)
@@ -313,7 +313,7 @@ def _evaluated(
     """Returns a growth with what an evaluation has shown of it, or why it is refused."""
     is_larger_seen = asked.larger.widths is not None and asked.larger.widths.network is not None
     if not request.check:
-        filled = _filled(asked, growth) if growth.insertions else growth
+        filled = _filled(asked, growth) if growth.inserted else growth
         unchecked = Evidence(why_not="planned with check=False")
         return filled if isinstance(filled, Refused) else replace(filled, evidence=unchecked)
     if not is_larger_seen and programs is not None:
@@ -323,12 +323,12 @@ def _evaluated(
         is_unknown = asked.widths.is_saved and growth.changes
         return Refused([_NO_PROGRAM]) if is_unknown else growth
     assert programs is not None
-    if not growth.insertions:
+    if not growth.inserted:
         return shown_by(growth, programs, request.families)
     fillings = _fillings(asked, growth)
 
-    def show(insertions: tuple[Insertion, ...]) -> Growth | Refused:
-        return shown_by(replace(growth, insertions=insertions), programs, request.families)
+    def show(inserted: tuple[Edit, ...]) -> Growth | Refused:
+        return shown_by(replace(growth, inserted=inserted), programs, request.families)
 
     its = first_shown(show, fillings)
     is_any = isinstance(its, Growth) or its.problems
@@ -347,7 +347,7 @@ def _filled(asked: Asked, growth: Growth) -> Growth | Refused:
     first = next(iter(fillings), None)
     if first is None:
         return Refused([f"{UNSHOWN}: {fillings.why_none}"])
-    return replace(growth, insertions=first)
+    return replace(growth, inserted=first)
 
 
 def _nothing_fits(request: Request, asked: Asked, fillings: Fillings) -> Refused:

@@ -14,9 +14,9 @@ import jax
 from dogwood_jax._base.described import first_line
 from dogwood_jax._base.trees import PyTree, arrays_of, leaves_by_path, struct
 from dogwood_jax._depth.layers import axis_of_layers, placements, with_kinds
-from dogwood_jax._depth.repeated import repeated_insertions
+from dogwood_jax._depth.repeated import repeated_layers
+from dogwood_jax._growth.edit import Edit
 from dogwood_jax._growth.grown_sizes import GrownSizes
-from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._modules.resizing import modules_say_numbers
 from dogwood_jax._plan.fewer_layers import fewer_layers
 from dogwood_jax._plan.obstacles import other_images
@@ -47,7 +47,7 @@ class Larger:
 
     Attributes:
         shapes: shapes of the arrays that the network has, too, by their paths in the network.
-        insertions: the arrays that the network does not have.
+        inserted: the arrays that the network does not have.
         is_unlikely: whether other layers are more likely to be those of the network.
         others: the same where other layers of it are those of the network. Each is yielded once.
         widths: the larger model's widths.
@@ -56,7 +56,7 @@ class Larger:
     """
 
     shapes: Mapping[str, Any]
-    insertions: tuple[Insertion, ...] = ()
+    inserted: tuple[Edit, ...] = ()
     is_unlikely: bool = False
     others: Iterator["Larger"] = iter(())
     widths: Widths | None = None
@@ -103,12 +103,12 @@ def read_larger(
     if network is None:
         raise ValueError(NOT_AT_HAND)
     target_apply = with_references(target_apply, kernels_of(network.apply))
-    placed: Iterator[tuple[Insertion, ...]] = iter([()])
+    placed: Iterator[tuple[Edit, ...]] = iter([()])
     if is_deeper and depth is not None:
         old = {leaf.path: struct(leaf.shape, float) for leaf in widths.leaves}
         axes = {leaf.path: axis_of_layers(widths, leaf)[0] for leaf in widths.leaves}
         stacked = {path: axis for path, axis in axes.items() if axis is not None}
-        found = repeated_insertions(old, shapes, stacked, depth)
+        found = repeated_layers(old, shapes, stacked, depth)
         placed = iter([with_kinds(found, read_network(target_apply, target, *network.inputs))])
     elif is_deeper:
         try:
@@ -145,20 +145,20 @@ def read_larger(
 
     def others() -> Iterator[Larger]:
         for found in placed:
-            other = _with_insertions(widths, shapes, found, larger, inputs)
+            other = _with_new_layers(widths, shapes, found, larger, inputs)
             if isinstance(other, Larger):  # what speaks against the first is what is told
                 yield replace(other, is_unlikely=True)
 
-    first = _with_insertions(widths, shapes, next(placed), larger, inputs)
+    first = _with_new_layers(widths, shapes, next(placed), larger, inputs)
     if isinstance(first, ValueError):
         raise first
     return replace(first, others=others())
 
 
-def _with_insertions(
+def _with_new_layers(
     widths: Widths,
     shapes: Mapping[str, Any],
-    found: tuple[Insertion, ...],
+    found: tuple[Edit, ...],
     larger: Callable[[tuple[Any, ...]], Widths | ValueError],
     inputs: tuple[Any, ...] | None,
 ) -> Larger | ValueError:
@@ -171,8 +171,8 @@ def _with_insertions(
         larger: returns the larger model's widths for its inputs, or what its function raised.
         inputs: its inputs, if they do not follow from its shapes.
     """
-    places = {i.old: i.path for i in found if i.old is not None}
-    stacked = {i.path: i.axis for i in found if i.layers}
+    places = {edit.old: edit.path for edit in found if edit.old is not None}
+    stacked = {edit.path: edit.layers.axis for edit in found if edit.layers}
     paired = {leaf.path: places.get(leaf.path, leaf.path) for leaf in widths.leaves}
     kept = {}
     for leaf in widths.leaves:
@@ -182,7 +182,7 @@ def _with_insertions(
             if (axis := stacked.get(place)) is not None:
                 shape[axis] = leaf.shape[axis]
             kept[leaf.path] = struct(tuple(shape), array.dtype)
-    explained = {*paired.values(), *(i.path for i in found)}
+    explained = {*paired.values(), *(edit.path for edit in found)}
     kept |= {path: array for path, array in shapes.items() if path not in explained}
     if inputs is None:
         inputs = GrownSizes(widths, sizes_of_target(widths, kept, {}, [])).inputs()

@@ -51,8 +51,8 @@ class Compared:
         changes = tuple(change for change in growth.changes if change.width in own)
         widths = replace(self.widths, leaves=leaves, facts=facts)
         its = None if self.larger is None else {leaf.path for leaf in self.larger.leaves}
-        new = tuple(i for i in growth.insertions if its is None or i.path in its)
-        return replace(growth, widths=widths, changes=changes, insertions=new, structure=structure)
+        new = tuple(edit for edit in growth.inserted if its is None or edit.path in its)
+        return replace(growth, widths=widths, changes=changes, inserted=new, structure=structure)
 
 
 class Programs:

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 from dogwood_jax import strategies
 from dogwood_jax._base.problems import Refused
+from dogwood_jax._growth.edit import Edit
 from dogwood_jax._growth.growth import Change, Growth
-from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._plan.asked import Asked
 from dogwood_jax._plan.copies import Copies, in_way
 from dogwood_jax._plan.larger import Larger
@@ -61,7 +61,7 @@ def _growths(
     others = any(size != widths[name].size for name, size in sizes.items())
     is_compared = keeps and request.check and request.keep is None and request.merge is None
     is_compared &= others or not copies.changes
-    is_compared &= larger.widths is not None and not larger.insertions
+    is_compared &= larger.widths is not None and not larger.inserted
     if request.check and not (is_compared or problems):
         problems += asked.alone
     if copies.others and not request.check:
@@ -75,7 +75,7 @@ def _growths(
         notes += notes_of(widths, change, is_seen=is_compared)
     notes += _further_notes(request, asked, made)
     noted = tuple(dict.fromkeys(notes))
-    growth = Growth(widths, made, noted, insertions=larger.insertions)
+    growth = Growth(widths, made, noted, inserted=larger.inserted)
     if misfits := [*_misfits(growth)]:
         yield Refused(misfits)
         return
@@ -120,7 +120,7 @@ def _further_notes(request: Request, asked: Asked, made: Sequence[Change]) -> It
     """Yields notes on copied heads, on new layers, and on how a larger model splits axes."""
     yield from asked.notes
     if request.depth is not None:
-        yield _changes_outputs(request.depth, asked.larger.insertions)
+        yield _changes_outputs(request.depth, asked.larger.inserted)
     if asked.larger.widths is None:
         sizes = {change.width: change.new for change in made}
         yield from splits(asked.widths, sizes, every=request.target is not None)
@@ -133,8 +133,8 @@ def _is_any(change: Change) -> bool:
 
 def _misfits(growth: Growth) -> Iterator[str]:
     """Yields the new arrays that cannot be copies, because their shapes are others."""
-    for new in growth.insertions:
-        if new.fill == "copy" and new.source is not None and not new.layers:
+    for new in growth.inserted:
+        if new.is_whole and new.source is not None:
             if growth.shapes[new.source] != new.shape:
                 yield (
                     f"{new.path}: cannot copy {new.source}, which has shape "
@@ -142,8 +142,8 @@ def _misfits(growth: Growth) -> Iterator[str]:
                 )
 
 
-def _changes_outputs(depth: DepthStrategy, insertions: Sequence[Insertion]) -> str:
+def _changes_outputs(depth: DepthStrategy, inserted: Sequence[Edit]) -> str:
     """Says that new layers change outputs, or that there are none."""
-    if not insertions:
+    if not inserted:
         return f"strategies.{depth}() fills in new layers, but the target has none"
     return f"outputs change, because strategies.{depth}() does not silence new layers"

@@ -13,10 +13,10 @@ import numpy as np
 from dogwood_jax._base.problems import Refused
 from dogwood_jax._base.tables import merged
 from dogwood_jax._base.trees import PyTree
+from dogwood_jax._growth.edit import Edit
 from dogwood_jax._growth.evidence import Evidence
 from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._growth.growth import Growth
-from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._judge.claim import Case
 from dogwood_jax._judge.judge import Verdict, judge, spot
 from dogwood_jax._judge.twin import LargerProgram, NoCase, OtherTable, claim, is_bearable
@@ -48,8 +48,8 @@ _Judged = tuple[Verdict, Evidence] | NoCase
 
 
 def first_shown(
-    show: Callable[[tuple[Insertion, ...]], Growth | Refused],
-    fillings: Iterable[tuple[Insertion, ...]],
+    show: Callable[[tuple[Edit, ...]], Growth | Refused],
+    fillings: Iterable[tuple[Edit, ...]],
 ) -> Growth | Refused:
     """Returns the growth by the first filling of new layers that is shown.
 
@@ -67,7 +67,7 @@ def first_shown(
             return found
         first, (why, *_) = first or found, found.problems
         if why not in (first.problems[0], *others) and len(others) < _MOST_PROBLEMS:
-            filled = (i.path for i in filling if i.fill in ("constant", "identity"))
+            filled = (e.path for e in filling if e.fill and e.fill.kind in ("constant", "identity"))
             paths = (path for _, path in merged(("", path) for path in filled))
             others.append(f"{', '.join(paths)} filled instead: {why}")
     if first is None or first.then != "fillings":
@@ -101,7 +101,7 @@ def shown_by(
     if verdict.is_shown:
         notes = (*growth.notes, *map(_ROUNDING.format, verdict.rounding))
         return replace(growth, notes=notes, evidence=evidence)
-    if growth.insertions and verdict.is_unfit:
+    if growth.inserted and verdict.is_unfit:
         return Refused(reasons(verdict, ""), then="fillings")
     said = [*reasons(verdict)]
     return _never_learns(verdict) or _contradicted("the larger model", said, verdict.samples)

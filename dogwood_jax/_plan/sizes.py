@@ -119,12 +119,12 @@ def ways_out(families: Sequence[Family], asked: Asked) -> Iterator[str]:
         yield from other_images(before, larger.shapes)
         grown = [n for n, size in asked.sizes.items() if n in before and size > before[n].size]
         shifted = [n for n in grown if before[n].interface and n[-1:].isdigit()]
-        if shifted and (larger.insertions or is_deeper(before, larger.shapes)):
+        if shifted and (larger.inserted or is_deeper(before, larger.shapes)):
             yield (
                 "give the last layer a name of its own in both models, because automatic names "
                 f"count on: {shifted[0]} is the output of one and a hidden layer of the other"
             )
-        if larger.insertions and _meets_numbers(asked):
+        if larger.inserted and _meets_numbers(asked):
             yield _EACH_ALONE
         unread = larger.widths is None and before.network is not None
         if unread and is_deeper(before, larger.shapes):

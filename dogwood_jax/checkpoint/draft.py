@@ -113,7 +113,7 @@ def fingerprint(growth: Growth, key: Array | None, files: Iterable[Path], *facts
         dogwood_jax.__version__,
         {path: leaf_map for path, leaf_map in growth.maps.items() if leaf_map.changes},
         growth.weighed,
-        growth.insertions,
+        growth.inserted,
         growth.layers,
         None if key is None else (str(key.dtype), np.asarray(jax.random.key_data(key)).tolist()),
         [(file, state.st_size, state.st_mtime_ns) for file, state in states],

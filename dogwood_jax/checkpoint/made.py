@@ -8,7 +8,7 @@ import functools
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 from typing import Any, Protocol
 
@@ -17,17 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from dogwood_jax._arrays.draws import words_of
+from dogwood_jax._arrays.edited import NOTHING_DRAWN, Random, Randomness, edited
 from dogwood_jax._arrays.finite import is_finite, refusal_of_not_finite
-from dogwood_jax._arrays.grow import grow_array
-from dogwood_jax._arrays.insert import filled_in
 from dogwood_jax._arrays.pieces import Slab, grow_window, is_zero, parts_of, windows_of
 from dogwood_jax._base.problems import cut_short, listed
 from dogwood_jax._base.trees import Keys, PyTree, leaf_path, leaves_by_path
 from dogwood_jax._front.grow import grow
+from dogwood_jax._growth.edit import Edit
 from dogwood_jax._growth.growth import Growth
-from dogwood_jax._growth.insertion import Insertion
-from dogwood_jax._growth.leaf_map import LeafMap
 
 # Bytes of a new array that are made at a time.
 _PIECE = 1 << 22
@@ -51,41 +48,38 @@ class Made:
     """How an array of the larger model is made.
 
     Attributes:
-        path: its path.
-        shape: its shape.
+        edit: what it is made of.
         dtype: its dtype.
-        source: the path of the old array that it is made of; None for none.
-        leaf_map: what becomes of the old array; None if nothing does.
         scale: the path of the old array that weighs its entries in means; None for none.
-        insertion: what it is filled with, if layers are inserted.
-        seed: the seed of its map, ``uint32[2]``.
-        place: the place of the old array among those that grow.
-        word: the seed of its insertion, ``uint32[2]``.
+        random: what its random numbers come from.
         is_finite: whether it grows only if all old numbers are finite, as the network's arrays do.
     """
 
-    path: str
-    shape: tuple[int, ...]
+    edit: Edit
     dtype: Any
-    source: str | None
-    leaf_map: LeafMap | None = None
     scale: str | None = None
-    insertion: Insertion | None = None
-    seed: np.ndarray | None = None
-    place: int = 0
-    word: np.ndarray | None = None
+    random: Random = NOTHING_DRAWN
     is_finite: bool = True
+
+    @property
+    def path(self) -> str:
+        """Its path."""
+        return self.edit.path
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        return self.edit.shape
+
+    @property
+    def source(self) -> str | None:
+        """The path of the old array that it is made of; None for none."""
+        return self.edit.source
 
     @property
     def is_copy(self) -> bool:
         """Whether it is an old array as it was, perhaps under another path."""
-        return self.source is not None and self.leaf_map is None and not self.is_filled
-
-    @property
-    def is_filled(self) -> bool:
-        """Whether its insertion says more than where the old array goes."""
-        known = self.insertion
-        return known is not None and bool(known.layers or known.repeats or known.scales)
+        return not self.edit.changes
 
 
 def made_of(variables: PyTree, growth: Growth, key: Array | None) -> PyTree:
@@ -113,41 +107,28 @@ def made_of(variables: PyTree, growth: Growth, key: Array | None) -> PyTree:
         # JAX says that it would cut 64 bits short. What is stored tells dtypes here.
         warnings.filterwarnings("ignore", "Explicitly requested dtype", UserWarning)
         grown = jax.eval_shape(lambda old: grow(old, growth, key=key), variables)
-    changing = [path for path, leaf_map in growth.maps.items() if leaf_map.changes]
-    places = {path: place for place, path in enumerate(changing)}
-    seeds = words = None
-    if key is not None:
-        seeds = np.asarray(words_of(key, len(changing)))
-        words = np.asarray(words_of(key, len(growth.insertions))) if growth.insertions else None
-    inserted = {i.path: (number, i) for number, i in enumerate(growth.insertions)}
-    stored, cut = leaves_by_path(variables), list[str]()
+    randomness, stored, cut = Randomness(growth, key), leaves_by_path(variables), list[str]()
+    words, layers = (None if w is None else np.asarray(w) for w in randomness.words)
 
     def made(keys: Keys, leaf: jax.ShapeDtypeStruct) -> Made:
         path = leaf_path(keys)
-        number, insertion = inserted.get(path, (0, None))
-        source = path if insertion is None else _source(insertion)
-        one = Made(path, leaf.shape, leaf.dtype, source, insertion=insertion)
-        if source in places:
-            place = places[source]
-            seed = None if seeds is None else seeds[place]
-            one = replace(one, leaf_map=growth.maps[source], seed=seed, place=place)
-            one = replace(one, scale=growth.weighed.get(source))
-        if insertion is not None and words is not None:
-            one = replace(one, word=words[number])
-        dtype = leaf.dtype if source is None else stored[source].dtype
-        if not one.is_copy:
+        edit = growth.edits.get(path) or Edit(path, leaf.shape, source=path)
+        place, row = randomness.place(edit)
+        random = Random(
+            key,
+            place,
+            None if words is None else words[place],
+            None if layers is None else layers[row],
+        )
+        dtype = leaf.dtype if edit.source is None else stored[edit.source].dtype
+        if edit.changes:
             cut.extend(cut_short(path, dtype))
-        return replace(one, dtype=dtype)
+        return Made(edit, dtype, growth.weighed.get(edit.source or ""), random)
 
     every = jax.tree_util.tree_map_with_path(made, grown)
     if cut:
         raise ValueError(listed("cannot grow this checkpoint", cut))
     return every
-
-
-def _source(insertion: Insertion) -> str | None:
-    """Returns the old array that an insertion is made of."""
-    return insertion.source if insertion.layers or insertion.fill in ("moved", "copy") else None
 
 
 @dataclass(frozen=True)
@@ -180,7 +161,7 @@ class Piece:
             ValueError: if the array grows and holds NaN or infinities, as for ``dw.grow``.
         """
         entries, finite = self.make(lead)
-        if made.is_finite and made.leaf_map and made.leaf_map.grows and not finite:
+        if made.is_finite and made.edit.map and made.edit.map.grows and not finite:
             raise ValueError(refusal_of_not_finite(str(made.source)))
         return entries
 
@@ -189,7 +170,6 @@ def pieces_of(
     made: Made,
     old: Stored | None,
     order: tuple[int, ...],
-    key: Array | None,
     scale: Stored | None = None,
 ) -> Iterator[Piece]:
     """Yields an array piece by piece, in the order of the file. Threads may share the pieces.
@@ -198,17 +178,18 @@ def pieces_of(
         made: how it is made.
         old: the stored array that it is made of, if there is one.
         order: the new array's axes in the order of the file.
-        key: the key as for ``dw.grow``.
         scale: the stored array that weighs its entries, if there is one.
     """
     parts: tuple[Slab, ...] = ()
-    if old is not None and made.leaf_map is not None and not made.is_filled:
-        parts = parts_of(made.leaf_map, old.order)
+    edit = made.edit
+    is_more = edit.fill or edit.layers or edit.experts or edit.scales
+    if old is not None and edit.map is not None and not is_more:
+        parts = parts_of(edit.map, old.order)
     if not parts:
-        make = functools.partial(_whole, made, old, order, key, scale)
+        make = functools.partial(_whole, made, old, order, scale)
         yield Piece(0, make, prod(made.shape), is_large=True)
         return
-    assert old is not None and made.leaf_map is not None
+    assert old is not None and edit.map is not None
     itemsize = int(jnp.dtype(old.dtype).itemsize)
     for part in parts:
         rows, row = part.new_shape[0], prod(part.new_shape[1:])
@@ -220,7 +201,7 @@ def pieces_of(
                 make,
                 places.size * row,
                 is_large=row * itemsize > _PIECE,
-                is_zero=is_zero(sources, made.leaf_map, part),
+                is_zero=is_zero(sources, edit.map, part),
             )
 
 
@@ -257,11 +238,13 @@ def _window(
     lead: int,
 ) -> tuple[np.ndarray, bool]:
     """Reads some places of a part, and makes what becomes of them."""
-    assert made.leaf_map is not None
+    leaf_map = made.edit.map
+    assert leaf_map is not None
     held = scratch("old", (places.size, *part.old_shape[1:]), old.dtype)
     window = scratch("new", (places.size, *part.new_shape[1:]), old.dtype, lead)
     _read_rows(old, part.old, sources, held.reshape(places.size, -1))
-    finite = grow_window(held, places, sources, made.seed, made.leaf_map, part, count, window)
+    words = None if made.random.word is None else np.asarray(made.random.word)
+    finite = grow_window(held, places, sources, words, leaf_map, part, count, window)
     return window, finite
 
 
@@ -289,7 +272,6 @@ def _whole(
     made: Made,
     old: Stored | None,
     order: tuple[int, ...],
-    key: Array | None,
     scale: Stored | None,
     lead: int,
 ) -> tuple[np.ndarray, bool]:
@@ -301,34 +283,18 @@ def _whole(
         source = jnp.asarray(held)
         del held
     weights = None if scale is None else jnp.asarray(whole_of(scale))
-    values = source, weights, key, made.seed, made.word, made.place
-    return np.asarray(_made(*values, made=_static(made), order=order)), finite
+    edit = made.edit.without_names
+    return np.asarray(_made(source, weights, made.random, edit=edit, order=order)), finite
 
 
-def _static(made: Made) -> Made:
-    """Returns what compiled functions for arrays that are made alike have in common."""
-    insertion = made.insertion
-    if insertion is not None:
-        insertion = replace(insertion, path="", source=insertion.source and "")
-    return Made("", made.shape, made.dtype, None, made.leaf_map, insertion=insertion)
-
-
-@functools.partial(jax.jit, static_argnames=("made", "order"))
+@functools.partial(jax.jit, static_argnames=("edit", "order"))
 def _made(
     source: Array | None,
     scale: Array | None,
-    key: Array | None,
-    seed: Array | None,
-    word: Array | None,
-    place: Array,
+    random: Random,
     *,
-    made: Made,
+    edit: Edit,
     order: tuple[int, ...],
 ) -> Array:
     """Returns a new array in the order of the file."""
-    if source is not None and made.leaf_map is not None:
-        source = grow_array(source, made.leaf_map, key, seed, place, scale=scale)
-    if made.insertion is None:
-        assert source is not None
-        return source.transpose(order)
-    return filled_in(made.insertion, source, word).transpose(order)
+    return edited(edit, source, random, scale=scale).transpose(order)

@@ -8,7 +8,6 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -23,6 +22,7 @@ from dogwood_jax._arrays.pieces import parts_of
 from dogwood_jax._base.deferred import Deferred
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import PyTree, is_array, leaves_by_path, nested
+from dogwood_jax._growth.edit import Edit
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax.checkpoint.draft import draft, expect_free, fingerprint
 from dogwood_jax.checkpoint.errors import CheckpointError
@@ -98,11 +98,9 @@ def _placeholder(leaf: Any) -> Any:
 class _Grown(Deferred):
     """An array of the larger network, of the stored ones that it is made of."""
 
-    def __init__(
-        self, one: Made, old: Saved | None, scale: Saved | None, key: Array | None
-    ) -> None:
+    def __init__(self, one: Made, old: Saved | None, scale: Saved | None) -> None:
         super().__init__(one.shape, one.dtype, self._make)
-        self.made, self.old, self._scale, self._key = one, old, scale, key
+        self.made, self.old, self._scale = one, old, scale
 
     def _make(self) -> np.ndarray:
         if self.made.is_copy and self.old is not None:
@@ -118,7 +116,7 @@ class _Grown(Deferred):
     def pieces(self, old: Old | None, order: tuple[int, ...]) -> Iterator[Piece]:
         """Yields it piece by piece, see ``pieces_of``."""
         scale = None if self._scale is None else Old(self._scale)
-        return pieces_of(self.made, old, order, self._key, scale)
+        return pieces_of(self.made, old, order, scale)
 
 
 def grow_folder(
@@ -151,7 +149,7 @@ def grow_folder(
 
     def grown(one: Made) -> _Grown:
         source, scale = (None if path is None else old[path] for path in (one.source, one.scale))
-        return _Grown(one, source, scale, key)
+        return _Grown(one, source, scale)
 
     wide = jax.tree.map(grown, made_of(variables, growth, key))
     new = leaves_by_path(wide)
@@ -223,7 +221,7 @@ def _write(
                 new = NewArray(folder, names[path], array.shape, array.dtype, noted)
                 if not writers.has(new):
                     opened.push(new.close)
-                    _write_array(array, new, key, writers)
+                    _write_array(array, new, writers)
 
 
 def _expect_apart(names: Iterable[str]) -> None:
@@ -253,17 +251,18 @@ def _told(leaf: Any) -> Any:
     return repr(leaf)
 
 
-def _write_array(array: Deferred, new: NewArray, key: Array | None, writers: Writers) -> None:
+def _write_array(array: Deferred, new: NewArray, writers: Writers) -> None:
     """Begins to write an array."""
     order = tuple(range(len(array.shape)))
-    one, old = Made("", array.shape, array.dtype, None), None
+    one, old = Made(Edit("", array.shape), array.dtype), None
     if isinstance(array, _Grown):
         one, old = array.made, array.old
     elif isinstance(array, Saved):
-        one, old = replace(one, source=array.name), array
+        one, old = Made(Edit("", array.shape, source=array.name), array.dtype), array
     elif array.mapped and isinstance(array.mapped[0], Saved) and parts_of(array.mapped[1], order):
         old, leaf_map = array.mapped
-        one = replace(one, source=old.name, leaf_map=leaf_map, is_finite=False)
+        edit = Edit("", array.shape, source=old.name, map=leaf_map)
+        one = Made(edit, array.dtype, is_finite=False)
     if old is not None and one.is_copy:
         writers.begin(new, (partial(writers.alone, copy) for copy in new.copies(old)))
         return
@@ -274,7 +273,7 @@ def _write_array(array: Deferred, new: NewArray, key: Array | None, writers: Wri
     if isinstance(array, _Grown):
         pieces = array.pieces(stored, order)
     elif old is not None:
-        pieces = pieces_of(one, stored, order, key)
+        pieces = pieces_of(one, stored, order)
     else:
         make = partial(_all_of, array)
         pieces = iter([Piece(0, make, prod(array.shape), is_large=True)])

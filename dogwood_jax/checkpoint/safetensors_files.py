@@ -100,7 +100,7 @@ def grow_files(
                 larger[file].write(0, text)
             for made, leaf in sorted(zip(every, new, strict=True), key=lambda one: _place(one[1])):
                 before, scale = old.get(made.source or ""), old.get(made.scale or "")
-                _make(made, before, scale, leaf, key, files, _NewLeaf(leaf, larger), writers)
+                _make(made, before, scale, leaf, files, _NewLeaf(leaf, larger), writers)
         if headers.index is not None:
             index = _index(headers.index, places)
             begun.folder.joinpath(headers.index_name).write_text(index)
@@ -133,7 +133,6 @@ def _make(
     old: StoredLeaf | None,
     scale: StoredLeaf | None,
     new: StoredLeaf,
-    key: Array | None,
     files: "_Old",
     target: "_NewLeaf",
     writers: Writers,
@@ -145,7 +144,7 @@ def _make(
         writers.begin(target, target.copies(old, files))
         return
     stored, weights = (None if leaf is None else _Leaf(leaf, files) for leaf in (old, scale))
-    pieces = pieces_of(made, stored, new.order, key, weights)
+    pieces = pieces_of(made, stored, new.order, weights)
     writers.begin(target, (functools.partial(writers.write, made, p, target) for p in pieces))
 
 

@@ -358,9 +358,9 @@ MUTANTS = [
     ),
     Mutant(
         "arrays: scales of new layers are zeros",
-        "_arrays/insert.py",
-        '{"zeros": 0.0, "ones": 1.0}.get(',
-        '{"zeros": 0.0}.get(',
+        "_arrays/edited.py",
+        'float(fill.drawn == "ones")',
+        "0.0",
         "test_deepen.py",
     ),
     # _optimizer

@@ -1,4 +1,4 @@
-"""How a deeper network can compute what a network does: ``insertions``, ``Fillings``."""
+"""How a deeper network can compute what a network does: ``new_layers``, ``Fillings``."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -7,21 +7,21 @@ from dogwood_jax._base.problems import listed
 from dogwood_jax._depth.departures import explanation
 from dogwood_jax._depth.layers import UNSHOWN, placements, with_kinds
 from dogwood_jax._depth.trial import Trial
+from dogwood_jax._growth.edit import Edit
 from dogwood_jax._growth.growth import Growth
-from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._judge.claim import Case
 from dogwood_jax._judge.twin import LargerProgram, claim
 from dogwood_jax._widths.widths import Widths
 
 
-def insertions(
+def new_layers(
     widths: Widths,
     larger: Widths,
     *,
     rename: Mapping[str, str] | None = None,
     copy: bool = False,
     interleave: bool = False,
-) -> Iterator[tuple[Insertion, ...]]:
+) -> Iterator[tuple[Edit, ...]]:
     """Proposes what the arrays of new layers are filled with.
 
     Args:
@@ -43,7 +43,7 @@ def insertions(
     program, options = larger.network.traced.program, {"copy": copy, "interleave": interleave}
     unfit, is_proposed = list[Fillings](), False
     for placed in placements(widths, program, rename=rename, **options):
-        growth = Growth(widths, (), insertions=placed)
+        growth = Growth(widths, (), inserted=placed)
         found = Fillings(growth, widths, larger, quickly=bool(unfit))
         for filled in found:
             is_proposed = True
@@ -54,7 +54,7 @@ def insertions(
 
 
 class Fillings:
-    """The insertions of a growth with fillings for new layers, the most likely ones first.
+    """The edits of a growth with fillings for new layers, the most likely ones first.
 
     Args:
         growth: the growth, whose new layers are free.
@@ -67,10 +67,10 @@ class Fillings:
         self, growth: Growth, network: Widths, larger: Widths, *, quickly: bool = False
     ) -> None:
         assert network.network is not None and larger.network is not None
-        self._free = with_kinds(growth.insertions, larger)
+        self._free = with_kinds(growth.inserted, larger)
         self._trial: Trial | str
         self._quickly = quickly
-        free, traced = replace(growth, insertions=self._free), network.network.traced
+        free, traced = replace(growth, inserted=self._free), network.network.traced
         program = LargerProgram(larger.network.traced)
         case = claim(free, traced, program)
         if isinstance(case, Case):
@@ -78,7 +78,7 @@ class Fillings:
         else:
             self._trial = f"they cannot be evaluated: {case}"
 
-    def __iter__(self) -> Iterator[tuple[Insertion, ...]]:
+    def __iter__(self) -> Iterator[tuple[Edit, ...]]:
         if isinstance(self._trial, str):
             return
         for filling in self._trial.that_fit(quickly=self._quickly):
