@@ -19,9 +19,8 @@ import numpy as np
 from jax import Array
 
 from dogwood_jax._arrays.apply_map import Window, appended, apply_map
-from dogwood_jax._arrays.draws import Draws, limit_of
-from dogwood_jax._arrays.finite import is_finite
-from dogwood_jax._base.draw import draw_into, scale_into, seed_at, seeds
+from dogwood_jax._arrays.draws import Draws
+from dogwood_jax._base.draw import seeds
 from dogwood_jax._base.trees import struct
 from dogwood_jax._growth.leaf_map import AlongAxis, AxisMap, LeafMap
 
@@ -189,9 +188,6 @@ def grow_window(
     Returns:
         Whether all of ``old`` is finite.
     """
-    if _by_numpy(part, old.dtype) and (sources[0] < 0 or is_finite(old)):
-        if _appended(old, places, sources, words, leaf_map, part, window):
-            return True
     # The same program makes all windows, so a short one is filled up.
     more = count - places.size
     filled = np.pad(places, (0, more), mode="edge")
@@ -200,77 +196,6 @@ def grow_window(
     made, finite = _made(rows, from_, filled, words, leaf_map=leaf_map, part=part)
     _bits(window)[...] = _bits(np.asarray(made))[: places.size]
     return bool(sources.max() < 0 or finite)
-
-
-# Numbers of these dtypes NumPy multiplies and rounds as XLA does.
-_SCALED = {"float16", "bfloat16", "float32", "float64"}
-_DRAWN = {*_SCALED, "complex64", "complex128"}
-
-
-def _by_numpy(part: Slab, dtype: Any) -> bool:
-    """Whether NumPy makes a part: old entries stay where they are, and others are appended."""
-    name = jnp.dtype(dtype).name
-    if not _only_appends(part) or (_is_scaled(part) and name not in _SCALED):
-        return False
-    return name in _DRAWN or part.map.kind != "random"
-
-
-def _is_scaled(part: Slab) -> bool:
-    return part.map.factor * part.map.shrink != 1
-
-
-def _appended(
-    old: np.ndarray,
-    places: np.ndarray,
-    sources: np.ndarray,
-    words: np.ndarray | None,
-    leaf_map: LeafMap,
-    part: Slab,
-    window: np.ndarray,
-) -> bool:
-    """Copies old entries, and draws others; see ``grow_window`` for the arguments.
-
-    To compile a program for each shape would take longer.
-
-    Returns:
-        Whether it is done. Numbers so small that XLA may take them for zeros are left to XLA.
-    """
-    is_old, sizes = bool(sources[0] >= 0), list(part.old_shape)
-    sizes[0] = places.size if is_old else 0
-    if is_old:
-        kept = window[tuple(map(slice, sizes))]
-        if not _is_scaled(part):
-            _bits(kept)[...] = _bits(old)
-        elif not scale_into(kept, old, part.map.factor * part.map.shrink):
-            return False
-    for axis, axis_map in appended([a for a in part.map.axes if isinstance(a, AxisMap)]):
-        place = part.order.index(axis)
-        block = [slice(size) for size in sizes]
-        block[place] = slice(axis_map.old, axis_map.new)
-        sizes[place] = axis_map.new
-        if place == 0:
-            block[0] = slice(0) if is_old else slice(places.size)
-            sizes[0] = places.size
-        target = window[tuple(block)]
-        if not target.size:
-            continue
-        if axis_map.fill == "zero" or leaf_map.kind != "random":
-            if axis_map.fill == "free" and leaf_map.kind == "ones":
-                target[...] = 1
-            else:
-                _bits(target)[...] = 0
-        else:
-            assert words is not None
-            along = [places[block[0]], *(np.arange(b.start or 0, b.stop) for b in block[1:])]
-            draw_into(
-                target,
-                seed_at(words, part.draws),
-                tuple(axis.new for axis in part.map.axes),
-                limit_of(leaf_map),
-                [along[part.order.index(axis)] for axis in range(len(along))],
-                part.order,
-            )
-    return True
 
 
 def _bits(array: np.ndarray) -> np.ndarray:

@@ -98,9 +98,6 @@ def grow(
 ) -> None:
     """Grows a checkpoint on disk, bit for bit as ``dw.grow`` grows its arrays with that key.
 
-    The one exception is a denormal number that is only copied: it is kept here, and XLA may take it
-    for zero in ``dw.grow``.
-
     Arrays are read, made and written one after another: neither the old nor the new network is ever
     in memory. The result appears whole or not at all.
 
