@@ -17,6 +17,7 @@ import optax
 import optax.contrib
 import pytest
 import transformer
+from networks import f64, fill
 from safetensors.numpy import load_file, save_file
 from tiers import in_tiers, long
 
@@ -222,6 +223,26 @@ def test_large_pieces_are_written_directly_and_zeros_left_out(dtype, tmp_path, m
     monkeypatch.setattr(new_files, "_open_directly", lambda _: None)
     checkpoint.grow(tmp_path / "small", growth, tmp_path / "again", key=KEY)
     assert (tmp_path / "again").read_bytes() == (tmp_path / "large").read_bytes()
+
+
+def test_threads_have_64_bits_where_the_caller_has(tmp_path):
+    small, target = (
+        {"up": jax.ShapeDtypeStruct((4, n), float), "down": jax.ShapeDtypeStruct((n, 2), float)}
+        for n in (8, 12)
+    )
+    growth = dw.plan(
+        dw.trace(lambda p, x: x @ p["up"] @ p["down"], small, f64(1, 4)), target=target
+    )
+    arrays = fill(small, 0)
+    jax.config.update("jax_enable_x64", False)
+    try:
+        with jax.enable_x64(True):
+            save_file({name: np.array(array) for name, array in arrays.items()}, tmp_path / "small")
+            checkpoint.grow(tmp_path / "small", growth, tmp_path / "large", key=KEY)
+            expected = dw.grow(arrays, growth, key=KEY)
+    finally:
+        jax.config.update("jax_enable_x64", True)
+    assert_same(load(tmp_path / "large"), expected)
 
 
 # Names --------------------------------------------------------------------------------------------

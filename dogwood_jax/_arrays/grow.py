@@ -16,8 +16,9 @@ from dogwood_jax._arrays.explicit_axes import explicit_shardings, with_automatic
 from dogwood_jax._arrays.finite import not_finite, refusal_of_not_finite
 from dogwood_jax._arrays.rounds import bytes_of, delete, rounds, several_times
 from dogwood_jax._base.arguments import expect_arrays, expect_values
+from dogwood_jax._base.bits import cut_short
 from dogwood_jax._base.described import described
-from dogwood_jax._base.problems import cut_short, listed
+from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import (
     PyTree,
     arrays_of,

@@ -11,6 +11,7 @@
 | ``places`` | where a file may be written |
 | ``printable`` | text that a terminal can show |
 | ``problems`` | how an error lists all that is wrong: ``listed`` |
+| ``bits`` | whether JAX has 64 bits for a number |
 | ``tables`` | tables that people read |
 | ``meshes`` | where arrays lie on a mesh of devices |
 | ``draw`` | random numbers for new weights, as fast as they can be written |

@@ -4,8 +4,6 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
-import jax
-
 from dogwood_jax._base.tables import MANY, layers_together, merged
 
 _LONGEST = 100  # characters of a line with more than one thought
@@ -106,13 +104,3 @@ class Refused(ValueError):
 
 class UnfitArrays(ValueError):
     """Raised by a module that takes its sizes from its arrays, and cannot take them from these."""
-
-
-def cut_short(path: str, dtype: Any) -> list[str]:
-    """Returns the problem of an array that JAX would make one of fewer bits, if it would."""
-    if jax.dtypes.canonicalize_dtype(dtype) == dtype:
-        return []
-    return [
-        f"{path}: is {dtype}, which JAX would cut short; "
-        "set jax.config.update('jax_enable_x64', True) first"
-    ]

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dogwood_jax._base.bits import in_64_bits
 from dogwood_jax._program.interpret import called, interpret
 from dogwood_jax._program.primitives.functions import (
     FUNCTIONS,
@@ -240,12 +241,3 @@ def _host() -> Any:
 
 # The parameters that name a dtype to compute in.
 _DTYPES = frozenset(("new_dtype", "preferred_element_type", "dtype"))
-
-
-def in_64_bits() -> Any:
-    """Returns a context in which JAX has 64 bits, whatever the caller's settings are."""
-    if hasattr(jax, "enable_x64"):
-        return jax.enable_x64(True)
-    from jax import experimental  # before JAX 0.8
-
-    return experimental.enable_x64(True)  # type: ignore[attr-defined]

@@ -20,13 +20,14 @@ import numpy as np
 
 from dogwood_jax._arrays.grow import grown as arrays_of_larger
 from dogwood_jax._arrays.grow import without_choices
+from dogwood_jax._base.bits import in_64_bits
 from dogwood_jax._base.meshes import without_mesh
 from dogwood_jax._base.trees import struct
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._judge.cause import first_to_differ, not_finite
 from dogwood_jax._judge.choices import Choices
 from dogwood_jax._judge.claim import Case, ComparedOutput, Side
-from dogwood_jax._judge.evaluate import Undecided, evaluate, in_64_bits, widest, words
+from dogwood_jax._judge.evaluate import Undecided, evaluate, widest, words
 from dogwood_jax._judge.gradients import Sample, check_gradients
 from dogwood_jax._judge.hidden import Hidden, Steps, are_apart
 from dogwood_jax._judge.run import Drawn, run

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
+from dogwood_jax._base.bits import cut_short, in_64_bits
 from dogwood_jax.checkpoint.draft import Draft
 from dogwood_jax.checkpoint.made import Made, Piece
 
@@ -49,6 +50,7 @@ class Writers:
         # Parts that are being written; behind those of an array, the array.
         self._waiting: deque[Future[None] | New] = deque()
         self._alone = threading.Lock()
+        self._has_64_bits = not cut_short("", float)
 
     def __enter__(self) -> "Writers":
         return self
@@ -69,8 +71,13 @@ class Writers:
         for task in tasks:
             while len(self._waiting) > 2 * self._threads:
                 self._next()
-            self._waiting.append(self._pool.submit(task))
+            self._waiting.append(self._pool.submit(self._run, task))
         self._waiting.append(new)
+
+    def _run(self, task: Callable[[], None]) -> None:
+        """Runs a task with the settings of the thread that began it."""
+        with in_64_bits(self._has_64_bits):
+            task()
 
     def finish(self) -> None:
         """Waits until all that was begun is written."""
