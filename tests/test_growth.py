@@ -1,15 +1,18 @@
 """``Widths`` and ``Growth``, and the functions between them, with widths written by hand."""
 
 import pickle
+import runpy
 import subprocess
 import sys
 from itertools import pairwise
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from networks import fill
 
 import dogwood_jax as dw
 from dogwood_jax._widths.reasons import Reason, kind_of
@@ -161,6 +164,20 @@ def test_files_keep_the_kinds_of_reasons():
     text = dw.to_json(widths).replace('"must_stay"', '"hunch"')
     with pytest.raises(ValueError, match="knows no kind of reason 'hunch'"):
         dw.from_json(text)
+
+
+def test_a_growth_of_an_earlier_version_is_read() -> None:
+    """``tests/data/make_growth.py`` wrote it. It has new layers, new units and factors."""
+    path = Path(__file__).parent / "data" / "make_growth.py"
+    made = runpy.run_path(str(path))
+    growth = dw.from_json(made["FILE"].read_text())
+    assert growth.changes and growth.inserted and growth.factors
+    small = fill(made["shapes"](2, 4, 6), 0)
+    tokens = jnp.arange(6).reshape(made["TOKENS"].shape)
+    wide = dw.grow(small, growth, key=jax.random.key(0))
+    assert jax.tree.map(jnp.shape, wide) == jax.tree.map(jnp.shape, made["shapes"](3, 8, 9))
+    old, new = (made["apply"](params, tokens) for params in (small, wide))
+    np.testing.assert_allclose(old, new, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("value", [WIDTHS, growth_of()], ids=["widths", "growth"])

@@ -1,4 +1,7 @@
-"""``Widths`` and ``Growth`` as JSON, so that a run can record how it grew and replay it."""
+"""``Widths`` and ``Growth`` as JSON, so that a run can record how it grew and replay it.
+
+Members that are their defaults are left out, so defaults have to stay what they are.
+"""
 
 import dataclasses
 import functools
