@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from safetensors.numpy import load_file, save_file
 from tiers import long
 
 import dogwood_jax as dw
-from dogwood_jax._optimizer.ordered import ordered
-from dogwood_jax.checkpoint.made import made_of
+from dogwood_jax._optimizer.factored import joined, parted
 
 LAYERS, HEADS = 3, 4
 X = np.sin(np.arange(24.0)).reshape(8, 3)
@@ -123,8 +123,14 @@ def test_the_optimizer_goes_along(network, tx):
     if "v_row" in str(found):
         # Means over units are those of all units, as when any unit goes. Means of units follow.
         assert jax.tree.map(jnp.shape, found) == jax.tree.map(jnp.shape, expected)
-        old, new = (one[0].v_col["blocks"]["up"] for one in (state, ordered(state, growth)))
-        np.testing.assert_array_equal(new[:, :2], np.take_along_axis(old, np.array(KEPT), 1))
+        old, new = (
+            [getattr(one[0], name)["blocks"]["up"] for name in ("v", "v_row", "v_col")]
+            for one in (state, found)
+        )
+        whole = joined(old, params["blocks"]["up"].shape)
+        kept = np.take_along_axis(whole, np.array(KEPT)[:, None], 2)
+        for a, b in zip(new, parted(kept, (1,), is_factored=True), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5)
         return
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), *updates)
 
@@ -182,12 +188,18 @@ def test_wrong_rows_are_refused(network, kept, message):
         dw.plan(widths, keep={name: kept})
 
 
-def test_rows_are_for_stacks_alone(network):
+def test_rows_are_for_stacks_alone():
     params = {"up": jnp.ones((3, 4)), "down": jnp.ones((4, 2))}
     widths = dw.trace(lambda p, x: jnp.tanh(x @ p["up"]) @ p["down"], params, X)
     with pytest.raises(ValueError, match="not in one stack"):
         dw.plan(widths, keep={"up": [[0, 1], [1, 2]]})
-    _, widths, keep = network
-    shapes = jax.eval_shape(drawn)
-    with pytest.raises(ValueError, match="each layer keeps other units"):
-        made_of(shapes, dw.plan(widths, keep=keep), None)
+
+
+def test_a_checkpoint_keeps_the_same_units(network, tmp_path):
+    params, widths, keep = network
+    growth = dw.plan(widths, keep=keep)
+    arrays = {f"blocks.{name}": np.asarray(array) for name, array in params["blocks"].items()}
+    save_file(arrays, tmp_path / "whole")
+    dw.checkpoint.grow(tmp_path / "whole", growth, tmp_path / "small")
+    found = load_file(tmp_path / "small")
+    equal({name.removeprefix("blocks."): a for name, a in found.items()}, by_hand(params)["blocks"])

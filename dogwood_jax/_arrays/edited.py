@@ -88,6 +88,8 @@ def edited(
         units: the same for the old array, from which free entries of its new units are taken.
         scale: an array that weighs old entries in means, see ``apply_map``.
     """
+    for order in edit.orders:
+        old = order.of(old)
     if old is not None and edit.map is not None and edit.map.changes:
         old = grow_array(old, edit.map, random, units, scale)
     if edit.experts is not None:

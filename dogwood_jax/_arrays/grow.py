@@ -78,7 +78,6 @@ def grown(
     leaves = leaves_by_path(variables)
     new = None if fresh is None else leaves_by_path(fresh)
     expect_network("grow", variables, leaves, growth)
-    leaves, growth = in_order(leaves, growth)
     if new is not None:
         expect_arrays("grow", "fresh", fresh, arrays_of(new), growth.edits)
     _check(leaves, growth, key, new)
@@ -104,15 +103,6 @@ def grown(
     return filled(structure, arrays, like=variables if fresh is None else fresh)
 
 
-def in_order(leaves: Mapping[str, Any], growth: Growth) -> tuple[dict[str, Any], Growth]:
-    """Returns arrays whose units are in order if layers lose other units each; and what is left."""
-    arrays = dict(leaves)
-    for path, several in growth.orders.items():
-        for order in several:
-            arrays[path] = order.of(arrays[path])
-    return arrays, growth.in_order
-
-
 def _model(variables: PyTree, growth: Growth, fresh: PyTree) -> tuple[Any, dict[str, Any]]:
     """Returns the structure of the larger model, and its leaves that are no arrays, by path.
 
@@ -132,12 +122,12 @@ def _model(variables: PyTree, growth: Growth, fresh: PyTree) -> tuple[Any, dict[
     others = {path: leaf for path, leaf in leaves_by_path(model).items() if not is_array(leaf)}
     planned = growth.structure if fresh is None else None
     if is_deeper and fresh is None:
-        others = {new: leaf for path, leaf in others.items() if (new := growth.renamed(path))}
+        others = {new: leaf for path, leaf in others.items() if (new := growth.place(path))}
         way_out = f"pass the {'smaller' if growth.layers else 'larger'} model as fresh="
         if planned is None:
             problems.append("a module says numbers, and maybe how many layers there are")
         else:
-            kept = {growth.renamed(path) for path in leaves}
+            kept = {growth.place(path) for path in leaves}
             problems += [
                 f"{path}: no array, so only the larger model has it"
                 for path in leaves_by_path(tree_of_indices(planned))
@@ -157,8 +147,8 @@ def _zero(fresh: Mapping[str, Any] | None, growth: Growth, key: Array | None) ->
     """
     if fresh is None or not all(map(_is_here, fresh.values())):
         return set()
-    known = {leaf.path: growth.edits[growth.place(leaf.path)] for leaf in growth.staying}
-    dead = dead_in({path: rows_of(edit, fresh[edit.path]) for path, edit in known.items()}, growth)
+    old = {path: rows_of(edit, fresh[edit.path]) for path, edit in growth.held.items()}
+    dead = dead_in(old, growth)
     if dead and key is None:
         problems = [
             f"{', '.join(paths)}: zero in the larger model for all new units of {width}, so these "
@@ -166,7 +156,7 @@ def _zero(fresh: Mapping[str, Any] | None, growth: Growth, key: Array | None) ->
             for width, paths in dead.items()
         ]
         raise ValueError(listed("cannot grow these variables", problems))
-    return {known[path].path for paths in dead.values() for path in paths}
+    return {growth.held[path].path for paths in dead.values() for path in paths}
 
 
 def _is_here(leaf: Any) -> bool:
@@ -223,13 +213,13 @@ def edited_arrays(
     weighed = {path: leaves[scale] for path, scale in growth.weighed.items()}
     values = {e.path: fresh[e.path] for e in every if e.takes_fresh and e.path in fresh}
     units = {
-        e.path: (fresh[place], growth.edits[place])
+        e.path: (fresh[held.path], held)
         for e in every
-        if e.map is not None and (place := growth.place(str(e.source))) in fresh
+        if e.map is not None and (held := growth.held[str(e.source)]).path in fresh
     }
     # What weighs others is needed until they have grown, and so is what others are made of, too.
     keep = several_times((*kept.values(), *old.values())) | {*map(id, weighed.values())}
-    arrays = {growth.place(p): leaf for p, leaf in leaves.items() if growth.renamed(p)} | kept
+    arrays = {place: leaf for p, leaf in leaves.items() if (place := growth.place(p))} | kept
     random = Randomness(growth, key)
 
     def size(edit: Edit) -> int:
@@ -381,7 +371,7 @@ def _check(
     problems += problems_of_new(growth, new, key, "pass key= or fresh=")
     if fresh is not None:
         shapes = {path: jnp.shape(array) for path, array in arrays_of(leaves).items()}
-        expected = {growth.place(path): n for path, n in shapes.items() if growth.renamed(path)}
+        expected = {place: n for path, n in shapes.items() if (place := growth.place(path))}
         expected |= {path: edit.shape for path, edit in growth.edits.items()}
         problems += [f"{path}: not in fresh" for path in expected if path not in new]
         problems += [f"{path}: only in fresh" for path in new if path not in expected]
@@ -393,7 +383,8 @@ def _check(
     if not problems:
         # NaN may be in units that are removed, so arrays that only lose units are not checked.
         grow = [path for path, leaf_map in growth.maps.items() if leaf_map.grows]
-        places = [place for path in grow if (place := growth.place(path)) in new]
+        held = (growth.held[path].path for path in grow if path in growth.held)
+        places = [place for place in held if place in new]
         for where, tree, paths in (("", leaves, grow), (" in fresh", new, places)):
             problems += [
                 refusal_of_not_finite(path, where)

@@ -123,7 +123,7 @@ def _removing(growth: Growth, network: Network, kept: tuple[KeptLayers, ...]) ->
         f"{path}: is held by an attribute of a class, so it cannot go; layers go from dicts, lists "
         "and tuples"
         for path in places
-        if found.renamed(path) is None
+        if found.place(path) is None
     ]
     stay = (leaf for leaf in widths.leaves if leaf.path in places)
     left = {units.width for leaf in stay for layout in leaf.axes for units in units_of(layout)}
@@ -156,16 +156,16 @@ def smaller_program(growth: Growth) -> Program | None:
 def _own_program(growth: Growth, network: Network) -> Program | None:
     """Returns the program of the network's own function without layers, or None."""
     old = leaves_by_path(network.variables)
-    left = {place: leaf for path, leaf in old.items() if (place := growth.renamed(path))}
-    for leaf in growth.staying:
-        left[growth.place(leaf.path)] = struct(growth.shapes[leaf.path], old[leaf.path].dtype)
+    left = {place: leaf for path, leaf in old.items() if (place := growth.place(path))}
+    for path, edit in growth.held.items():
+        left[edit.path] = struct(edit.shape, old[path].dtype)
     whole = whole_program(network)
     try:
         found = Program(network.apply, rebuilt(growth.structure, left), whole.inputs)
     except Exception:  # any function may raise that knows how many layers it has
         return None
     # Arrays that nothing reads any more are of the layers, too, and were not named.
-    read = {place for path in whole.reading_order() if (place := growth.renamed(path))}
+    read = {place for path in whole.reading_order() if (place := growth.place(path))}
     return found if read <= {*found.reading_order()} else None
 
 

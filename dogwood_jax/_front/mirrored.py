@@ -73,15 +73,11 @@ def _shapes(arrays: Arrays) -> dict[str, tuple[int, ...]]:
 
 def _old_part(value: Any, path: str, growth: Growth) -> Any:
     """Returns the entries of a mirrored variable that are the old ones, or None if none are."""
-    moved = growth.moved.get(path)
-    if moved is not None and moved.layers:
-        value = jnp.take(value, np.flatnonzero(np.array(moved.entries) >= 0), moved.layers.axis)
-    leaf_map = growth.maps.get(path)
-    if leaf_map is None:
+    if (edit := growth.held.get(path)) is None:
         return value
-    if leaf_map.rescales or not all(axis.appends for axis in leaf_map.maps()):
+    if edit.old_places is None:
         return None
-    for axis, along in enumerate(leaf_map.axes):
-        if along.changes:
-            value = jnp.take(value, old_places(along), axis)
+    for axis, places in enumerate(edit.old_places):
+        if places is not None:
+            value = jnp.take(value, places, axis)
     return value

@@ -6,8 +6,9 @@ from typing import Literal
 
 import numpy as np
 
+from dogwood_jax._growth.by_layer import Order
+from dogwood_jax._growth.leaf_map import AxisMap, LeafMap, old_places
 from dogwood_jax._growth.leaf_map import Fill as Rest
-from dogwood_jax._growth.leaf_map import LeafMap
 from dogwood_jax._widths.widths import Kind
 
 
@@ -91,6 +92,7 @@ class Edit:
         scales: what the values of the old array are multiplied by in the end: one number, or one
             for each layer. If empty, they stay as they are.
         map: what becomes of the old array's units before all this; None if nothing does.
+        orders: the orders in which units are put in each layer before that.
     """
 
     path: str
@@ -102,6 +104,7 @@ class Edit:
     experts: Experts | None = None
     scales: tuple[float, ...] = ()
     map: LeafMap | None = None
+    orders: tuple[Order, ...] = ()
 
     @property
     def old(self) -> str | None:
@@ -116,8 +119,12 @@ class Edit:
     @cached_property
     def changes(self) -> bool:
         """Whether it is something else than an old array, perhaps under another path."""
-        is_mapped = self.map is not None and self.map.changes
-        return is_mapped or self.fill is not None or bool(self.experts or self.scales)
+        return bool(self.map and self.map.changes) or not self.is_mapped
+
+    @property
+    def is_mapped(self) -> bool:
+        """Whether its map alone decides what becomes of the old array."""
+        return not (self.fill or self.experts or self.scales or self.orders)
 
     @property
     def takes_fresh(self) -> bool:
@@ -147,6 +154,20 @@ class Edit:
         each = shape[axis] // len(self.layers.places)
         shape[axis : axis + 1] = [each] if each > 1 else []
         return tuple(shape)
+
+    @property
+    def old_places(self) -> tuple[np.ndarray | None, ...] | None:
+        """Where old entries are along each axis, or None for all; None if they are others now."""
+        leaf_map = self.map
+        if self.experts or self.scales or self.orders:
+            return None
+        if leaf_map and (leaf_map.rescales or not all(axis.appends for axis in leaf_map.maps())):
+            return None
+        axes = leaf_map.axes if leaf_map else (AxisMap(n, n) for n in self.shape)
+        places = [old_places(along) if along.changes else None for along in axes]
+        if self.layers is not None:
+            places[self.layers.axis] = np.flatnonzero(np.asarray(self.entries) >= 0)
+        return tuple(places)
 
     @property
     def new(self) -> np.ndarray:

@@ -285,16 +285,21 @@ class Growth:
     @cached_property
     def edits(self) -> dict[str, Edit]:
         """What each array of the larger model is made of, by path."""
-        stay = {self.place(leaf.path): leaf.path for leaf in self.staying}
-        found = {new: Edit(new, self.shapes[old], source=old) for new, old in stay.items()}
-        found |= {edit.path: edit for edit in self.inserted}
         changing = {path: leaf_map for path, leaf_map in self.maps.items() if leaf_map.changes}
-        return {p: replace(edit, map=changing.get(edit.source or "")) for p, edit in found.items()}
+        moved, found = {edit.old for edit in self.inserted}, list[Edit]()
+        for path, shape in self.shapes.items():
+            if path not in moved and (place := self.place(path)) is not None:
+                found.append(Edit(place, shape, source=path))
+        every = ((edit, edit.source or "") for edit in (*found, *self.inserted))
+        return {
+            edit.path: replace(edit, map=changing.get(old), orders=self.orders.get(old, ()))
+            for edit, old in every
+        }
 
     @cached_property
-    def moved(self) -> dict[str, Edit]:
-        """What becomes of old arrays that get another path, or more layers, by old path."""
-        return {edit.old: edit for edit in self.inserted if edit.old is not None}
+    def held(self) -> dict[str, Edit]:
+        """What the arrays are made of in which old arrays live on, by old path."""
+        return {edit.old: edit for edit in self.edits.values() if edit.old is not None}
 
     @cached_property
     def orders(self) -> dict[str, tuple[Order, ...]]:
@@ -313,17 +318,14 @@ class Growth:
         changes = tuple(replace(change, by_layer=None) for change in self.changes)
         return replace(self, changes=changes) if self.orders else self
 
-    def place(self, path: str) -> str:
-        """The path of an old array that stays, in the larger model."""
-        return self.moved[path].path if path in self.moved else self.renamed(path) or path
-
     @cached_property
-    def staying(self) -> tuple[Leaf, ...]:
-        """The old arrays that the larger model has, too."""
-        return tuple(leaf for leaf in self.widths.leaves if self.renamed(leaf.path) is not None)
+    def _moved(self) -> dict[str, str]:
+        return {edit.old: edit.path for edit in self.inserted if edit.old is not None}
 
-    def renamed(self, path: str) -> str | None:
-        """Returns the path of a leaf after layers have gone; None if the leaf goes with them."""
+    def place(self, path: str) -> str | None:
+        """Returns the path of a leaf in the larger model; None if the leaf goes with its layer."""
+        if path in self._moved:
+            return self._moved[path]
         for layers in self.layers:
             if (place := layers.place(path)) is None:
                 return None
@@ -336,11 +338,12 @@ class Growth:
         leaves = tuple(
             replace(
                 leaf,
-                path=self.place(leaf.path) if self.layers else leaf.path,
+                path=self.held[leaf.path].path if self.layers else leaf.path,
                 shape=self.shapes[leaf.path],
                 axes=tuple(resized(layout, self.sizes) for layout in leaf.axes),
             )
-            for leaf in self.staying
+            for leaf in self.widths.leaves
+            if leaf.path in self.held
         )
         left = {u.width for leaf in leaves for layout in leaf.axes for u in units_of(layout)}
         facts = (
@@ -395,10 +398,12 @@ class Growth:
             raise ValueError(f"growth.rates: optimizer must be 'adam' or 'sgd', got {optimizer!r}")
         of_larger_model("growth.rates(tree)", tree, self._new_entries)
         found = rates_of(self.widths.leaves, self.sizes, optimizer)
-        placed = {self.place(path): rate for path, rate in found.items()}
         shapes = {leaf.path: leaf.shape for leaf in self.widths.leaves}
-        for new in self.inserted if shapes else ():
-            placed[new.path] = found[new.source or most_like(new.path, new.shape, shapes)]
+        placed = {
+            path: found[edit.source or most_like(path, edit.shape, shapes)]
+            for path, edit in self.edits.items()
+            if shapes
+        }
         paths = leaves_by_path(tree)
         rates = dict.fromkeys(paths, 1.0) | by_ending(paths, placed)
         return in_order_of(tree, rebuilt(jax.tree.structure(tree), rates))

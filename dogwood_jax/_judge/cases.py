@@ -109,7 +109,7 @@ def mirrored(side: Side) -> Mapping[str, str]:
 
 def place_of_mirror(path: str, leaf: str, growth: Growth) -> str:
     """Returns where the larger network has the result that mirrors a variable."""
-    if (place := growth.place(leaf)) == leaf:
+    if (place := growth.place(leaf) or leaf) == leaf:
         return path
     if f"/{path}".endswith(f"/{leaf}"):
         return path.removesuffix(leaf) + place
@@ -119,9 +119,5 @@ def place_of_mirror(path: str, leaf: str, growth: Growth) -> str:
 
 def _old_part(path: str, growth: Growth) -> tuple[Any, ...] | None:
     """Returns where the old entries of a mirrored variable are, or None if none are the same."""
-    moved, leaf_map = growth.moved.get(path), growth.maps.get(path)
-    if leaf_map is None or (moved is not None and moved.layers):
-        return None
-    if leaf_map.rescales or not all(axis.appends for axis in leaf_map.maps()):
-        return None
-    return tuple(old_places(along) if along.changes else None for along in leaf_map.axes)
+    edit = growth.held.get(path)
+    return None if edit is None or edit.layers else edit.old_places

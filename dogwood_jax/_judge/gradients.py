@@ -234,7 +234,7 @@ def _places(growth: Growth, change: Change) -> Iterator[_Place]:
     """Yields where arrays of the larger network have the units of a width."""
     shapes = growth.shapes
     for leaf in growth.after.leaves:
-        path = growth.place(leaf.path)
+        path = growth.held[leaf.path].path
         if shapes.get(path, leaf.shape) != leaf.shape:
             continue
         for axis, layout in enumerate(leaf.axes):

@@ -309,7 +309,7 @@ class _Twin:
         stacked = {edit.path: edit.layers.axis for edit in inserted if edit.layers}
         if any(e.experts or (e.fill and len(e.fill.values) > 1) for e in inserted):
             raise CannotShrink("arrays of new layers that are made of several old ones")
-        places = [(leaf, growth.place(leaf.path)) for leaf in growth.widths.leaves]
+        places = [(leaf, growth.held[leaf.path].path) for leaf in growth.widths.leaves]
         copies = {edit.path: edit.source for edit in inserted if edit.is_whole}
         places += [(growth.widths.leaf(old), new) for new, old in copies.items() if old is not None]
         for leaf, path in places:

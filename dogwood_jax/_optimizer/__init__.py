@@ -11,7 +11,6 @@ In come the state, the growth and ``tx``; out comes the state for the grown para
 | ``factored`` | second moments that are kept as means along two axes |
 | ``growable`` | the wrapper: one count for each cohort of entries, or for each unit |
 | ``renew`` | a state in which the entries of some units begin anew |
-| ``ordered`` | a state whose units are put in order in each layer |
 | ``ages`` | when entries were born, and what share copies carry |
 | ``by_cohort`` | an optimizer's update in which every entry has the count of its cohort |
 

@@ -18,7 +18,8 @@ import numpy as np
 from jax import Array
 
 from dogwood_jax._arrays.apply_map import apply_map
-from dogwood_jax._base.trees import PyTree, leaves_by_path
+from dogwood_jax._base.trees import PyTree, concrete, leaves_by_path
+from dogwood_jax._growth.edit import Edit
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._growth.leaf_map import LeafMap
 from dogwood_jax._optimizer.fields import Field, fields_in
@@ -217,14 +218,15 @@ def grown_ages(
         ages = Ages(zero, zero[None], tuple(number[None] for number in begun), {})
     number, is_renewable = len(ages.births), ages.is_renewable
     known, grown = ages.by_path(), dict[str, AlongAxes]()
-    stay = {leaf.path for leaf in growth.staying}
-    fields = {field.leaf.path: field for field in moments.aged if field.leaf.path in stay}
+    fields = {f.leaf.path: f for f in moments.aged if f.leaf.path in growth.held}
     for field in fields.values():
         leaf, inner = field.leaf, field.inner
         index = moments.count_of(field)
         since = ages.steps - ages.births if index is None else now[index] - ages.counts[index]
-        edit, leaf_map = growth.edits[growth.place(leaf.path)], growth.maps[leaf.path]
+        edit, leaf_map = growth.held[leaf.path], growth.maps[leaf.path]
         if inner in known or leaf_map.changes or edit.layers or edit.experts:
+            if inner in known:
+                _expect_one_age(leaf.path, known[inner], edit)
             old = known.get(inner) or _born(leaf.shape, 0)
             layers = ((edit.layers.axis, edit.entries),) if edit.layers else ()
             found = _grown(old, since, number, leaf_map=leaf_map, layers=layers)
@@ -243,6 +245,17 @@ def grown_ages(
         _nested(grown),
     )
     return _by_unit(larger, ages.growths) if is_renewable else larger
+
+
+def _expect_one_age(path: str, ages: AlongAxes, edit: Edit) -> None:
+    """Raises if units of several ages get another order in each layer."""
+    for order in edit.orders:
+        cohorts = concrete(ages.cohorts[order.axis])
+        if cohorts is None or (cohorts != cohorts[:1]).any():
+            raise ValueError(
+                f"{path}: its units are of several ages, which are kept for all layers together; "
+                "keep the same units in all layers"
+            )
 
 
 def renewable_ages(state: PyTree, known: Mapping[str, Leaf]) -> Ages | None:

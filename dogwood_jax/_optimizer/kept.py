@@ -51,9 +51,8 @@ class How:
     @property
     def is_mapped(self) -> bool:
         """Whether the map of its edit alone decides what becomes of the old array."""
-        edit = self.edit
-        is_more = edit.fill or edit.experts or edit.scales or self.start or self.is_factored
-        return self.meaning != "parameters" and not is_more
+        is_more = self.start or self.is_factored or self.meaning == "parameters"
+        return self.edit.is_mapped and not is_more
 
     def made(
         self,
@@ -162,7 +161,7 @@ class Keeping:
             path, meaning = field.leaf.path, self._meanings.get(field.place)
             if meaning is None or field.is_factor:
                 continue
-            edit = self._edit(field, self._growth.edits[self._growth.place(path)], meaning)
+            edit = self._edit(field, self._growth.held[path], meaning)
             if not edit.changes:
                 continue
             places, start = field.places(edit.path), self._begins.get(field.place, 0.0)

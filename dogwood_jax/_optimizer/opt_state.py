@@ -64,7 +64,6 @@ from dogwood_jax._optimizer.larger_params import (
     part_at,
     zeros_of,
 )
-from dogwood_jax._optimizer.ordered import ordered
 
 
 def grow_opt_state(
@@ -186,8 +185,6 @@ def grow_state(
     expect_given("grow_opt_state", variables=(VARIABLES, variables), fields=(MAPPING, fields))
     if second_moment not in (None, "mean", "zeros"):
         raise ValueError(f"second_moment must be 'mean' or 'zeros', got {second_moment!r}")
-    if growth.orders:
-        opt_state, growth = ordered(opt_state, growth), growth.in_order
     plain = unwrapped_state(opt_state)
     found = fields_of(plain, growth)
     _expect_state(plain, leaves_by_path(plain), found, growth)
@@ -380,7 +377,7 @@ def _grow_plain(
         what = "cannot grow this state; start anew with tx.init"
         missing = (f"{k.places[0]}: is weighed by {k.scale}, which is not there" for k in alone)
         raise ValueError(listed(what, missing))
-    moved = {field.place: field.at(growth.place(field.leaf.path)) for field in found}
+    moved = {field.place: field.at(growth.held[field.leaf.path].path) for field in found}
     old = {field.place: arrays[field.place] for field in found}
     like = {place: one.like for one in of_new for place in one.places} | begun
     where = placement(
@@ -413,16 +410,21 @@ def _staying(
     """Returns the fields of arrays that the larger network has, too, and the arrays of the state.
 
     Raises:
-        ValueError: if vectors along axes belong to arrays that become experts.
+        ValueError: if vectors along axes belong to arrays that become experts, or whose units get
+            another order in each layer.
     """
-    stay = {leaf.path for leaf in growth.staying}
-    gone = {field.place for field in found if field.leaf.path not in stay}
+    gone = {field.place for field in found if field.leaf.path not in growth.held}
     found = [field for field in found if field.place not in gone]
-    repeated = {edit.source for edit in growth.inserted if edit.experts}
-    if by_axis := [f for f in found if f.axis is not None and f.leaf.path in repeated]:
-        problems = [f"{f.place}: has a number for each place along one axis" for f in by_axis]
-        problem = "cannot grow this state to that of experts; start anew with tx.init"
-        raise ValueError(listed(problem, problems))
+    problems = list[str]()
+    for field in found:
+        edit = growth.held[field.leaf.path]
+        if field.axis is not None and edit.experts:
+            problems.append(f"{field.place}: has a number for each place along one axis")
+        elif field.axis in [order.axis for order in edit.orders]:
+            problems.append(f"{field.place}: does not say what belongs to a unit of one layer")
+    if problems:
+        what = "cannot grow this state; start anew with tx.init"
+        raise ValueError(listed(what, problems))
     return found, {place: array for place, array in arrays.items() if place not in gone}
 
 

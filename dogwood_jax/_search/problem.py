@@ -207,7 +207,7 @@ class Problem:
     def _move(self, u: Unknown, variables: Arrays, old: Arrays, none: Arrays, ones: Arrays) -> Any:
         """Returns what a change of an unknown adds to its array."""
         growth = self._case.growth
-        place = growth.place(u.path)
+        place = growth.held[u.path].path
         if u.kind == "factor":
             return old[place]
         if u.kind == "offset":
@@ -293,12 +293,12 @@ class Problem:
         return [next(left) if p is None else wide[p] for p, _ in self._case.new.arguments]
 
     def _wide(self, sample: _Sample, arrays: Arrays, x: np.ndarray) -> dict[str, Any]:
-        wide, place = dict(arrays), self._case.growth.place
+        wide, held = dict(arrays), self._case.growth.held
         factors = {u.path: by for u, by in zip(self.unknowns, x) if u.kind == "factor"}
         for u, by in zip(self.unknowns, x):
             more = (by - 1) * np.exp(factors.get(u.path, 0.0)) if u.kind == "mix" else np.expm1(by)
             if more:
-                wide[place(u.path)] = wide[place(u.path)] + more * sample.moves[u]
+                wide[held[u.path].path] = wide[held[u.path].path] + more * sample.moves[u]
         return wide
 
     def _rows(self, sample: _Sample, results: Sequence[Any]) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from dogwood_jax._arrays.explicit_axes import explicit_shardings, with_automatic_axes
-from dogwood_jax._arrays.grow import expect_network, in_order
+from dogwood_jax._arrays.grow import expect_network
 from dogwood_jax._base.arguments import BY_WIDTH, NAMES, VARIABLES, WIDTHS, expect
 from dogwood_jax._base.trees import PyTree, in_order_of, leaves_by_path, rebuilt
 from dogwood_jax._front.grow import grow
@@ -112,11 +112,13 @@ def without_units(variables: PyTree, growth: Growth) -> PyTree:
 
 
 def _in_order(variables: PyTree, growth: Growth) -> tuple[PyTree, Growth]:
-    """Returns variables whose units are in order if layers lose other units each."""
-    if not growth.orders:
-        return variables, growth
-    leaves, growth = in_order(leaves_by_path(variables), growth)
-    return in_order_of(variables, rebuilt(jax.tree.structure(variables), leaves)), growth
+    """Returns variables whose units are in order if layers lose other units each; what is left."""
+    leaves = leaves_by_path(variables)
+    for path, several in growth.orders.items():
+        for order in several:
+            leaves[path] = order.of(leaves[path])
+    tree = in_order_of(variables, rebuilt(jax.tree.structure(variables), leaves))
+    return tree, growth.in_order
 
 
 def merge_symmetric(

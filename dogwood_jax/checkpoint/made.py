@@ -99,11 +99,6 @@ def made_of(variables: PyTree, growth: Growth, key: Array | None) -> PyTree:
             f"checkpoint.grow: strategies.{choices[0].strategy} looks at a loss of the whole "
             "network, so it needs the arrays in memory; use dw.grow, or another strategy"
         )
-    if by_layer := [change.width for change in growth.changes if change.by_layer]:
-        raise ValueError(
-            f"checkpoint.grow: each layer keeps other units of {by_layer[0]}, which moves units "
-            "about in memory; use dw.grow, or keep the same ones in all layers"
-        )
     with warnings.catch_warnings():
         # JAX says that it would cut 64 bits short. What is stored tells dtypes here.
         warnings.filterwarnings("ignore", "Explicitly requested dtype", UserWarning)
@@ -183,8 +178,7 @@ def pieces_of(
     """
     parts: tuple[Slab, ...] = ()
     edit = made.edit
-    is_more = edit.fill or edit.layers or edit.experts or edit.scales
-    if old is not None and edit.map is not None and not is_more:
+    if old is not None and edit.map is not None and edit.is_mapped:
         parts = parts_of(edit.map, old.order)
     if not parts:
         make = functools.partial(_whole, made, old, order, scale)
