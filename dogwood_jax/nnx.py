@@ -15,7 +15,6 @@ import jax
 from flax import nnx
 
 import dogwood_jax as dw
-from dogwood_jax._arrays.unshared import unshared
 from dogwood_jax._base.arguments import (
     BY_WIDTH,
     GROWTH,
@@ -32,6 +31,7 @@ from dogwood_jax._base.described import described
 from dogwood_jax._base.trees import leaves_by_path
 from dogwood_jax._front.larger import larger_nnx
 from dogwood_jax._front.verify import verify_if_possible
+from dogwood_jax._growth.unshared import unshared
 from dogwood_jax._modules.nnx_function import (
     Module,
     arrays_of,

@@ -22,9 +22,9 @@ from primitive_examples import EXAMPLES
 from tiers import in_tiers, some
 
 import dogwood_jax as dw
-from dogwood_jax._arrays import edited as editing
-from dogwood_jax._arrays import grow as growing
 from dogwood_jax._depth.trial import Trial
+from dogwood_jax._growth import edited as editing
+from dogwood_jax._growth import grow as growing
 from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._judge import twin
 from dogwood_jax._judge.evaluate import evaluate

@@ -11,7 +11,7 @@ from dogwood_jax._program.primitives.table import PRIMITIVES
 PACKAGE = Path(dogwood_jax.__file__).parent
 # Each room, or public file, imports only what stands before it.
 ORDER = (
-    "_base strategies _program _widths _modules _growth _arrays _judge _search _depth _plan "
+    "_base strategies _program _widths _modules _growth _judge _search _depth _plan "
     "_optimizer _heads _experts _by_gradient _front _figures _smaller "
     "nnx keras plotting mnist training keras_h5 checkpoint decoder _folders __main__"
 ).split()

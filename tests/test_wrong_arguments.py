@@ -21,7 +21,7 @@ from flax.training.train_state import TrainState
 
 import dogwood_jax as dw
 from dogwood_jax import keras_h5, plotting, strategies, training
-from dogwood_jax._arrays.finite import _all_finite
+from dogwood_jax._growth.finite import _all_finite
 
 X = np.ones((3, 4))
 KEY = jax.random.key(0)

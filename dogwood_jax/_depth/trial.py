@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dogwood_jax._arrays.edited import identity
 from dogwood_jax._base.draw import dtype_named
 from dogwood_jax._growth.edit import Edit, Fill
+from dogwood_jax._growth.edited import identity
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._judge.claim import Case
 from dogwood_jax._judge.evaluate import Undecided

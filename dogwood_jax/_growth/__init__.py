@@ -1,19 +1,38 @@
-"""``Growth``: what becomes of each array when widths change, as plain data.
+"""``Growth``: what becomes of each array when widths and layers change; and ``grow``.
+
+In come what is asked of widths and layers, and variables; out come the larger network's arrays.
 
 | file | holds |
 |---|---|
 | ``growth`` | ``Change`` of one width; ``Growth``, all changes of a network, as a table |
-| ``leaf_map`` | ``LeafMap``: what becomes of one array, without names; and its adjoint |
+| ``edit`` | ``Edit``: what one array of the larger model is made of, an old array or new values |
+| ``leaf_map`` | ``LeafMap``: what becomes of the units of one array, without names; and its adjoint |
 | ``resampling`` | how entries along an axis are interpolated, as a matrix |
 | ``by_layer`` | other units in each layer of a stack |
 | ``evidence`` | ``Evidence``: what an evaluation has shown of a growth |
 | ``grown_sizes`` | the size of every dimension of the program once widths have grown |
-| ``edit`` | ``Edit``: what one array of the larger model is made of, an old array or new values |
 | ``shardings`` | on which devices grown arrays lie |
 | ``new_entries`` | which entries of arrays are new |
 | ``rates`` | how the best learning rate of each array moves as the network widens |
 | ``pairing`` | which layers of a network are which of a deeper one, by names and shapes |
 | ``as_json`` | ``Widths`` and ``Growth`` as JSON |
 
-Growths are made by ``plan`` and read by ``grow`` and ``grow_opt_state``.
+Growths are made by ``plan`` and read by ``grow`` and ``grow_opt_state``. What carries them out:
+
+| file | what it does |
+|---|---|
+| ``grow`` | the stage itself: checks, rounds, one compiled function for each kind of array |
+| ``edited`` | the edit of one array carried out: its map, then what new layers and experts add |
+| ``apply_map`` | the map of one array carried out: old units to new places, and fills |
+| ``draws`` | random entries |
+| ``pieces`` | an array that is too large for memory, some places along one axis at a time |
+| ``renew`` | units that stay where they are and begin anew |
+| ``rounds`` | arrays that grow alike share a compiled function |
+| ``moves`` | moves of entries along axes that may be divided among devices |
+| ``explicit_axes`` | the same on meshes with explicit axes |
+| ``unshared`` | copies of the arrays that two trees share |
+| ``finite``, ``dead`` | whether arrays are finite, and whether new units can learn |
+
+Where to add: how new entries are filled is said by a strategy and read into a ``LeafMap``, and what
+new layers are filled with is a ``Fill``; ``apply_map`` and ``edited`` carry them out.
 """

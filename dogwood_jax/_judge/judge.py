@@ -18,11 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dogwood_jax._arrays.grow import grown as arrays_of_larger
-from dogwood_jax._arrays.grow import without_choices
 from dogwood_jax._base.bits import in_64_bits
 from dogwood_jax._base.meshes import without_mesh
 from dogwood_jax._base.trees import struct
+from dogwood_jax._growth.grow import grown as arrays_of_larger
+from dogwood_jax._growth.grow import without_choices
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._judge.cause import first_to_differ, not_finite
 from dogwood_jax._judge.choices import Choices

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from dogwood_jax._arrays.apply_map import apply_map
 from dogwood_jax._base.trees import PyTree, concrete, leaves_by_path
+from dogwood_jax._growth.apply_map import apply_map
 from dogwood_jax._growth.edit import Edit
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._growth.leaf_map import LeafMap

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from dogwood_jax._arrays.moves import along
 from dogwood_jax._base.trees import PyTree, leaf_path
+from dogwood_jax._growth.moves import along
 from dogwood_jax._program.interpret import called, evaluated, interpret
 from dogwood_jax._program.primitives.table import axes_of, is_linear, primitive
 from dogwood_jax._program.subprograms import sub_programs

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from dogwood_jax._arrays import moves
 from dogwood_jax._base.arguments import (
     BOOLEAN,
     INTEGER,
@@ -28,6 +27,7 @@ from dogwood_jax._base.trees import (
     only_data,
     struct,
 )
+from dogwood_jax._growth import moves
 from dogwood_jax._optimizer.ages import Ages, AlongAxes, Moments, ages_of, renewable_ages, share_now
 from dogwood_jax._optimizer.by_cohort import updated
 from dogwood_jax._optimizer.factored import factored_axes

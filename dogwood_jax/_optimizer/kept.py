@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from dogwood_jax._arrays.edited import edited, rows_of
-from dogwood_jax._arrays.rounds import bytes_of, delete, rounds, several_times
 from dogwood_jax._base.deferred import Deferred, made
 from dogwood_jax._growth.edit import Edit, Fill
+from dogwood_jax._growth.edited import edited, rows_of
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._growth.pairing import closest
+from dogwood_jax._growth.rounds import bytes_of, delete, rounds, several_times
 from dogwood_jax._growth.shardings import Placement
 from dogwood_jax._optimizer.factored import joined, parted
 from dogwood_jax._optimizer.fields import DEGREES, Field, Meaning, Seen

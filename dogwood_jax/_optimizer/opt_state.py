@@ -14,8 +14,6 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from dogwood_jax._arrays.explicit_axes import explicit_shardings, with_automatic_axes
-from dogwood_jax._arrays.unshared import unshared
 from dogwood_jax._base.arguments import (
     GROWTH,
     MAPPING,
@@ -37,8 +35,10 @@ from dogwood_jax._base.trees import (
     struct,
     struct_of,
 )
+from dogwood_jax._growth.explicit_axes import explicit_shardings, with_automatic_axes
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._growth.shardings import ANYWHERE, Placement, fitting_shardings, placement
+from dogwood_jax._growth.unshared import unshared
 from dogwood_jax._optimizer.ages import Moments, grown_ages
 from dogwood_jax._optimizer.fields import (
     Field,

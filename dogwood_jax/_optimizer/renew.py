@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from dogwood_jax._arrays.moves import along
 from dogwood_jax._base.described import described, is_train_state
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import PyTree, is_array, leaf_path, leaves_by_path, level, rebuilt
+from dogwood_jax._growth.moves import along
 from dogwood_jax._optimizer.ages import Ages, Moments, renewed_ages
 from dogwood_jax._optimizer.factored import joined, parted
 from dogwood_jax._optimizer.fields import Field, fields_in

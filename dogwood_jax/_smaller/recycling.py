@@ -8,9 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from dogwood_jax._arrays.explicit_axes import explicit_shardings, with_automatic_axes
-from dogwood_jax._arrays.moves import along
-from dogwood_jax._arrays.renew import new_along
 from dogwood_jax._base.arguments import (
     BY_WIDTH,
     INTEGER,
@@ -33,6 +30,9 @@ from dogwood_jax._base.trees import (
 )
 from dogwood_jax._depth.layers import axis_of_layers
 from dogwood_jax._front.renew import never_renewed, renew
+from dogwood_jax._growth.explicit_axes import explicit_shardings, with_automatic_axes
+from dogwood_jax._growth.moves import along
+from dogwood_jax._growth.renew import new_along
 from dogwood_jax._optimizer.growable import growable, has_growable
 from dogwood_jax._smaller.symmetry import expect_arrays_of, hidden
 from dogwood_jax._widths.layout import units_along

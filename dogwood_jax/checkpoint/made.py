@@ -17,15 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from dogwood_jax._arrays.edited import NOTHING_DRAWN, Random, Randomness, edited
-from dogwood_jax._arrays.finite import is_finite, refusal_of_not_finite
-from dogwood_jax._arrays.pieces import Slab, grow_window, is_zero, parts_of, windows_of
 from dogwood_jax._base.bits import cut_short
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import Keys, PyTree, leaf_path, leaves_by_path
 from dogwood_jax._front.grow import grow
 from dogwood_jax._growth.edit import Edit
+from dogwood_jax._growth.edited import NOTHING_DRAWN, Random, Randomness, edited
+from dogwood_jax._growth.finite import is_finite, refusal_of_not_finite
 from dogwood_jax._growth.growth import Growth
+from dogwood_jax._growth.pieces import Slab, grow_window, is_zero, parts_of, windows_of
 
 # Bytes of a new array that are made at a time.
 _PIECE = 1 << 22

@@ -18,12 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from dogwood_jax._arrays.pieces import parts_of
 from dogwood_jax._base.deferred import Deferred
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import PyTree, is_array, leaves_by_path, nested
 from dogwood_jax._growth.edit import Edit
 from dogwood_jax._growth.growth import Growth
+from dogwood_jax._growth.pieces import parts_of
 from dogwood_jax.checkpoint.draft import draft, expect_free, fingerprint
 from dogwood_jax.checkpoint.errors import CheckpointError
 from dogwood_jax.checkpoint.made import Made, Piece, made_of, pieces_of

@@ -351,14 +351,14 @@ MUTANTS = [
     # _arrays
     Mutant(
         "arrays: random weights are drawn by the fan-in alone",
-        "_arrays/draws.py",
+        "_growth/draws.py",
         "for axes in (leaf_map.fan_in, leaf_map.fan_out)",
         "for axes in (leaf_map.fan_in, leaf_map.fan_in)",
         "test_widen.py",
     ),
     Mutant(
         "arrays: scales of new layers are zeros",
-        "_arrays/edited.py",
+        "_growth/edited.py",
         'float(fill.drawn == "ones")',
         "0.0",
         "test_deepen.py",

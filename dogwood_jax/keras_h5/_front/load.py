@@ -5,7 +5,7 @@ import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from dogwood_jax._arrays.finite import is_finite
+from dogwood_jax._growth.finite import is_finite
 from dogwood_jax.keras_h5._files.errors import shown
 from dogwood_jax.keras_h5._files.hdf5 import check_sizes, read_array
 from dogwood_jax.keras_h5._files.source import opened

@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from dogwood_jax._arrays.moves import along, compacted, may_be_sharded, padded, with_size
 from dogwood_jax._growth.leaf_map import AlongAxis, AxisMap, Compound, LeafMap
+from dogwood_jax._growth.moves import along, compacted, may_be_sharded, padded, with_size
 from dogwood_jax._growth.resampling import matrix_of
 
 

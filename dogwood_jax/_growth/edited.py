@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from dogwood_jax._arrays.apply_map import apply_map
-from dogwood_jax._arrays.draws import Draws, keys_of, words_of
-from dogwood_jax._arrays.moves import repeated
 from dogwood_jax._base.draw import dtype_named, random_keys, seeds, uniform
+from dogwood_jax._growth.apply_map import apply_map
+from dogwood_jax._growth.draws import Draws, keys_of, words_of
 from dogwood_jax._growth.edit import Edit, Fill
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._growth.leaf_map import LeafMap
+from dogwood_jax._growth.moves import repeated
 from dogwood_jax._growth.new_entries import drawn_anew
 
 

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from dogwood_jax._arrays.draws import Draws, keys_of, words_of
-from dogwood_jax._arrays.moves import along
 from dogwood_jax._base.draw import seeds
+from dogwood_jax._growth.draws import Draws, keys_of, words_of
 from dogwood_jax._growth.growth import Change, Growth
+from dogwood_jax._growth.moves import along
 from dogwood_jax._widths.layout import Units, spread
 from dogwood_jax._widths.widths import Leaf, Widths
 from dogwood_jax.strategies import Start

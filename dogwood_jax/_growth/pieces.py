@@ -18,10 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from dogwood_jax._arrays.apply_map import Window, appended, apply_map
-from dogwood_jax._arrays.draws import Draws
 from dogwood_jax._base.draw import seeds
 from dogwood_jax._base.trees import struct
+from dogwood_jax._growth.apply_map import Window, appended, apply_map
+from dogwood_jax._growth.draws import Draws
 from dogwood_jax._growth.leaf_map import AlongAxis, AxisMap, LeafMap
 
 

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from dogwood_jax._arrays.apply_map import Window
-from dogwood_jax._arrays.moves import with_size
 from dogwood_jax._base.described import described
 from dogwood_jax._base.draw import uniform
 from dogwood_jax._base.trees import is_array
+from dogwood_jax._growth.apply_map import Window
 from dogwood_jax._growth.leaf_map import LeafMap
+from dogwood_jax._growth.moves import with_size
 from dogwood_jax.strategies import Initializer
 
 

@@ -10,11 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from dogwood_jax._arrays.dead import dead_in
-from dogwood_jax._arrays.edited import Random, Randomness, edited, rows_of
-from dogwood_jax._arrays.explicit_axes import explicit_shardings, with_automatic_axes
-from dogwood_jax._arrays.finite import not_finite, refusal_of_not_finite
-from dogwood_jax._arrays.rounds import bytes_of, delete, rounds, several_times
 from dogwood_jax._base.arguments import expect_arrays, expect_values
 from dogwood_jax._base.bits import cut_short
 from dogwood_jax._base.described import described
@@ -28,8 +23,13 @@ from dogwood_jax._base.trees import (
     leaves_by_path,
     tree_of_indices,
 )
+from dogwood_jax._growth.dead import dead_in
 from dogwood_jax._growth.edit import Edit
+from dogwood_jax._growth.edited import Random, Randomness, edited, rows_of
+from dogwood_jax._growth.explicit_axes import explicit_shardings, with_automatic_axes
+from dogwood_jax._growth.finite import not_finite, refusal_of_not_finite
 from dogwood_jax._growth.growth import Growth
+from dogwood_jax._growth.rounds import bytes_of, delete, rounds, several_times
 from dogwood_jax._growth.shardings import Placement, most_like, placement
 from dogwood_jax._modules.resizing import Resizing, outdated_leaves, says_numbers
 
