@@ -93,6 +93,19 @@ def is_adam(node):
     return isinstance(node, optax.ScaleByAdamState)
 
 
+def test_new_layers_of_a_stack_begin_where_an_optimizer_does():
+    def apply(params, x):
+        return jax.lax.scan(lambda x, w: (x + jnp.tanh(x @ w), None), x, params["w"])[0]
+
+    small, large = ({"w": jax.ShapeDtypeStruct((n, 8, 8), jnp.float32)} for n in (2, 3))
+    growth = dw.plan(dw.trace(apply, small, X), target=large, target_apply=apply)
+    params = jax.tree.map(lambda array: jnp.ones(array.shape, array.dtype), small)
+    tx = optax.adagrad(1e-2, initial_accumulator_value=0.25)
+    _, state = tx.update(params, tx.init(params), params)
+    sums = dw.grow_opt_state(state, growth, tx)[0].sum_of_squares["w"]
+    np.testing.assert_allclose(sums[:, 0, 0], [1.25, 1.25, 0.25])
+
+
 @pytest.mark.parametrize("depth", [strategies.stack(), long(strategies.interpose())])
 def test_old_layers_keep_their_state_and_copies_begin_anew(depth):
     small, growth, wide = deeper(2, 4, depth)

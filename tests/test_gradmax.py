@@ -3,6 +3,7 @@
 import functools
 import pickle
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -467,3 +468,56 @@ def test_errors_say_what_to_do():
             dw.strategies.gradmax(loss, **options)
     with pytest.raises(ValueError, match="candidates must be two or more for each new unit, got 1"):
         dw.strategies.firefly(loss, candidates=1)
+
+
+class Blocks(nn.Module):
+    """Residual blocks over which no loop runs, or one does."""
+
+    layers: int
+    hidden: int = 6
+    scan: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        if self.scan:
+            axes = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
+            stack = nn.scan(Block, length=self.layers, **axes)
+            return stack(self.hidden, name="blocks")(x, None)[0]
+        for number in range(self.layers):
+            x, _ = Block(self.hidden, name=f"block_{number}")(x, None)
+        return x
+
+
+class Block(nn.Module):
+    hidden: int
+
+    @nn.compact
+    def __call__(self, x, _):
+        h = nn.tanh(nn.Dense(self.hidden, use_bias=False, name="up")(x))
+        return x + nn.Dense(x.shape[-1], use_bias=False, name="down")(h), None
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_weights_are_chosen_where_layers_are_new_too(scan):
+    x, key = jnp.asarray(np.random.default_rng(0).normal(size=(8, 4))), jax.random.key(0)
+    small, large = Blocks(1, scan=scan), Blocks(2, 8, scan=scan)
+    params = fill(jax.eval_shape(small.init, key, x), 0)
+    target = jax.eval_shape(large.init, key, x)
+
+    def loss(params, x):
+        return jnp.mean((large.apply(params, x) - jnp.cos(x)) ** 2)
+
+    growth = dw.plan(
+        dw.trace(small.apply, params, x),
+        target=target,
+        target_apply=large.apply,
+        strategy=dw.strategies.gradmax(loss, x),
+    )
+    if scan:
+        with pytest.raises(ValueError, match="its arrays go elsewhere in the deeper model"):
+            dw.grow(params, growth, key=key)
+        return
+    wide = dw.grow(params, growth, key=key)
+    np.testing.assert_allclose(large.apply(wide, x), small.apply(params, x), rtol=1e-6)
+    assert np.any(wide["params"]["block_0"]["down"]["kernel"][6:])
+    assert jax.tree.map(jnp.shape, wide) == jax.tree.map(jnp.shape, target)

@@ -6,7 +6,7 @@ In come what is asked of widths and layers, and variables; out come the larger n
 |---|---|
 | ``growth`` | ``Change`` of one width; ``Growth``, all changes of a network, as a table |
 | ``edit`` | ``Edit``: what one array of the larger model is made of, an old array or new values |
-| ``leaf_map`` | ``LeafMap``: what becomes of the units of one array, without names; and its adjoint |
+| ``leaf_map`` | ``LeafMap``: what becomes of the units of one array, and its adjoint |
 | ``resampling`` | how entries along an axis are interpolated, as a matrix |
 | ``by_layer`` | other units in each layer of a stack |
 | ``evidence`` | ``Evidence``: what an evaluation has shown of a growth |

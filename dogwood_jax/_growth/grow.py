@@ -367,6 +367,14 @@ def _check(
             for change in growth.changes
             if change.strategy.choice is not None and change.strategy.choice.candidates > 1
         ]
+    for change in growth.changes:
+        paths = {place.path for place in growth.widths[change.width].occurrences}
+        moved = (path for path in paths if (edit := growth.held[path]).layers or edit.path != path)
+        if change.strategy.choice is not None and any(moved):
+            problems.append(
+                f"{change.width}: strategies.{change.strategy} looks at a loss, but its arrays go "
+                "elsewhere in the deeper model; grow it in a growth of its own"
+            )
     new = arrays_of(fresh or {})
     problems += problems_of_new(growth, new, key, "pass key= or fresh=")
     if fresh is not None:
@@ -382,13 +390,11 @@ def _check(
         ]
     if not problems:
         # NaN may be in units that are removed, so arrays that only lose units are not checked.
-        grow = [path for path, leaf_map in growth.maps.items() if leaf_map.grows]
-        held = (growth.held[path].path for path in grow if path in growth.held)
-        places = [place for place in held if place in new]
-        for where, tree, paths in (("", leaves, grow), (" in fresh", new, places)):
+        grow = {old: e.path for old, e in growth.held.items() if e.map and e.map.grows}
+        for where, tree, looked_at in (("", leaves, grow), (" in fresh", new, grow.values())):
             problems += [
                 refusal_of_not_finite(path, where)
-                for path in not_finite({path: tree[path] for path in paths})
+                for path in not_finite({path: tree[path] for path in looked_at if path in tree})
             ]
     if problems:
         raise ValueError(listed("cannot grow these variables", problems))
