@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from dogwood_jax import mnist, training
-from dogwood_jax.training.terminal import interrupt_held_back
+from dogwood_jax.training.loop import interrupt_held_back
 
 EPOCHS = {"epochs": (10, "epochs of each training")}
 

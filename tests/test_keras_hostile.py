@@ -10,7 +10,7 @@ import pytest
 
 from dogwood_jax import keras_h5
 from dogwood_jax._base.command import show
-from dogwood_jax.keras_h5._files.checksum import checksum
+from dogwood_jax.keras_h5._files.binary import checksum
 
 
 def doubling(file, link):

@@ -133,7 +133,7 @@ NAMED_FOR = {
     "_plan/own_function.py": "axes that a function splits into sizes of its own",
     "_optimizer/by_cohort.py": "branches, each with its lanes",
     "_program/shards.py": "what devices compute together",
-    "_program/products.py": "sums of products that sum over nothing",
+    "_program/program.py": "sums of products that sum over nothing",
     "_smaller/readings.py": "what loops run",
     "_front/rounding.py": "which casts round, and what loops run",
     "_experts/routers.py": "where the largest are chosen, and what finds the chosen ones",

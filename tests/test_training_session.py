@@ -14,7 +14,7 @@ import pytest
 from linear import KEY, assert_trees_equal, classes_data, linear, linear_variables
 
 from dogwood_jax import training
-from dogwood_jax.training.terminal import interrupt_held_back
+from dogwood_jax.training.loop import interrupt_held_back
 
 
 @pytest.fixture

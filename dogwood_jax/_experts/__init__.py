@@ -6,13 +6,10 @@ checks as any other. Nothing in the core imports this room.
 | file | what it does |
 |---|---|
 | ``upcycle`` | ``upcycle``: more experts, or the first ones, whether or not outputs stay |
-| ``family`` | experts in growths by ``plan`` |
-| ``mixtures`` | the experts in a network, by routers |
+| ``family`` | experts in growths by ``plan``, and how many are chosen once they are copied |
+| ``mixtures`` | the experts in a network, by routers, and which of them a token does not use |
 | ``copied`` | how experts are copied, and in which ways that is tried |
 | ``more_experts`` | which axes count experts in a larger model, and what new experts copy |
 | ``mixture`` | arrays of experts in place of an MLP, or beside it |
-| ``attempts`` | growths that are tried in turn |
 | ``routers`` | the routers of a program, and the arrays that their choices find |
-| ``idle`` | which share of the parameters of experts a token does not use |
-| ``chosen`` | how many experts are chosen once they are copied, and where programs hold that |
 """

@@ -1,22 +1,73 @@
 """Experts as a family of growths: ``Experts``."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from dogwood_jax import strategies
 from dogwood_jax._depth.layers import more_numbers
-from dogwood_jax._experts.chosen import choices_of
 from dogwood_jax._experts.copied import CARRY_NOISE, Copied, notes_of, ways_to_copy
 from dogwood_jax._experts.mixtures import Mixtures
 from dogwood_jax._experts.more_experts import counted_in_one
+from dogwood_jax._experts.routers import Router, routers_of
 from dogwood_jax._growth.growth import Growth
-from dogwood_jax._judge.choice import Choice
-from dogwood_jax._plan.asked import Asked
-from dogwood_jax._plan.copies import Copies
-from dogwood_jax._plan.family import Family
-from dogwood_jax._widths.dims import PICKED
+from dogwood_jax._judge.choices import Choice, Chosen
+from dogwood_jax._plan.asked import Asked, Copies, Family
+from dogwood_jax._program.subprograms import Key
+from dogwood_jax._widths.dims import PICKED, Dim, atoms
 from dogwood_jax._widths.trace import Traced
+from dogwood_jax._widths.values import Value
 from dogwood_jax._widths.widths import Widths
+
+
+def choices_of(
+    growth: Growth, larger: Traced | None, *, as_it_is: bool = False
+) -> Iterator[tuple[Choice, ...]]:
+    """Yields what may be how many experts both programs choose, where experts are copied.
+
+    Args:
+        growth: the growth, of widths that know their program.
+        larger: the larger program as it was read; None for the network's own in larger sizes.
+        as_it_is: whether the larger program chooses what it does. Else it is to choose all copies.
+    """
+    copied = {change.width: change for change in growth.changes if change.strategy.is_gated}
+    if not copied or growth.widths.network is None:
+        return
+    ours: Traced = growth.widths.network.traced
+    routers = Mixtures(growth.widths).routers
+    theirs = [router for _, router in routers] if larger is None else routers_of(larger.trace)
+    for everywhere in (False, True):
+        choices = []
+        for (name, router), its in zip(routers, theirs, strict=False):
+            if name in copied:
+                change = copied[name]
+                new = its.chosen if as_it_is else router.chosen * change.new // change.old
+                sides = _chosen(ours, router, everywhere), _chosen(larger or ours, its, everywhere)
+                choices.append(Choice(change.width, *sides, new))
+        yield tuple(choices)
+
+
+def _chosen(traced: Traced, router: Router, everywhere: bool) -> Chosen:
+    """Returns where a program holds how many experts a router chooses."""
+    count, dims = router.chosen, {router.choices.root}
+    if not everywhere or count == 1:  # a size of one is everywhere
+        return Chosen(count, frozenset(dims))
+    trace = traced.trace
+    known = _atoms((*traced.leaves.values(), *trace.arguments))
+    every = [*trace.steps]
+    made_inside = _atoms(v for step in every for v in (*step.operands, *step.results))
+    dims |= {dim for dim in made_inside if dim.size == count and dim not in known}
+    steps, made = set[Key](), set[int]()
+    for index in sorted(router.dispatch):
+        step = every[index]
+        if any(v.number == count and id(v) not in made for v in step.operands):
+            steps.add(step.key)
+        made |= {id(value) for value in step.results}
+    return Chosen(count, frozenset[Dim](dims), frozenset[Key](steps))
+
+
+def _atoms(values: Iterable[Value]) -> set[Dim]:
+    return {atom for value in values for dim in value.dims for atom in atoms(dim)}
+
 
 _MODULES = (
     "experts that are modules of their own, as experts_0 and experts_1, are not copied; keep the "

@@ -10,8 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from dogwood_jax._depth.layers import with_kind
-from dogwood_jax._experts.attempts import STAYS, Attempts, tried
-from dogwood_jax._experts.copied import notes_of
+from dogwood_jax._experts.copied import STAYS, Attempts, notes_of, tried
 from dogwood_jax._experts.mixtures import Mixtures, arrays_along, factors_of_outputs, hidden_in
 from dogwood_jax._growth.edit import Edit, Experts, Fill, silenced
 from dogwood_jax._growth.growth import Growth

@@ -1,6 +1,6 @@
 """The experts in a network: ``Mixtures``, and which arrays hold what of them."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os.path import commonprefix
 
@@ -174,3 +174,29 @@ def _counted_in_one(widths: Widths, places: Collection[tuple[str, int]]) -> Widt
     cut -= {units.width for leaf in leaves for axis in leaf.axes for units in units_of(axis)}
     left = tuple((name, fact) for name, fact in facts.items() if name not in cut)
     return replace(widths, leaves=tuple(leaves), facts=left)
+
+
+# Takes sizes by name of the width.
+Share = Callable[[Mapping[str, int]], float]
+
+
+def idle_shares(widths: Widths) -> Iterator[tuple[str, Share]]:
+    """Yields the arrays of experts by path, each with the share of it that a token does not use.
+
+    The share depends on the number of experts. As many are chosen for a token in all sizes.
+
+    Args:
+        widths: the widths of a network that was traced in this process.
+    """
+    mixtures = Mixtures(widths)
+    for experts in mixtures.experts:
+        for leaf in experts.arrays(mixtures.widths):
+            yield leaf.path, _share_of(experts)
+
+
+def _share_of(experts: Experts) -> Share:
+    def share(sizes: Mapping[str, int]) -> float:
+        count = sizes.get(experts.router, experts.count)
+        return max(count - experts.choice.chosen, 0) / count
+
+    return share

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 
 from dogwood_jax._base.trees import PyTree, leaves_by_path
-from dogwood_jax._experts.attempts import STAYS, Attempts
-from dogwood_jax._experts.copied import Copied, in_turn, notes_of, ways_to_copy
+from dogwood_jax._experts.copied import STAYS, Attempts, Copied, in_turn, notes_of, ways_to_copy
 from dogwood_jax._experts.mixtures import Experts, Mixtures, closest
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._plan.target import sizes_of_target

@@ -4,7 +4,6 @@
 |---|---|
 | ``cost`` | ``cost`` counts parameters and FLOPs before and after a growth |
 | ``staged`` | what a training in stages costs |
-| ``counts`` | what a network costs in any sizes |
-| ``cache`` | the keys and values that attention keeps |
+| ``counts`` | what a network costs in any sizes, with the keys and values that attention keeps |
 | ``gain`` | ``gain`` says which new unit or layer would lower the loss most at first |
 """

@@ -7,13 +7,11 @@ In come what is asked of widths and layers, and variables; out come the larger n
 | ``growth`` | ``Change`` of one width; ``Growth``, all changes of a network, as a table |
 | ``edit`` | ``Edit``: what one array of the larger model is made of, an old array or new values |
 | ``leaf_map`` | ``LeafMap``: what becomes of the units of one array, and its adjoint |
-| ``resampling`` | how entries along an axis are interpolated, as a matrix |
 | ``by_layer`` | other units in each layer of a stack |
 | ``evidence`` | ``Evidence``: what an evaluation has shown of a growth |
 | ``grown_sizes`` | the size of every dimension of the program once widths have grown |
 | ``shardings`` | on which devices grown arrays lie |
 | ``new_entries`` | which entries of arrays are new |
-| ``rates`` | how the best learning rate of each array moves as the network widens |
 | ``pairing`` | which layers of a network are which of a deeper one, by names and shapes |
 | ``as_json`` | ``Widths`` and ``Growth`` as JSON |
 
@@ -21,7 +19,7 @@ Growths are made by ``plan`` and read by ``grow`` and ``grow_opt_state``. What c
 
 | file | what it does |
 |---|---|
-| ``grow`` | the stage itself: checks, rounds, one compiled function for each kind of array |
+| ``grow`` | the stage itself: checks, one compiled function for each kind of array |
 | ``edited`` | the edit of one array carried out: its map, then what new layers and experts add |
 | ``apply_map`` | the map of one array carried out: old units to new places, and fills |
 | ``draws`` | random entries |
@@ -31,7 +29,7 @@ Growths are made by ``plan`` and read by ``grow`` and ``grow_opt_state``. What c
 | ``moves`` | moves of entries along axes that may be divided among devices |
 | ``explicit_axes`` | the same on meshes with explicit axes |
 | ``unshared`` | copies of the arrays that two trees share |
-| ``finite``, ``dead`` | whether arrays are finite, and whether new units can learn |
+| ``finite`` | whether arrays are finite |
 
 Where to add: how new entries are filled is said by a strategy and read into a ``LeafMap``, and what
 new layers are filled with is a ``Fill``; ``apply_map`` and ``edited`` carry them out.

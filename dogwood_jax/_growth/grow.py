@@ -23,7 +23,6 @@ from dogwood_jax._base.trees import (
     leaves_by_path,
     tree_of_indices,
 )
-from dogwood_jax._growth.dead import dead_in
 from dogwood_jax._growth.edit import Edit
 from dogwood_jax._growth.edited import Random, Randomness, edited, rows_of
 from dogwood_jax._growth.explicit_axes import explicit_shardings, with_automatic_axes
@@ -32,6 +31,60 @@ from dogwood_jax._growth.growth import Growth
 from dogwood_jax._growth.rounds import bytes_of, delete, rounds, several_times
 from dogwood_jax._growth.shardings import Placement, most_like, placement
 from dogwood_jax._modules.resizing import Resizing, outdated_leaves, says_numbers
+from dogwood_jax._widths.layout import resized, units_along
+
+
+def dead_in(fresh: Mapping[str, Any], growth: Growth) -> dict[str, list[str]]:
+    """Finds widths whose new units are dead if their free weights are those of a larger model.
+
+    This happens if the larger model itself starts with zeros there. Then one side of the new units
+    has only biases, and the other side only zeros. All new units get the same gradient, or under
+    most activations none, so they never become different.
+
+    Args:
+        fresh: the larger model's arrays by path, not computed by a program around this one.
+        growth: how the network grows.
+
+    Returns:
+        For each such width, the paths of the arrays that are zero where its new units are.
+    """
+    dead = {}
+    for change in growth.changes:
+        fates = {"incoming": change.strategy.incoming, "outgoing": change.strategy.outgoing}
+        fates["both"] = fates["incoming" if change.writes("both") else "outgoing"]
+        roles = {occurrence.role for occurrence in growth.widths[change.width].occurrences}
+        if not {*fates.values()} <= {"free", "zero", "opposed"} or roles <= {"incoming"}:
+            continue  # copies learn as old units do, and so do outputs
+        # The units of a pair part by their outgoing weights.
+        deciding = "opposed" if "opposed" in fates.values() else "free"
+        free = {role for role, fate in fates.items() if fate == deciding}
+        recipe = change.recipe
+        filled = (*recipe.blank, *(path for path, _ in recipe.zeros)) if recipe else ()
+        places = [
+            (leaf.path, axis, new)
+            for leaf in growth.widths.leaves
+            if leaf.kind == "random" and len(leaf.shape) > 1 and leaf.path not in filled
+            for axis, layout in enumerate(leaf.axes)
+            for units in [units_along(resized(layout, growth.sizes), change.width, free)]
+            if (new := np.flatnonzero(units >= change.old)).size
+        ]
+        if places and not any(has_weights(fresh[path], axis, new) for path, axis, new in places):
+            dead[change.width] = list(dict.fromkeys(path for path, _, _ in places))
+    return dead
+
+
+def has_weights(array: Any, axis: int, places: np.ndarray) -> bool:
+    """Whether anything but zero lies at some places along an axis."""
+    parts = [(0, array)]
+    if isinstance(array, jax.Array):  # looked at where its parts lie
+        parts = [(shard.index[axis].start or 0, shard.data) for shard in array.addressable_shards]
+    for some in (places[-1:], places):  # one unit of a new network tells as a rule
+        for start, part in parts:
+            inside = some[(some >= start) & (some < start + part.shape[axis])] - start
+            if inside.size and (part[(slice(None),) * axis + (inside,)] != 0).any():
+                return True
+    return False
+
 
 _NO_VALUES = "pass what the larger model's init returns, or key= in its place"
 # Chooses the weights of one width's new units: a function of the grown arrays by path, candidates

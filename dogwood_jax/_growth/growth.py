@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from math import prod
 from typing import Any, Literal
 
 import jax
@@ -15,12 +16,37 @@ from dogwood_jax._growth.edit import Edit
 from dogwood_jax._growth.evidence import Evidence
 from dogwood_jax._growth.leaf_map import AlongAxis, AxisMap, Compound, Fill, LeafMap
 from dogwood_jax._growth.new_entries import NewEntries, entries_of, new_entries, of_larger_model
-from dogwood_jax._growth.rates import rates_of
 from dogwood_jax._growth.shardings import grown_shardings, most_like
 from dogwood_jax._program.numbered import KeptLayers
 from dogwood_jax._widths.layout import Layout, Product, Role, Units, resized, size_of, units_of
 from dogwood_jax._widths.widths import Leaf, Recipe, Widths
 from dogwood_jax.strategies import Start, glorot
+
+Optimizer = Literal["adam", "sgd"]
+
+
+def rates_of(
+    leaves: tuple[Leaf, ...], sizes: Mapping[str, int], optimizer: Optimizer
+) -> dict[str, float]:
+    """Returns what to multiply the learning rate of each array by, see ``Growth.rates``.
+
+    Args:
+        leaves: the arrays.
+        sizes: new sizes by name of the width.
+        optimizer: the kind of optimizer.
+    """
+    return {leaf.path: _rate(leaf, sizes, optimizer) for leaf in leaves}
+
+
+def _rate(leaf: Leaf, sizes: Mapping[str, int], optimizer: Optimizer) -> float:
+    old, new = leaf.shape, [size_of(layout, sizes) for layout in leaf.axes]
+    fan_in = prod(new[axis] / max(old[axis], 1) for axis in leaf.fan_in)
+    if optimizer == "adam":
+        return 1 / fan_in
+    # Whatever is no fan-in counts as fan-out.
+    fan_out = prod(after / max(before, 1) for before, after in zip(old, new, strict=True)) / fan_in
+    return fan_out / fan_in
+
 
 # What the words in a printed table mean.
 _WORDS = (

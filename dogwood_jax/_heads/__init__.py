@@ -4,6 +4,5 @@ The larger model's program says how many heads it has. Nothing in the core impor
 
 | file | what it does |
 |---|---|
-| ``family`` | copied heads, for ``plan`` |
-| ``groups`` | which heads are copied, and which query heads each copy serves |
+| ``groups`` | copied heads, for ``plan``: which ones, and which query heads each serves |
 """

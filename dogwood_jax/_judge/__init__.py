@@ -6,22 +6,20 @@ primitives.
 
 | file | what it does |
 |---|---|
-| ``claim`` | what is claimed: two programs, and outputs that must be equal |
+| ``claim`` | what is claimed: two programs, which outputs must be equal, and where |
 | ``twin`` | the claim of a growth, in small sizes if the network is large |
-| ``cases`` | which outputs of both programs must be equal, and where |
-| ``run`` | one of both networks, run on a sample |
 | ``judge`` | both networks side by side, and when two numbers are the same |
 | ``gradients`` | whether gradients stay finite and reach new units |
 | ``tables`` | arrays that programs compute of nothing, compared in the real sizes |
 | ``seen`` | which sides of operations samples have shown, and which numbers differ |
 | ``hidden`` | where both programs differ and no sample shows it |
 | ``cause`` | which operation makes both networks differ |
-| ``choices`` | sides that no sample takes, taken by force |
+| ``choices`` | sides that no sample takes, taken by force; how many experts are chosen |
 | ``lines`` | the caller's own line of an equation |
 | ``samples`` | random variables and inputs, in many pieces of a function |
-| ``watch`` | what sees an evaluation, and nudges its numbers |
 | ``evaluate`` | a program computed with NumPy in float64 |
-| ``choice`` | how many experts are chosen, where they are copied |
+| ``watch`` | what sees an evaluation, and nudges its numbers |
+| ``run`` | one of both networks, run on a sample |
 | ``resize`` | a program written again in other sizes |
 
 Where to add: a primitive with a shape among its parameters is an entry in ``resize``. Other

@@ -8,7 +8,8 @@ What follows from sizes and constants alone is no choice, because no input chang
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -17,6 +18,61 @@ import numpy as np
 from dogwood_jax._judge.seen import BRANCHES, Operation, numbers_in
 from dogwood_jax._program.interpret import called, interpret
 from dogwood_jax._program.subprograms import Key, key_of, scan_counts, sub_programs
+from dogwood_jax._widths.dims import Dim
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """How many experts a program chooses, and where it holds this number.
+
+    Attributes:
+        count: how many it chooses.
+        dims: dimensions of this size.
+        steps: steps that compute with the number.
+    """
+
+    count: int
+    dims: frozenset[Dim]
+    steps: frozenset[Key] = frozenset()
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How many experts a router chooses before and after a growth.
+
+    Attributes:
+        width: name of the width of its logits.
+        ours: what the network chooses.
+        theirs: what the larger program chooses as it is; that of the network if there is no other.
+        new: how many it is to choose.
+    """
+
+    width: str
+    ours: Chosen
+    theirs: Chosen
+    new: int
+
+    def few(self, experts: int, fewer: int) -> tuple[int, int]:
+        """Returns how many are chosen before and after where there are fewer experts.
+
+        Args:
+            experts: how many experts the network has.
+            fewer: how many it has in the smaller sizes.
+        """
+        old = self.ours.count
+        small = old if fewer == experts else fewer if old == experts else min(old, fewer // 2)
+        return small, small * self.new // old
+
+
+def dims_of(pairs: Iterable[tuple[Chosen, int]]) -> dict[Dim, int]:
+    """Returns the new sizes of dimensions, where programs choose other numbers of experts."""
+    return {dim: count for chosen, count in pairs for dim in chosen.dims}
+
+
+def factors_of(pairs: Iterable[tuple[Chosen, int]]) -> Mapping[Key, float]:
+    """Returns what numbers are multiplied by there, by the keys of the steps that take them."""
+    return {step: n / chosen.count for chosen, n in pairs for step in chosen.steps}
+
 
 # So often a loop runs its body if it is made to. The second round shows what the first one wrote.
 FORCED_ROUNDS = 2

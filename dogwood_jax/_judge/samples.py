@@ -17,7 +17,7 @@ import numpy as np
 from dogwood_jax._base.draw import random_keys
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._widths.layout import units_along
-from dogwood_jax._widths.quantized import is_quantized
+from dogwood_jax._widths.roles import is_quantized
 from dogwood_jax._widths.widths import Kind
 
 # A program: the path of each argument (None for an input) with its shape and dtype.

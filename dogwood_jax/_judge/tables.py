@@ -19,7 +19,7 @@ import numpy as np
 
 from dogwood_jax._base.trees import is_traced
 from dogwood_jax._growth.growth import Growth
-from dogwood_jax._judge.cases import Places
+from dogwood_jax._judge.claim import Places
 from dogwood_jax._judge.evaluate import again, is_finite, widened
 from dogwood_jax._judge.lines import line_of, with_line
 from dogwood_jax._program.interpret import called, interpret

@@ -18,9 +18,8 @@ from dogwood_jax._base.trees import struct
 from dogwood_jax._growth.edit import Edit
 from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._growth.growth import Change, Growth
-from dogwood_jax._judge.cases import case_of
-from dogwood_jax._judge.choice import Choice, Chosen, dims_of, factors_of
-from dogwood_jax._judge.claim import Case, Side
+from dogwood_jax._judge.choices import Choice, Chosen, dims_of, factors_of
+from dogwood_jax._judge.claim import Case, Side, case_of
 from dogwood_jax._judge.resize import CannotResize, in_sizes, least_sizes
 from dogwood_jax._judge.tables import first_other_table
 from dogwood_jax._program.subprograms import Key, entries, every_constant

@@ -5,19 +5,16 @@ comes a growth.
 
 | file | what it does |
 |---|---|
-| ``request`` | what the caller asks for |
 | ``propose`` | the growths that programs propose |
 | ``decide`` | which growth an evaluation accepts |
-| ``asked`` | the sizes and strategies of widths that a growth is asked for |
-| ``sizes`` | how they follow from a request |
-| ``family`` | what rooms beside the core add: experts, heads |
+| ``asked`` | what the caller asks for, and what rooms beside the core add: experts, heads |
+| ``sizes`` | the sizes and strategies of widths that follow from it |
 | ``placements`` | where old units may go in place of the first places |
 | ``resampled`` | positions and patches of images of another size |
 | ``removals`` | how widths lose units |
 | ``obstacles`` | what keeps a width from a new size before anything is evaluated |
 | ``silence`` | which weights have to be zero for new units to be silent |
 | ``notes`` | what a caller has to mind of a change |
-| ``copies`` | units that are copied with all that belongs to them, such as experts |
 | ``target`` | the sizes of widths, from the shapes of a larger model's arrays |
 | ``sized_names`` | names of arrays that carry sizes, which look like new layers |
 | ``larger`` | the larger network's own program, where there is one |

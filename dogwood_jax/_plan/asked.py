@@ -1,12 +1,58 @@
-"""What a growth is asked for, by name of the width: ``Asked``."""
+"""What ``plan`` is asked for, by its caller and by families: ``Request``, ``Asked``, ``Family``.
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+Experts, and heads of keys and values, grow in ways of their own. Each has a room beside the core,
+with one class of the kind ``Family``. ``plan`` asks all of them. A method that a family does not
+define does nothing.
+"""
 
-from dogwood_jax._plan.copies import Copies
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from dogwood_jax._base.trees import PyTree
+from dogwood_jax._growth.growth import Change, Growth
+from dogwood_jax._judge.choices import Choice
 from dogwood_jax._plan.larger import Larger
+from dogwood_jax._widths.trace import Traced
 from dogwood_jax._widths.widths import Widths
-from dogwood_jax.strategies import Start
+from dogwood_jax.strategies import DepthStrategy, Start, Strategy
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Units that are copied, such as experts.
+
+    Attributes:
+        changes: how their widths change, by name.
+        others: the same in other ways, to be tried in turn where outputs do not stay.
+        notes: what is said of them where outputs stay.
+        unshown: what is said of them where outputs change.
+        as_it_is: whether the larger model chooses as many of them as the network.
+        problems: why outputs would change.
+        way_out: what may be called instead.
+    """
+
+    changes: Mapping[str, Change]
+    others: tuple[Mapping[str, Change], ...] = ()
+    notes: tuple[str, ...] = ()
+    unshown: tuple[str, ...] = ()
+    as_it_is: bool = False
+    problems: tuple[str, ...] = ()
+    way_out: str = ""
+
+
+def in_way(growth: Growth, way: Mapping[str, Change]) -> Growth:
+    """Returns a growth in which units are copied in another way, given by name of the width."""
+    changes = tuple(way.get(change.width, change) for change in growth.changes)
+    return replace(growth, changes=changes)
+
+
+def without_noise(way: Mapping[str, Change]) -> dict[str, Change]:
+    """Returns a way in which copies are what they copy."""
+    return {
+        name: replace(change, strategy=replace(change.strategy, noise=0.0))
+        for name, change in way.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -47,3 +93,76 @@ class Asked:
         """Whether a width would become smaller."""
         known = self.widths.sizes
         return any(size < known.get(name, size) for name, size in self.sizes.items())
+
+
+class Family:
+    """What a family adds to the growths that ``plan`` proposes."""
+
+    def asked(self, asked: Asked) -> Asked:
+        """Returns the asked sizes, in widths that the family adds."""
+        return asked
+
+    def ways_out(self, asked: Asked) -> Iterator[str]:
+        """Yields what may be passed instead, if a growth is refused."""
+        yield from ()
+
+    def instead(self, widths: Widths, shapes: Mapping[str, Any]) -> Iterator[str]:
+        """Yields what to call in place of ``plan``, if a larger model's arrays are other ones."""
+        yield from ()
+
+    def copies(self, asked: Asked) -> Copies | None:
+        """Returns the changes of widths whose units are copied; None if there are none."""
+        return None
+
+    def choices(
+        self, growth: Growth, larger: Traced | None, *, as_it_is: bool
+    ) -> Iterator[tuple[Choice, ...]]:
+        """Yields what may be how many experts both programs choose.
+
+        Args:
+            growth: the growth, of widths that know their program.
+            larger: the larger program; None for the network's own in larger sizes.
+            as_it_is: whether the larger program chooses what it does. Else it is to choose all
+                copies.
+        """
+        yield from ()
+
+    def whole(self, widths: Widths, shapes: Mapping[str, Any]) -> Widths:
+        """Returns the widths with each axis as one that a program cuts, and that counts no layers.
+
+        Args:
+            widths: the network's widths.
+            shapes: the shapes of the larger model's arrays, by path.
+        """
+        return widths
+
+
+@dataclass(frozen=True)
+class Request:
+    """The arguments of ``plan``. Their own texts say what they mean.
+
+    Attributes:
+        widths: the widths of the network.
+        sizes: new sizes.
+        target: the larger model's variables, or None.
+        target_apply: its function, or None.
+        keep: units that stay.
+        merge: units that become one.
+        strategy: how widths grow.
+        depth: how new layers are filled, if they are not to compute the identity.
+        interface: whether inputs and outputs may change.
+        check: whether the growth is evaluated.
+        families: rare families of growths, see ``Family``.
+    """
+
+    widths: Widths
+    sizes: Mapping[Any, int] = field(default_factory=dict)
+    target: PyTree = None
+    target_apply: Callable[..., Any] | None = None
+    keep: Mapping[Any, Any] | None = None
+    merge: Mapping[Any, Sequence[Sequence[int]]] | None = None
+    strategy: Strategy | Mapping[str, Strategy] | None = None
+    depth: DepthStrategy | None = None
+    interface: bool = False
+    check: bool = True
+    families: tuple[Family, ...] = ()

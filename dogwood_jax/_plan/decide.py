@@ -22,8 +22,7 @@ from dogwood_jax._growth.edit import Edit
 from dogwood_jax._growth.edit import silenced as in_silence
 from dogwood_jax._growth.evidence import Evidence
 from dogwood_jax._growth.growth import Change, Growth
-from dogwood_jax._plan.asked import Asked
-from dogwood_jax._plan.copies import in_way, without_noise
+from dogwood_jax._plan.asked import Asked, Request, in_way, without_noise
 from dogwood_jax._plan.larger import ANOTHER, Larger, is_deeper, read_larger
 from dogwood_jax._plan.notes import notes_of
 from dogwood_jax._plan.numbers_of_sizes import tables_of
@@ -32,7 +31,6 @@ from dogwood_jax._plan.own_function import ITS_OWN_NUMBERS, Rejected, own_functi
 from dogwood_jax._plan.programs import Programs
 from dogwood_jax._plan.propose import proposals
 from dogwood_jax._plan.removals import NO_MERGE
-from dogwood_jax._plan.request import Request
 from dogwood_jax._plan.resampled import by_widths, inputs_of
 from dogwood_jax._plan.searching import searched_of
 from dogwood_jax._plan.shown import first_shown, fitting, shown, shown_by

@@ -7,14 +7,12 @@ from dogwood_jax import strategies
 from dogwood_jax._base.problems import Refused
 from dogwood_jax._growth.edit import Edit
 from dogwood_jax._growth.growth import Change, Growth
-from dogwood_jax._plan.asked import Asked
-from dogwood_jax._plan.copies import Copies, in_way
+from dogwood_jax._plan.asked import Asked, Copies, Request, in_way
 from dogwood_jax._plan.larger import Larger
 from dogwood_jax._plan.notes import notes_of
 from dogwood_jax._plan.obstacles import refusals
 from dogwood_jax._plan.placements import placements
 from dogwood_jax._plan.removals import removals
-from dogwood_jax._plan.request import Request
 from dogwood_jax._plan.sizes import asked_of, ways_out
 from dogwood_jax._plan.target import splits
 from dogwood_jax.strategies import DepthStrategy

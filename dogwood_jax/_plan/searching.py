@@ -9,7 +9,7 @@ from dogwood_jax import strategies
 from dogwood_jax._growth.growth import Change, Growth
 from dogwood_jax._judge.claim import Case
 from dogwood_jax._judge.twin import LargerProgram, claim
-from dogwood_jax._plan.family import Family
+from dogwood_jax._plan.asked import Family
 from dogwood_jax._plan.notes import notes_of
 from dogwood_jax._plan.own_function import Rejected
 from dogwood_jax._plan.programs import Compared, Programs

@@ -12,13 +12,11 @@ from dogwood_jax._base.arguments import is_integer
 from dogwood_jax._base.described import described, first_line
 from dogwood_jax._base.trees import PyTree
 from dogwood_jax._modules.resizing import Resizing
-from dogwood_jax._plan.asked import Asked
-from dogwood_jax._plan.family import Family
+from dogwood_jax._plan.asked import Asked, Family, Request
 from dogwood_jax._plan.larger import NOT_AT_HAND, Larger, is_deeper
 from dogwood_jax._plan.numbers_of_sizes import tables_of
 from dogwood_jax._plan.obstacles import OTHER_IMAGES, fewer, other_images
 from dogwood_jax._plan.own_function import WITH_TARGET
-from dogwood_jax._plan.request import Request
 from dogwood_jax._plan.target import sizes_of_target
 from dogwood_jax._widths.dims import LAYERS, SPATIAL
 from dogwood_jax._widths.layout import size_of

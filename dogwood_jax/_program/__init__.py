@@ -10,8 +10,7 @@ these equations. Each question about a program gives this loop functions of its 
 program. ``sameness`` says which equations do the same.
 
 ``kernels`` puts functions of JAX in the place of kernels, which nobody can read. ``shards`` makes a
-program of one device of what devices compute together. ``products`` reads products that are written
-as sums over nothing.
+program of one device of what devices compute together.
 
 ``primitives/`` is the table of primitives. Its front says how to add one.
 """

@@ -10,8 +10,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from dogwood_jax._judge.cases import mirrored
-from dogwood_jax._judge.claim import Case
+from dogwood_jax._judge.claim import Case, mirrored
 from dogwood_jax._judge.evaluate import Undecided
 from dogwood_jax._judge.judge import (
     finite,

@@ -7,7 +7,6 @@ known of each unit. ``plan`` and ``grow`` do the work. Nothing in the core impor
 |---|---|
 | ``narrow`` | ``narrow`` keeps some units, ``merge_symmetric`` makes one of units that are alike |
 | ``shrink`` | ``shrink`` narrows to a budget of parameters or FLOPs, or removes layers |
-| ``alike`` | the widths that layers have alike |
 | ``average`` | ``average`` makes fewer units by means, such as heads of keys |
 | ``saliency`` | ``saliency`` says how much would be lost with each unit |
 | ``layer_scores`` | how much would be lost with each layer |
@@ -18,5 +17,4 @@ known of each unit. ``plan`` and ``grow`` do the work. Nothing in the core impor
 | ``dead`` | ``find_dead``: units that outputs do not depend on |
 | ``constant_units`` | what constant units add to their readers goes into biases |
 | ``removal`` | the network without some units, and by how much outputs move |
-| ``moved`` | how far outputs move, by evaluation with the network's own weights |
 """

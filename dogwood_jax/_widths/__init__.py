@@ -6,9 +6,7 @@ a table, with the layout of every axis of every array. Between them, in this ord
 | file | what it does |
 |---|---|
 | ``trace`` | the stage itself: makes the program, has it read, and names what was found |
-| ``reader`` | reads the equations one by one, each by the rule of its primitive |
-| ``rules/`` | one rule for each primitive: which dimensions of operands and results are the same |
-| ``quantized`` | weights of small integers, which get zeros |
+| ``rules/`` | reads equations, each by the rule of its primitive: which dimensions are the same |
 | ``roles`` | which weights are outgoing, because they are contracted over units |
 | ``naming`` | turns dimensions into widths with names, and axes into layouts |
 | ``widths`` | the result: ``Widths``, ``Width``, ``Leaf`` |
@@ -22,8 +20,3 @@ Where to add: a function of single entries needs no rule, only a record in
 tests. Widths that meet a primitive without a rule cannot grow. What must become of arrays is no
 question of rules: ``_plan/silence`` finds the zeros that silence units, and ``_search`` the rest.
 """
-
-# Pickles of version 0.1.0 look for these classes here, by these names.
-from dogwood_jax._widths.widths import Facts, Leaf, Network, Occurrence, Recipe, Width, Widths
-
-__all__ = ["Facts", "Leaf", "Network", "Occurrence", "Recipe", "Width", "Widths"]

@@ -1,10 +1,14 @@
 """Which weights of a network read units, and the role of every width along every axis."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
 
 from dogwood_jax._widths.dims import Dim, atoms, factors, pieces, spread_out
 from dogwood_jax._widths.layout import Role
+from dogwood_jax._widths.reasons import Reason
 from dogwood_jax._widths.values import Mark, Trace
 
 
@@ -84,3 +88,25 @@ class Roles:
             own = {*atoms(dim)}
             found.update(spot for spot in self.spots[place] if spot.atom in own)
         return found
+
+
+_ZEROS = Reason(
+    "new entries of arrays of small integers are zeros, so other arrays must feed its new units",
+    "silent",
+)
+_NOT_SHARED = Reason("small integers cannot be shared out among copies", "integers")
+
+
+def is_quantized(dtype: Any) -> bool:
+    """Whether arrays of a dtype are taken for quantized weights: ``int8``, ``int4`` and so on."""
+    return bool(jnp.issubdtype(dtype, np.signedinteger)) and jnp.dtype(dtype).itemsize == 1
+
+
+def note_quantized(roles: Roles, trace: Trace) -> None:
+    """Notes what is special of the dimensions of small integers."""
+    for spots in roles.spots.values():
+        for spot in spots:
+            if spot.leaf in trace.quantized:
+                spot.atom.note(_ZEROS)
+                if roles.of(spot) != "incoming":
+                    spot.atom.note(_NOT_SHARED)

@@ -19,12 +19,11 @@
 | ``orbax_folders``, ``orbax_arrays`` | folders of Orbax |
 | ``orbax_names`` | where a tree of Orbax holds the network, and the optimizer's state |
 | ``draft`` | what is being written appears whole or not at all, and is gone on with |
-| ``errors`` | ``CheckpointError`` |
 """
 
-from dogwood_jax.checkpoint.errors import CheckpointError
 from dogwood_jax.checkpoint.grow import grow, load, shapes
 from dogwood_jax.checkpoint.inspect import Inspection, StoredArray, inspect
+from dogwood_jax.checkpoint.kinds import CheckpointError
 from dogwood_jax.checkpoint.open_models import gemma, llama, qwen
 
 __all__ = [

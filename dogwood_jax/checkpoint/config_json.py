@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dogwood_jax._base.problems import listed
-from dogwood_jax.checkpoint.errors import CheckpointError
+from dogwood_jax.checkpoint.kinds import CheckpointError
 from dogwood_jax.checkpoint.tensors import Tensor
 
 NAME = "config.json"

@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
-from dogwood_jax.checkpoint.errors import CheckpointError
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be read: the message says which file, what was expected, what came."""
+
 
 _METADATA = "_METADATA"
 

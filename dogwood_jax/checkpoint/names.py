@@ -21,7 +21,7 @@ from math import prod
 
 from dogwood_jax._base.arguments import MAPPING, expect
 from dogwood_jax._base.problems import listed
-from dogwood_jax.checkpoint.errors import CheckpointError
+from dogwood_jax.checkpoint.kinds import CheckpointError
 from dogwood_jax.checkpoint.tensors import Tensor
 
 Rows = Mapping[str, str | Sequence[str] | None]

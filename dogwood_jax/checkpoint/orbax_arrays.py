@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dogwood_jax._base.deferred import Deferred
-from dogwood_jax.checkpoint.errors import CheckpointError
+from dogwood_jax.checkpoint.kinds import CheckpointError
 from dogwood_jax.checkpoint.made import PAGE
 from dogwood_jax.checkpoint.new_files import NewFile
 

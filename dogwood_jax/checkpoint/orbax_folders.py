@@ -25,7 +25,7 @@ from dogwood_jax._growth.edit import Edit
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._growth.pieces import parts_of
 from dogwood_jax.checkpoint.draft import draft, expect_free, fingerprint
-from dogwood_jax.checkpoint.errors import CheckpointError
+from dogwood_jax.checkpoint.kinds import CheckpointError
 from dogwood_jax.checkpoint.made import Made, Piece, made_of, pieces_of
 from dogwood_jax.checkpoint.names import Rows
 from dogwood_jax.checkpoint.orbax_arrays import Folder, NewArray, Old, Saved

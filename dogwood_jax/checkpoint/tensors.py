@@ -21,7 +21,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from dogwood_jax.checkpoint.errors import CheckpointError
+from dogwood_jax.checkpoint.kinds import CheckpointError
 
 INDEX = "model.safetensors.index.json"
 _INDEX_END = ".safetensors.index.json"

@@ -11,7 +11,7 @@ from dogwood_jax._base.trees import PyTree, leaves_by_path
 from dogwood_jax.checkpoint import config_json
 from dogwood_jax.checkpoint import load as load_arrays
 from dogwood_jax.checkpoint import shapes as shapes_of_arrays
-from dogwood_jax.checkpoint.errors import CheckpointError
+from dogwood_jax.checkpoint.kinds import CheckpointError
 from dogwood_jax.decoder.model import shapes
 from dogwood_jax.decoder.options import Options, options_of
 

@@ -1,7 +1,11 @@
 """The loop: ``fit`` and ``evaluate``."""
 
+import contextlib
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import inf
 from time import monotonic
 from typing import Any, NamedTuple
@@ -51,7 +55,47 @@ from dogwood_jax._front.stages import (
 from dogwood_jax._optimizer.growable import without_ages
 from dogwood_jax.training.batches import Data, Passes, Piece, batches_of, data_problems
 from dogwood_jax.training.teacher import Loss, Teacher
-from dogwood_jax.training.terminal import interrupt_held_back, progress_bar
+
+
+@contextlib.contextmanager
+def interrupt_held_back() -> Iterator[threading.Event]:
+    """Yields an event that a first Ctrl-C sets; a second one interrupts at once.
+
+    Without this, KeyboardInterrupt could come when the old state has been donated to an epoch and
+    the new one is not there yet. Then everything would be lost.
+    """
+    interrupted = threading.Event()
+
+    def hold_back(*_: Any) -> None:
+        interrupted.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    # Python handles signals in the main thread only, and another's handler is not ours to replace.
+    ours = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    )
+    if ours:
+        signal.signal(signal.SIGINT, hold_back)
+    try:
+        yield interrupted
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def progress_bar(
+    total: int | None, unit: str, progress: bool
+) -> contextlib.AbstractContextManager[Any]:
+    """Returns tqdm's bar, or None where none is wanted, seen or installed, as a context."""
+    if progress and sys.stderr is not None and sys.stderr.isatty():
+        with contextlib.suppress(ImportError):
+            from tqdm import tqdm
+
+            bar: contextlib.AbstractContextManager[Any] = tqdm(total=total, unit=unit)
+            return bar
+    return contextlib.nullcontext()
+
 
 Preprocess = Callable[[jax.Array], jax.Array]
 

@@ -5,10 +5,7 @@
 | ``record`` | ``Primitive``, the record, with what each field means |
 | ``axes`` | which axes of operands and results are the same, with names as in ``einsum`` |
 | ``entries`` | functions of single entries, such as ``tanh`` |
-| ``moves`` | what moves entries, takes some of them, or joins arrays |
-| ``sums`` | sums, products and other reductions |
-| ``control`` | what runs programs, and what draws random bits |
-| ``table`` | all records together, by name, and questions to them |
+| ``table`` | all records together, by name, those of other primitives among them |
 | ``functions`` | what primitives compute, where NumPy is faster than JAX or must differ |
 
 Where to add: say that JAX gets a primitive ``halve``, which divides each entry by two.

@@ -5,11 +5,11 @@ from typing import Any
 
 from dogwood_jax._program.subprograms import scan_counts, sub_programs
 from dogwood_jax._widths.dims import LAYERS, Dim, unify
-from dogwood_jax._widths.reader import run
 from dogwood_jax._widths.rules.registry import (
     origin_of,
     pick,
     rule,
+    run,
     shapes_out,
     together,
     unknown,

@@ -10,9 +10,10 @@ This file holds the table and what the rules share. The other files of this fold
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from dogwood_jax._program.interpret import called, interpret
 from dogwood_jax._widths.dims import REPEATED, Dim, cut
 from dogwood_jax._widths.reasons import Reason
-from dogwood_jax._widths.values import Along, Trace, Value, joined
+from dogwood_jax._widths.values import Along, Reading, Trace, Value, constant, joined
 
 Rule = Callable[..., list[Value]]
 RULES: dict[str, Rule] = {}
@@ -117,3 +118,29 @@ def sliced(x: Value, axis: int, start: int, size: int) -> Value:
         return x
     sizes = [n for n in (start, size, whole.size - start - size) if n]
     return with_axis(x, axis, cut(whole, sizes)[1 if start else 0] if size else Dim(0))
+
+
+def run(trace: Trace, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Value]) -> list[Value]:
+    """Reads every equation of a program; returns the values of its results."""
+    reading = Reading(jaxpr, trace.times)
+    trace.programs.append(reading)
+
+    def equation(eqn: Any, operands: list[Value]) -> list[Value]:
+        rule: Rule = RULES.get(eqn.primitive.name, _call)
+        outside, trace.programs = trace.programs, []
+        results = rule(trace, eqn, *operands)
+        if trace.programs:
+            reading.inside[id(eqn)] = trace.programs
+        trace.programs = outside
+        return results
+
+    return interpret(
+        jaxpr, consts, arguments, constant=constant, equation=equation, known=reading.known
+    )
+
+
+def _call(trace: Trace, eqn: Any, *operands: Value) -> list[Value]:
+    """An equation without a rule: it may run one program, as that of jit or remat does."""
+    if (program := called(eqn)) is not None:
+        return run(trace, *program, operands)
+    return unknown(trace, eqn, *operands)

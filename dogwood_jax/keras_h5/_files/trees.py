@@ -7,10 +7,10 @@ from dogwood_jax.keras_h5._files.binary import (
     OTHERWISE,
     File,
     check_sum,
+    checksum,
     damaged,
     number,
 )
-from dogwood_jax.keras_h5._files.checksum import checksum
 
 _WIDTH = 4  # bytes of an object's place in the blocks of a heap; its size takes two
 _LEVELS = 4  # of a B-tree above its leaves; with as many there are millions of records

@@ -8,8 +8,7 @@ in Flax, ``masking`` what becomes of masks, ``options`` has what configs of many
 The layers are in ``dense``, ``convolutions``, ``local``, ``recurrent``, ``attention``,
 ``normalizations``, ``categories``, ``vocabularies``, ``activations``, ``identity``, ``reshaping``,
 ``pooling``, ``images`` and ``merging``; ``nested`` and ``spectral`` have layers that hold layers,
-and ``operations`` functions that Keras makes layers of, some of which
-``functions`` defines.
+and ``operations`` functions that Keras makes layers of.
 
 Where to add: a layer is one entry in the table at the end of its family's file. What an entry does
 not say is unknown, and refused where it matters.

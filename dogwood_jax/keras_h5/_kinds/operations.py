@@ -14,12 +14,103 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dogwood_jax.keras_h5._kinds import functions
 from dogwood_jax.keras_h5._kinds.activations import ACTIVATIONS
-from dogwood_jax.keras_h5._kinds.functions import sizes
 from dogwood_jax.keras_h5._kinds.images import depth_to_space, resize, space_to_depth
 from dogwood_jax.keras_h5._kinds.kind import CHANNELS, KINDS, Config, Function, Kind, Params, Shape
 from dogwood_jax.keras_h5._kinds.masking import forgotten
+
+
+def sizes(value: Any) -> Any:
+    """Returns an axis or size, or several of them."""
+    return tuple(map(operator.index, value)) if isinstance(value, list | tuple) else value
+
+
+# Order, sums up to a place, and segments.
+
+
+def roll(x: Any, shift: Any, axis: Any = None) -> Any:
+    return jnp.roll(x, sizes(shift), sizes(axis))
+
+
+def flip(x: Any, axis: Any = None) -> Any:
+    return jnp.flip(x, sizes(axis))
+
+
+def cumsum(x: Any, axis: Any = None) -> Any:
+    return jnp.cumsum(x, axis)
+
+
+def cumprod(x: Any, axis: Any = None) -> Any:
+    return jnp.cumprod(x, axis)
+
+
+def argsort(x: Any, axis: Any = -1) -> Any:
+    return jnp.argsort(x, axis).astype(jnp.int32)
+
+
+def top_k(x: Any, k: Any = 1, ordered: Any = True) -> Any:
+    return jax.lax.top_k(x, operator.index(k))
+
+
+def unstack(x: Any, num: Any = None, axis: Any = 0) -> Any:
+    return [jnp.squeeze(one, axis) for one in jnp.split(x, x.shape[axis], axis)]
+
+
+def take_along_axis(x: Any, indices: Any, axis: Any = None) -> Any:
+    return jnp.take_along_axis(x, jnp.asarray(indices), axis)
+
+
+def segments(reduce: Function) -> Function:
+    """Reduces the rows of each segment to one; without ``num_segments`` their count is data."""
+
+    def reduced(x: Any, ids: Any, num_segments: Any) -> Any:
+        if num_segments is None:
+            raise ValueError("num_segments is not given; how many there are is not known before")
+        return reduce(x, jnp.asarray(ids), operator.index(num_segments))
+
+    return reduced
+
+
+# Sums of products.
+
+
+def tensordot(x: Any, y: Any, axes: Any = 2) -> Any:
+    y = jnp.asarray(y)
+    return jnp.tensordot(x, y, [sizes(a) for a in axes] if isinstance(axes, list | tuple) else axes)
+
+
+def average(x: Any, axis: Any = None, weights: Any = None) -> Any:
+    return jnp.average(x, sizes(axis), weights)
+
+
+def fft(transform: Function) -> Function:
+    """Transforms complex numbers, which are pairs of real arrays."""
+
+    def transformed(pair: Sequence[Any]) -> Any:
+        real, imaginary = pair
+        result = transform(jax.lax.complex(real, imaginary))
+        return jnp.real(result), jnp.imag(result)
+
+    return transformed
+
+
+# Activations and norms.
+
+
+def elu(x: Any, alpha: Any = 1.0) -> Any:
+    return jax.nn.elu(x, alpha)
+
+
+def squareplus(x: Any, b: Any = 4) -> Any:
+    return (x + jnp.sqrt(x * x + b)) / 2
+
+
+def soft_shrink(x: Any, threshold: Any = 0.5) -> Any:
+    return jnp.sign(x) * jax.nn.relu(jnp.abs(x) - threshold)
+
+
+def hard_shrink(x: Any, threshold: Any = 0.5) -> Any:
+    return jnp.where(jnp.abs(x) > threshold, x, 0)
 
 
 def _divide_no_nan(x: Any, y: Any) -> Any:
@@ -397,40 +488,40 @@ _WITH_OPTIONS: Sequence[tuple[Function, str, str, str]] = (
         "image.resize: size method",
         "",
     ),
-    (functions.roll, "Roll: shift axis", "roll: shift axis", ""),
-    (functions.flip, "Flip: axis", "reverse: axis", "ReverseV2"),
-    (functions.cumsum, "Cumsum: axis", "math.cumsum: axis", ""),
-    (functions.cumprod, "Cumprod: axis", "math.cumprod: axis", ""),
+    (roll, "Roll: shift axis", "roll: shift axis", ""),
+    (flip, "Flip: axis", "reverse: axis", "ReverseV2"),
+    (cumsum, "Cumsum: axis", "math.cumsum: axis", ""),
+    (cumprod, "Cumprod: axis", "math.cumprod: axis", ""),
     (jnp.diff, "Diff: n axis", "", ""),
     (jnp.sort, "Sort: axis", "sort: axis", ""),
-    (functions.argsort, "Argsort: axis", "argsort: axis", ""),
-    (functions.top_k, "TopK: k sorted", "math.top_k: k sorted", ""),
+    (argsort, "Argsort: axis", "argsort: axis", ""),
+    (top_k, "TopK: k sorted", "math.top_k: k sorted", ""),
     (jnp.round, "Round: decimals", "", ""),
     (jnp.ravel, "Ravel", "", ""),
     (lambda xs: jnp.hstack(list(xs)), "Hstack", "", ""),
     (lambda xs: jnp.vstack(list(xs)), "Vstack", "", ""),
-    (functions.unstack, "Unstack: num axis", "", ""),
-    (lambda x, axis=0: functions.unstack(x, axis=axis), "", "unstack: axis", ""),
+    (unstack, "Unstack: num axis", "", ""),
+    (lambda x, axis=0: unstack(x, axis=axis), "", "unstack: axis", ""),
     (jnp.tril, "Tril: k", "", ""),
     (jnp.triu, "Triu: k", "", ""),
     (jnp.diagonal, "Diagonal: offset axis1 axis2", "", ""),
     (jnp.dot, "Dot", "", ""),
     (jnp.inner, "Inner", "", ""),
     (jnp.outer, "Outer", "", ""),
-    (functions.tensordot, "Tensordot: axes", "tensordot: b axes", ""),
-    (functions.average, "Average: axis", "", ""),
-    (functions.take_along_axis, "TakeAlongAxis: axis", "", ""),
-    (functions.segments(jax.ops.segment_sum), "SegmentSum: num_segments", "", ""),
-    (functions.segments(jax.ops.segment_max), "SegmentMax: num_segments", "", ""),
-    (functions.fft(jnp.fft.fft), "FFT", "", ""),
-    (functions.fft(jnp.fft.fft2), "FFT2", "", ""),
-    (functions.fft(jnp.fft.ifft2), "IFFT2", "", ""),
-    (functions.elu, "Elu: alpha", "nn.elu", "Elu"),
+    (tensordot, "Tensordot: axes", "tensordot: b axes", ""),
+    (average, "Average: axis", "", ""),
+    (take_along_axis, "TakeAlongAxis: axis", "", ""),
+    (segments(jax.ops.segment_sum), "SegmentSum: num_segments", "", ""),
+    (segments(jax.ops.segment_max), "SegmentMax: num_segments", "", ""),
+    (fft(jnp.fft.fft), "FFT", "", ""),
+    (fft(jnp.fft.fft2), "FFT2", "", ""),
+    (fft(jnp.fft.ifft2), "IFFT2", "", ""),
+    (elu, "Elu: alpha", "nn.elu", "Elu"),
     (jax.nn.celu, "Celu: alpha", "", ""),
     (jax.nn.glu, "Glu: axis", "", ""),
-    (functions.squareplus, "Squareplus: b", "", ""),
-    (functions.soft_shrink, "SoftShrink: threshold", "", ""),
-    (functions.hard_shrink, "HardShrink: threshold", "", ""),
+    (squareplus, "Squareplus: b", "", ""),
+    (soft_shrink, "SoftShrink: threshold", "", ""),
+    (hard_shrink, "HardShrink: threshold", "", ""),
     (_norm, "Norm: ord axis keepdims", "norm: ord axis keepdims", ""),
     (jnp.ones_like, "OnesLike: dtype", "", ""),
     (jnp.zeros_like, "ZerosLike: dtype", "", ""),

@@ -7,8 +7,7 @@ shapes its arrays have.
 
 ``resize`` says what a config becomes when weights have other sizes, ``sizes`` the same for each
 layer, ``channels`` and ``groups`` the sizes that no array has. ``vocabularies`` finds layers that
-are left out. ``versions`` says what later versions of Keras read in another way. ``frozen`` makes
-configs that can be hashed.
+are left out. ``frozen`` makes configs that can be hashed.
 
 Where to add: a layer is one entry in ``_kinds``; here is what takes all layers of a model together.
 """
