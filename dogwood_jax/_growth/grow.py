@@ -331,12 +331,14 @@ def _edited(
     """
     made = {}
     for index, edit in enumerate(edits):
-        name = str(index)
-        seeds = (None if w is None else w[places[index, i]] for i, w in enumerate(words))
+        name, drawn = str(index), (edit.map is not None and edit.map.needs, edit.is_random)
+        seeds = (
+            w[places[index, i]] if w is not None and drawn[i] else None for i, w in enumerate(words)
+        )
         made[name] = edited(
             edit,
             old.get(name),
-            Random(key, places[index, 0], *seeds),
+            Random(key, places[index, 0] if drawn[0] else 0, *seeds),
             fresh=fresh.get(name),
             units=rows_of(held[index], units[name]) if name in units else None,
             scale=scales.get(name),
