@@ -144,9 +144,9 @@ def judge(case: Case) -> Verdict:
     draws = _draws(case.old.jaxpr)
     if draws:
         case = replace(case, old=_with_draws(case.old), new=_with_draws(case.new))
-    verdict = _judged(case)
+    verdict = _Comparison(case).verdict()
     if verdict.difference and draws:
-        again = _judged(case, is_alike=True)
+        again = _Comparison(case, is_alike=True).verdict()
         if again.is_shown:
             return replace(again, unseen=(*again.unseen, "random numbers that differ by entry"))
     return verdict
@@ -217,104 +217,184 @@ def _draws(jaxpr: Any) -> bool:
     return any(eqn.primitive.name == "random_bits" for eqn in equations(jaxpr.jaxpr))
 
 
-def _judged(case: Case, *, is_alike: bool = False) -> Verdict:
-    larger, rounded = grown(case), rounded_in_one(case)
-    alike = max([_UNSTEADY, *(4 * eps for eps in rounded.values())])
-    samples = samples_of(case)
-    largest, counted = 0.0, list[Drawn]()
-    shown, zero, jumping = set[str](), set[str](), set[str]()
-    # A twin may be too small for a position that is compared. Where a table grows, samples hold no
-    # ids that the network lacks.
-    has_integers = case.is_twin and _last_id(case.growth) is None
-    ours, theirs, hidden = Seen(has_integers), Seen(has_integers), Hidden()
-    choices, its_choices = Choices(), Choices()
-    steps, its_steps = (Steps(), Steps()) if _can_be_written_down(case) else (None, None)
-    is_gated = any(change.strategy.is_gated for change in case.growth.changes)
+class _Comparison:
+    """Compares both networks on one sample after the other.
 
-    def families() -> Iterator[SampleFamily]:
-        for family in _families(case):
+    Args:
+        case: the claim.
+        is_alike: whether random numbers are the same bits everywhere.
+
+    Attributes:
+        counted: the samples that counted.
+    """
+
+    def __init__(self, case: Case, *, is_alike: bool = False) -> None:
+        self._case, self._is_alike = case, is_alike
+        self._larger, self._rounded = grown(case), rounded_in_one(case)
+        self._alike = max([_UNSTEADY, *(4 * eps for eps in self._rounded.values())])
+        self._samples, self.counted = samples_of(case), list[Drawn]()
+        self._largest, self._shown = 0.0, set[str]()
+        self._zero, self._jumping = set[str](), set[str]()
+        # A twin may be too small for a position that is compared. Where a table grows, samples hold
+        # no ids that the network lacks.
+        has_integers = case.is_twin and _last_id(case.growth) is None
+        self._ours, self._theirs, self._hidden = Seen(has_integers), Seen(has_integers), Hidden()
+        self._choices, self._its_choices = Choices(), Choices()
+        is_written = _can_be_written_down(case)
+        self._steps: Steps | None = Steps() if is_written else None
+        self._its_steps: Steps | None = Steps() if is_written else None
+
+    def verdict(self) -> Verdict:
+        """Returns what all samples show."""
+        for number, family in enumerate(self._families()):
+            if (found := self._mismatch(number, family)) is not None:
+                return Verdict(len(self.counted), found)
+        paths = dict.fromkeys(output.path for output in self._case.outputs)
+        self._shown |= self._zero - self._jumping
+        unshown = tuple(path for path in paths if path not in self._shown)
+        if unshown or not self.counted:
+            return Verdict(len(self.counted), None, self._largest, unshown)
+        problem, sides = self._problem(), (self._case.old, self._case.new)
+        ours, theirs = (rounding_in(side.jaxpr) for side in sides)
+        return Verdict(
+            len(self.counted),
+            None,
+            self._largest,
+            problem=problem,
+            gradients=None if problem else self._gradients(),
+            unseen=tuple(dict.fromkeys(map(str, self._ours.unseen()))),
+            rounding=tuple(sorted(ours ^ theirs)),
+        )
+
+    def _families(self) -> Iterator[SampleFamily]:
+        is_gated = any(change.strategy.is_gated for change in self._case.growth.changes)
+        for family in _families(self._case):
             if not (is_gated and family.old == 1e3):  # gates that saturate are equal
                 yield family
-        if len(counted) < _FEW:
+        if len(self.counted) < _FEW:
             yield SMALL
 
-    for number, family in enumerate(families()):
-        seeded = replace(samples, seed=number)
-        found = finite(case, seeded, family, is_alike, seen=ours, steps=steps, choices=choices)
+    def _mismatch(self, number: int, family: SampleFamily) -> Mismatch | None:
+        """Evaluates both networks on a sample, and returns where they differ."""
+        case, is_alike, rounding = self._case, self._is_alike, None
+        found = finite(
+            case,
+            replace(self._samples, seed=number),
+            family,
+            is_alike,
+            seen=self._ours,
+            steps=self._steps,
+            choices=self._choices,
+        )
         if found is None:
-            continue
+            return None
         drawn, variables, inputs, old = found
-        samples = samples if family in (BEYOND, SCALES, *SIGNED, *FLAGS) else drawn
+        if family not in (BEYOND, SCALES, *SIGNED, *FLAGS):
+            self._samples = drawn
         try:
             near = run(case.old, variables, inputs, Watch(NUDGE, number, is_alike=is_alike))
-            if rounded:
-                watch = Watch(NUDGE, number, rounded, is_alike=is_alike)
+            if self._rounded:
+                watch = Watch(NUDGE, number, self._rounded, is_alike=is_alike)
                 rounding = run(case.old, variables, inputs, watch)
             fresh = drawn.variables(case.new.arguments, family, new=True)
-            wide = larger(variables, fresh)
-            inputs_of_larger = larger_inputs(case, inputs, drawn, family)
-            watch = Watch(seen=theirs, is_alike=is_alike, steps=its_steps, choices=its_choices)
-            new = run(case.new, wide, inputs_of_larger, watch)
+            wide = self._larger(variables, fresh)
+            its_inputs = larger_inputs(case, inputs, drawn, family)
+            watch = Watch(
+                seen=self._theirs,
+                is_alike=is_alike,
+                steps=self._its_steps,
+                choices=self._its_choices,
+            )
+            new = run(case.new, wide, its_inputs, watch)
         except Undecided:
-            continue
-        counted.append(Drawn(family, variables, inputs, old, wide, inputs_of_larger, new))
+            return None
+        self.counted.append(Drawn(family, variables, inputs, old, wide, its_inputs, new))
         for output in case.outputs:
-            before, nudged, after = old[output.old], near[output.old], old_part(new, output)
+            before, after = old[output.old], old_part(new, output)
             if not are_alike(before, after):
-                nothing = Mismatch(output.path, family, (), np.nan, np.nan)
-                return Verdict(len(counted), nothing)
-            moved = np.abs(rounding[output.old] - before) if rounded else 0.0
-            counts, differs, relative = compared(before, nudged, after, moved)
-            numbers, are_near = _numbers_alike(before, after, alike, moved)
-            is_steady = counts & are_near
-            if differs.any():  # perhaps by the rounding of large terms that cancel
-                more = rounding_of(case, larger, counted[-1], fresh, number, is_alike)[output.new]
-                moved = moved + old_part([np.zeros(0)] * output.new + [more], output)
-                _, differs, _ = compared(before, nudged, after, moved)
-            if differs.any():
-                place = _first(differs)
+                return Mismatch(output.path, family, (), np.nan, np.nan)
+            moved = 0.0 if rounding is None else np.abs(rounding[output.old] - before)
+            place = self._differs(output, before, near[output.old], after, moved, fresh, number)
+            if place is not None:
                 pair = complex(before[place]), complex(after[place])
-                if not np.isfinite(pair[1]):
-                    cause = not_finite(case.old, case.new, counted[-1])
-                else:
-                    cause = first_to_differ(steps, its_steps) if steps and its_steps else ""
-                return Verdict(len(counted), Mismatch(output.path, family, place, *pair, cause))
-            if counts.any():
-                largest = max(largest, float(relative[counts].max()))
-                # Zeros show nothing of an output whose other entries jump where numbers are nudged.
-                (shown if np.any(is_steady) else zero).add(output.path)
-            if np.any(numbers & ~is_steady):
-                jumping.add(output.path)
-        if steps is not None and its_steps is not None:
-            hidden.look(steps, its_steps)
-            its_steps.found.clear()
-    paths = dict.fromkeys(output.path for output in case.outputs)
-    shown |= zero - jumping
-    unshown = tuple(path for path in paths if path not in shown)
-    if unshown or not counted:
-        return Verdict(len(counted), None, largest, unshown)
-    unseen = [*ours.unseen()]
-    problem = _unseen_difference(case, counted, ours, theirs)
-    if problem is None and (operations := hidden.operations()):
-        problem = f"what {operations[0]} hides is another number, and no sample shows what it does"
-    problem = problem or _by_force(case, counted[0], choices, its_choices, is_alike)
-    branches = [one for one in unseen if one.eqn.primitive.name in BRANCHES]
-    growth, is_other = case.growth, choices.names() != its_choices.names()
-    are_new = not growth.inserted and all(change.sources is None for change in growth.changes)
-    if branches and is_other and are_new:  # copies go where old units go
-        problem = problem or f"no sample shows all sides of {branches[0]}"
-    seen = [(one.family, one.variables, one.wide, one.inputs, one.larger) for one in counted]
-    edges = [*seen[:2], *_at_edges(case, samples, larger, is_alike)]
-    more = itertools.chain(seen[2:], _more(case, samples, larger, is_alike))
-    return Verdict(
-        len(counted),
-        None,
-        largest,
-        problem=problem,
-        gradients=None if problem else check_gradients(case, edges, more),
-        unseen=tuple(dict.fromkeys(map(str, unseen))),
-        rounding=tuple(sorted(rounding_in(case.old.jaxpr) ^ rounding_in(case.new.jaxpr))),
-    )
+                return Mismatch(output.path, family, place, *pair, self._cause(pair[1]))
+        if self._steps is not None and self._its_steps is not None:
+            self._hidden.look(self._steps, self._its_steps)
+            self._its_steps.found.clear()
+        return None
+
+    def _differs(
+        self,
+        output: ComparedOutput,
+        before: Any,
+        nudged: Any,
+        after: Any,
+        moved: Any,
+        fresh: dict[str, Any],
+        number: int,
+    ) -> tuple[int, ...] | None:
+        """Returns the first entry of an output that differs, and notes what the others show.
+
+        Args:
+            output: the output.
+            before: what the network computes.
+            nudged: the same with nudged numbers.
+            after: what the larger network computes.
+            moved: by how much rounded constants move it.
+            fresh: new entries of the larger network.
+            number: which sample it is.
+        """
+        counts, differs, relative = compared(before, nudged, after, moved)
+        numbers, are_near = _numbers_alike(before, after, self._alike, moved)
+        is_steady = counts & are_near
+        if differs.any():  # perhaps by the rounding of large terms that cancel
+            sample = self.counted[-1]
+            every = rounding_of(self._case, self._larger, sample, fresh, number, self._is_alike)
+            more = old_part([np.zeros(0)] * output.new + [every[output.new]], output)
+            _, differs, _ = compared(before, nudged, after, moved + more)
+        if differs.any():
+            return _first(differs)
+        if counts.any():
+            self._largest = max(self._largest, float(relative[counts].max()))
+            # Zeros show nothing of an output whose other entries jump where numbers are nudged.
+            (self._shown if np.any(is_steady) else self._zero).add(output.path)
+        if np.any(numbers & ~is_steady):
+            self._jumping.add(output.path)
+        return None
+
+    def _cause(self, after: complex) -> str:
+        """Returns which operation makes both networks differ, if that is known."""
+        if not np.isfinite(after):
+            return not_finite(self._case.old, self._case.new, self.counted[-1])
+        steps, its_steps = self._steps, self._its_steps
+        return first_to_differ(steps, its_steps) if steps and its_steps else ""
+
+    def _problem(self) -> str | None:
+        """Returns what only one of both programs has, and no sample shows."""
+        case, choices, its_choices = self._case, self._choices, self._its_choices
+        problem = _unseen_difference(case, self.counted, self._ours, self._theirs)
+        if problem is None and (operations := self._hidden.operations()):
+            problem = (
+                f"what {operations[0]} hides is another number, and no sample shows what it does"
+            )
+        problem = problem or _by_force(case, self.counted[0], choices, its_choices, self._is_alike)
+        unseen = self._ours.unseen()
+        branches = [one for one in unseen if one.eqn.primitive.name in BRANCHES]
+        growth, is_other = case.growth, choices.names() != its_choices.names()
+        are_new = not growth.inserted and all(change.sources is None for change in growth.changes)
+        if branches and is_other and are_new:  # copies go where old units go
+            problem = problem or f"no sample shows all sides of {branches[0]}"
+        return problem
+
+    def _gradients(self) -> str | None:
+        """Returns what is wrong with gradients."""
+        case, samples, larger, is_alike = self._case, self._samples, self._larger, self._is_alike
+        seen = [
+            (one.family, one.variables, one.wide, one.inputs, one.larger) for one in self.counted
+        ]
+        edges = [*seen[:2], *_at_edges(case, samples, larger, is_alike)]
+        more = itertools.chain(seen[2:], _more(case, samples, larger, is_alike))
+        return check_gradients(case, edges, more)
 
 
 def _first(differs: Any) -> tuple[int, ...]:

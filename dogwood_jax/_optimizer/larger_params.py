@@ -1,5 +1,6 @@
 """The parameters of the larger network as its optimizer sees them: ``larger_params``."""
 
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -44,27 +45,7 @@ def larger_params(
 
     trees = [part_at(opt_state, keys) for keys in dict.fromkeys(map(start, whole))]
     shapes = {leaf.path: leaf.shape for leaf in growth.widths.leaves}
-
-    def is_masked(node: Any) -> bool:
-        return type(node).__name__ == "MaskedNode"
-
-    def own(keys: Keys, leaf: Any) -> PyTree:
-        path = first.collection + leaf_path(keys)
-        if not is_masked(leaf):
-            return struct(shapes.get(path, jnp.shape(leaf)), jnp.result_type(leaf))
-        if path not in shapes:  # a mask may stand for all arrays below, which are elsewhere
-            for tree in trees:
-                with suppress(KeyError):
-                    if not is_masked(part := part_at(tree, keys)):
-                        return all_own(part, keys)
-        return struct(shapes.get(path, ()), jnp.float32)
-
-    def all_own(tree: PyTree, above: Keys = ()) -> PyTree:
-        return jax.tree_util.tree_map_with_path(
-            lambda keys, leaf: own((*above, *keys), leaf), tree, is_leaf=is_masked
-        )
-
-    tree = all_own(trees[0])
+    tree = _without_masks(trees, first.collection, shapes)
     old = {first.collection + path: leaf for path, leaf in leaves_by_path(tree).items()}
     larger, deeper = None, bool(growth.inserted or growth.layers)
     structure = growth.structure if variables is None or deeper else jax.tree.structure(variables)
@@ -91,6 +72,38 @@ def larger_params(
         return None if found is None else struct(edit.shape if edit else found.shape, found.dtype)
 
     return jax.tree_util.tree_map_with_path(one, larger)
+
+
+def _without_masks(
+    trees: Sequence[PyTree], collection: str, shapes: Mapping[str, tuple[int, ...]]
+) -> PyTree:
+    """Returns the first of some trees of parameters with shapes of what others have in its place.
+
+    Args:
+        trees: the trees. A mask in one of them may stand for all arrays below it.
+        collection: what paths of the network have before those in the trees.
+        shapes: the network's arrays.
+    """
+
+    def is_masked(node: Any) -> bool:
+        return type(node).__name__ == "MaskedNode"
+
+    def own(keys: Keys, leaf: Any) -> PyTree:
+        path = collection + leaf_path(keys)
+        if not is_masked(leaf):
+            return struct(shapes.get(path, jnp.shape(leaf)), jnp.result_type(leaf))
+        for tree in trees if path not in shapes else ():
+            with suppress(KeyError):
+                if not is_masked(part := part_at(tree, keys)):
+                    return every(part, keys)
+        return struct(shapes.get(path, ()), jnp.float32)
+
+    def every(tree: PyTree, above: Keys = ()) -> PyTree:
+        return jax.tree_util.tree_map_with_path(
+            lambda keys, leaf: own((*above, *keys), leaf), tree, is_leaf=is_masked
+        )
+
+    return every(trees[0])
 
 
 def part_at(tree: PyTree, keys: Keys) -> PyTree:
