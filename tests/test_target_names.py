@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from networks_deeper import ResNet, shapes_of
 from test_target import shaped
 
 import dogwood_jax as dw
@@ -57,3 +58,12 @@ def test_numbers_of_layers_are_no_sizes():
     widths = dw.trace(apply, shaped(**names(8, 2)), X)
     with pytest.raises(ValueError, match="if the larger model has another function"):
         dw.plan(widths, target=shaped(**names(8, 3)))
+
+
+def test_numbers_of_blocks_are_no_sizes():
+    """Blocks of channels, of which the second is the third one of the deeper network."""
+    small, large, x = ResNet((1, 1)), ResNet((2, 1)), jnp.ones((2, 8, 8, 2))
+    widths = dw.trace(small.apply, shapes_of(small, x), x)
+    growth = dw.plan(widths, target=shapes_of(large, x), target_apply=large.apply)
+    new = growth.edits["params/Bottleneck_2/Conv_0/kernel"]
+    assert new.source == "params/Bottleneck_1/Conv_0/kernel" and not new.changes

@@ -11,6 +11,7 @@ from itertools import zip_longest
 from typing import Any
 
 from dogwood_jax._base.problems import Refused
+from dogwood_jax._program.numbered import numbered_layers
 from dogwood_jax._widths.widths import Widths
 
 _NUMBER = re.compile(r"\d+")
@@ -24,8 +25,11 @@ def check_names(widths: Widths, shapes: Mapping[str, Any]) -> None:
         shapes: the larger model's arrays by path.
     """
     paths = {leaf.path for leaf in widths.leaves}
-    missing = _by_text(leaf.path for leaf in widths.leaves if leaf.path not in shapes)
-    new = _by_text(path for path in shapes if path not in paths)
+    layers = numbered_layers(shapes).values()  # an inserted layer shifts their numbers
+    missing, new = (
+        _by_text(p for p in some if all(its.layer_of(p) is None for its in layers))
+        for some in (paths - shapes.keys(), shapes.keys() - paths)
+    )
     sizes = {*widths.sizes.values(), *(n for leaf in widths.leaves for n in leaf.shape)}
     larger = {n for leaf in shapes.values() for n in leaf.shape}
     problems = []
@@ -46,7 +50,7 @@ def check_names(widths: Widths, shapes: Mapping[str, Any]) -> None:
 def _by_text(paths: Iterable[str]) -> dict[str, list[str]]:
     """Returns paths, together where they differ in numbers only."""
     found: dict[str, list[str]] = {}
-    for path in paths:
+    for path in sorted(paths):
         found.setdefault(_NUMBER.sub("#", path), []).append(path)
     return found
 
