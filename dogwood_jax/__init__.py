@@ -88,8 +88,7 @@ if TYPE_CHECKING:
     from dogwood_jax._front.widen import chain, widen
     from dogwood_jax._growth.as_json import from_json, to_json
     from dogwood_jax._growth.edit import Edit
-    from dogwood_jax._growth.evidence import Evidence
-    from dogwood_jax._growth.growth import Change, Growth
+    from dogwood_jax._growth.growth import Change, Evidence, Growth
     from dogwood_jax._optimizer.growable import growable
     from dogwood_jax._optimizer.opt_state import grow_opt_state
     from dogwood_jax._smaller.average import average
@@ -188,8 +187,7 @@ _NAMES_IN = {
     "_front.verify": ("verify",),
     "_front.widen": ("chain", "widen"),
     "_growth.as_json": ("from_json", "to_json"),
-    "_growth.evidence": ("Evidence",),
-    "_growth.growth": ("Change", "Growth"),
+    "_growth.growth": ("Change", "Evidence", "Growth"),
     "_growth.edit": ("Edit",),
     "_optimizer.growable": ("growable",),
     "_optimizer.opt_state": ("grow_opt_state",),

@@ -31,7 +31,7 @@ from dogwood_jax._base.described import described
 from dogwood_jax._base.trees import leaves_by_path
 from dogwood_jax._front.larger import larger_nnx
 from dogwood_jax._front.verify import verify_if_possible
-from dogwood_jax._growth.unshared import unshared
+from dogwood_jax._growth.rounds import unshared
 from dogwood_jax._modules.nnx_function import (
     Module,
     arrays_of,

@@ -128,7 +128,7 @@ NAMED_FOR = {
     "_judge/choices.py": "which sides a choice has, and how one is taken by force",
     "_judge/seen.py": "into which pieces an operation divides its inputs",
     "_judge/judge.py": "bits of keys, and integers that ids are compared with",
-    "_judge/watch.py": "how long the tables are that ids look up",
+    "_judge/run.py": "how long the tables are that ids look up",
     "_depth/statistics.py": "a mean that is subtracted",
     "_plan/own_function.py": "axes that a function splits into sizes of its own",
     "_optimizer/by_cohort.py": "branches, each with its lanes",

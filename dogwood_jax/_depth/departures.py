@@ -12,9 +12,8 @@ import numpy as np
 
 from dogwood_jax._depth.trial import Filling, Readings, Trial
 from dogwood_jax._judge.cause import not_finite
-from dogwood_jax._judge.run import Drawn, run
+from dogwood_jax._judge.run import Drawn, Watch, run
 from dogwood_jax._judge.seen import differing
-from dogwood_jax._judge.watch import Watch
 from dogwood_jax._program.subprograms import sub_programs
 
 _ONE_BY_ONE = (

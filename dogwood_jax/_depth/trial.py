@@ -35,10 +35,9 @@ from dogwood_jax._judge.judge import (
     rounded_in_one,
     samples_of,
 )
-from dogwood_jax._judge.run import Drawn, run
+from dogwood_jax._judge.run import NUDGE, Drawn, Watch, run
 from dogwood_jax._judge.samples import SampleFamily
 from dogwood_jax._judge.twin import LargerProgram, claim, is_bearable
-from dogwood_jax._judge.watch import NUDGE, Watch
 from dogwood_jax._program.subprograms import sub_programs
 from dogwood_jax._widths.trace import Traced
 from dogwood_jax._widths.widths import Widths

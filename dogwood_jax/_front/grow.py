@@ -8,7 +8,7 @@ from dogwood_jax._base.trees import PyTree
 from dogwood_jax._by_gradient.choose import choose
 from dogwood_jax._growth.grow import grown
 from dogwood_jax._growth.growth import Growth
-from dogwood_jax._growth.unshared import unshared
+from dogwood_jax._growth.rounds import unshared
 
 
 def grow(

@@ -4,11 +4,10 @@ In come what is asked of widths and layers, and variables; out come the larger n
 
 | file | holds |
 |---|---|
-| ``growth`` | ``Change`` of one width; ``Growth``, all changes of a network, as a table |
+| ``growth`` | ``Change`` of one width; ``Growth``, all of a network, with its ``Evidence`` |
 | ``edit`` | ``Edit``: what one array of the larger model is made of, an old array or new values |
 | ``leaf_map`` | ``LeafMap``: what becomes of the units of one array, and its adjoint |
 | ``by_layer`` | other units in each layer of a stack |
-| ``evidence`` | ``Evidence``: what an evaluation has shown of a growth |
 | ``grown_sizes`` | the size of every dimension of the program once widths have grown |
 | ``shardings`` | on which devices grown arrays lie |
 | ``new_entries`` | which entries of arrays are new |
@@ -25,10 +24,9 @@ Growths are made by ``plan`` and read by ``grow`` and ``grow_opt_state``. What c
 | ``draws`` | random entries |
 | ``pieces`` | an array that is too large for memory, some places along one axis at a time |
 | ``renew`` | units that stay where they are and begin anew |
-| ``rounds`` | arrays that grow alike share a compiled function |
+| ``rounds`` | arrays that are made alike share a compiled function; copies of shared arrays |
 | ``moves`` | moves of entries along axes that may be divided among devices |
 | ``explicit_axes`` | the same on meshes with explicit axes |
-| ``unshared`` | copies of the arrays that two trees share |
 | ``finite`` | whether arrays are finite |
 
 Where to add: how new entries are filled is said by a strategy and read into a ``LeafMap``, and what

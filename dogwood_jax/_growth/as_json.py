@@ -19,8 +19,7 @@ from dogwood_jax._base.arguments import ArgumentKind, expect
 from dogwood_jax._base.described import described
 from dogwood_jax._base.trees import leaves_by_path, nested
 from dogwood_jax._growth.edit import Edit, Experts, Fill, Layers
-from dogwood_jax._growth.evidence import Evidence
-from dogwood_jax._growth.growth import Change, Growth
+from dogwood_jax._growth.growth import Change, Evidence, Growth
 from dogwood_jax._program.numbered import KeptLayers, NumberedLayers
 from dogwood_jax._widths.layout import Concat, Product, Units
 from dogwood_jax._widths.reasons import Reason, ReasonKind

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dogwood_jax._base.trees import is_traced
+from dogwood_jax._base.trees import PyTree, is_array, is_traced
 
 Item = TypeVar("Item")
 
@@ -79,3 +79,14 @@ def delete(old: Iterable[Any], new: Iterable[Any], keep: frozenset[int]) -> None
         for array in old:
             if isinstance(array, jax.Array) and id(array) not in keep:
                 array.delete()
+
+
+def unshared(tree: PyTree, *others: PyTree) -> PyTree:
+    """Returns a tree that shares no array with other trees; traced arrays are no buffers yet."""
+    held = {id(leaf) for leaf in jax.tree.leaves(others) if is_array(leaf)}
+
+    def own(leaf: Any) -> Any:
+        is_shared = id(leaf) in held and not is_traced(leaf)
+        return leaf.copy() if is_shared and not isinstance(leaf, jax.ShapeDtypeStruct) else leaf
+
+    return jax.tree.map(own, tree)

@@ -18,8 +18,7 @@ primitives.
 | ``lines`` | the caller's own line of an equation |
 | ``samples`` | random variables and inputs, in many pieces of a function |
 | ``evaluate`` | a program computed with NumPy in float64 |
-| ``watch`` | what sees an evaluation, and nudges its numbers |
-| ``run`` | one of both networks, run on a sample |
+| ``run`` | one of both networks, run on a sample, and what sees and nudges its numbers |
 | ``resize`` | a program written again in other sizes |
 
 Where to add: a primitive with a shape among its parameters is an entry in ``resize``. Other

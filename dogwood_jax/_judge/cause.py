@@ -8,9 +8,8 @@ import numpy as np
 from dogwood_jax._judge.claim import Side
 from dogwood_jax._judge.evaluate import is_finite
 from dogwood_jax._judge.hidden import EvaluatedStep, Steps, differ, names
-from dogwood_jax._judge.run import Drawn, run
+from dogwood_jax._judge.run import Drawn, Watch, run
 from dogwood_jax._judge.seen import Operation
-from dogwood_jax._judge.watch import Watch
 
 
 class _NotFinite(Watch):

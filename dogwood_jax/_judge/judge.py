@@ -30,7 +30,7 @@ from dogwood_jax._judge.claim import Case, ComparedOutput, Side
 from dogwood_jax._judge.evaluate import Undecided, evaluate, widest, words
 from dogwood_jax._judge.gradients import Sample, check_gradients
 from dogwood_jax._judge.hidden import Hidden, Steps, are_apart
-from dogwood_jax._judge.run import Drawn, run
+from dogwood_jax._judge.run import NUDGE, Drawn, Watch, run
 from dogwood_jax._judge.samples import (
     BEYOND,
     FAMILIES,
@@ -47,7 +47,6 @@ from dogwood_jax._judge.samples import (
     merged_units,
 )
 from dogwood_jax._judge.seen import BRANCHES, Seen, differing, rounding_in
-from dogwood_jax._judge.watch import NUDGE, Watch
 from dogwood_jax._program.subprograms import Key, entries, equations, every_constant, key_of
 
 # How many times as much an entry may move between both networks as by the nudge.

@@ -1,13 +1,141 @@
-"""Runs one of two networks on a sample: ``run``."""
+"""One of both networks, run on a sample, and what sees it: ``run``, ``Watch``.
 
-from collections.abc import Mapping, Sequence
+A watch nudges numbers, and notes what operations compute.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
+
+from dogwood_jax._judge.choices import FORCED_ROUNDS, Choices, forced
 from dogwood_jax._judge.claim import Side
 from dogwood_jax._judge.evaluate import evaluate
+from dogwood_jax._judge.hidden import Steps
 from dogwood_jax._judge.samples import SampleFamily
-from dogwood_jax._judge.watch import Watch
+from dogwood_jax._judge.seen import Seen
+from dogwood_jax._program.primitives.table import primitive
+from dogwood_jax._program.subprograms import Key, key_of
+
+# By how much every number is nudged, relative to the number.
+NUDGE = 1e-15
+
+
+class Watch:
+    """Nudges the numbers of a program, and finds out how large ids may be.
+
+    Args:
+        nudge: by how much every number is nudged.
+        seed: where random signs begin.
+        rounded: constants that only one of two programs has. They are nudged by what they may be
+            rounded by in their own dtype, because 1 / 768 and 1 / 1024 are rounded otherwise. A
+            constant that occurs several times is nudged alike, because it is rounded alike.
+        moved: a constant that is another one.
+        times: by what it is multiplied.
+        seen: notes which sides of operations are seen.
+        is_alike: whether random bits are the same for all entries of an array.
+        steps: writes down what is evaluated.
+        choices: notes which sides of choices are taken.
+        forced: sides of choices that are taken, whatever operands say.
+    """
+
+    def __init__(
+        self,
+        nudge: float = 0.0,
+        seed: int = 0,
+        rounded: Mapping[bytes, float] = MappingProxyType({}),
+        moved: bytes | None = None,
+        times: float = 1.1,
+        seen: Seen | None = None,
+        is_alike: bool = False,
+        steps: Steps | None = None,
+        choices: Choices | None = None,
+        forced: Mapping[Key, int] | None = None,
+    ) -> None:
+        self._nudge, self._rng = nudge, np.random.default_rng(seed)
+        self._rounded, self._moved, self._seen = rounded, moved, seen
+        self._times, self._steps, self._choices = times, steps, choices
+        self._forced = forced or {}
+        self._signs = dict[bytes, np.ndarray]()
+        self.is_alike = is_alike
+        self.last: int | None = None  # the largest index of the smallest table
+        self.compared: set[int] = set()
+
+    def nudged(self, array: Any) -> Any:
+        """Returns numbers that are nudged, but whole ones, as those of a mask, are exact."""
+        if not self._nudge or not isinstance(array, np.ndarray) or array.dtype.kind not in "fc":
+            return array
+        signs = self._rng.integers(2, size=array.shape) * 2 - 1
+        return np.where(array == np.rint(array), array, array * (1 + self._nudge * signs))
+
+    def number(self, array: np.ndarray) -> np.ndarray:
+        """Returns what a constant of the program is taken to be."""
+        if self._moved is not None and array.tobytes() == self._moved:
+            return np.where(array == 0, 0.1, array * self._times)
+        if self._rounded and (number := array.tobytes()) in self._rounded:
+            if number not in self._signs:
+                self._signs[number] = self._rng.integers(2, size=array.shape) * 2 - 1
+            return np.asarray(array * (1 + self._rounded[number] / 2 * self._signs[number]))
+        # Half of n - 1 is the place of a median. A number such as a half is no rounded one.
+        return array if _is_exact(array) else np.asarray(self.nudged(array))
+
+    def results(
+        self, eqn: Any, operands: Sequence[Any], results: Sequence[Any], callers: Sequence[Any]
+    ) -> None:
+        """Takes notice of what an equation has computed."""
+        if self._steps is not None:
+            self._steps.add(eqn, operands, results, callers)
+
+    def equation(self, eqn: Any, operands: list[Any], callers: Sequence[Any]) -> list[Any]:
+        """Takes notice of an equation, and returns the operands with which it is evaluated.
+
+        Args:
+            eqn: the equation.
+            operands: its operands.
+            callers: the equations that run it, as one of ``jit`` does, from the outside inwards.
+        """
+        if self._seen is not None:
+            self._seen.look(eqn, operands, callers)
+        if self._choices is not None:
+            self._choices.look(eqn, operands, callers)
+        if primitive(eqn.primitive.name).compares:
+            self.compared |= {*_numbers_compared(operands)}
+        if eqn.primitive.name == "gather":
+            self._look_up(eqn, operands)
+        side = self._forced.get(key_of(eqn, callers)) if self._forced else None
+        return operands if side is None else [*forced(eqn, operands, side)]
+
+    def goes_on(self, eqn: Any, callers: Sequence[Any], goes_on: bool, rounds: int) -> bool:
+        """Returns whether a loop, which has run its body so often, runs it once more."""
+        if self._choices is not None:
+            self._choices.goes_on(eqn, callers, goes_on)
+        return goes_on or (rounds < FORCED_ROUNDS and key_of(eqn, callers) in self._forced)
+
+    def _look_up(self, eqn: Any, operands: Sequence[Any]) -> None:
+        numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
+        for place, axis in enumerate(numbers.start_index_map):
+            last = operands[0].shape[axis] - sizes[axis]
+            ids = operands[1][..., place]
+            if ids.size and ids.max() > last:
+                self.last = max(last if self.last is None else min(last, self.last), 0)
+
+
+def _is_exact(array: np.ndarray) -> bool:
+    """Whether an array is a number that any dtype holds as it is."""
+    is_float = array.size == 1 and array.dtype.kind == "f"
+    return is_float and bool(np.all(array.astype(jnp.bfloat16).astype(array.dtype) == array))
+
+
+def _numbers_compared(operands: Sequence[Any]) -> Iterator[int]:
+    """Yields the integers that others are compared with, and those beside them."""
+    for operand in operands:
+        if isinstance(operand, np.ndarray) and operand.dtype.kind in "iu" and operand.size:
+            first = int(operand.flat[0])
+            if abs(first) < 1 << 20 and (operand.size == 1 or (operand == first).all()):
+                yield from (number for number in (first - 1, first, first + 1) if number >= 0)
 
 
 @dataclass(frozen=True)

@@ -37,8 +37,8 @@ from dogwood_jax._base.trees import (
 )
 from dogwood_jax._growth.explicit_axes import explicit_shardings, with_automatic_axes
 from dogwood_jax._growth.growth import Growth
+from dogwood_jax._growth.rounds import unshared
 from dogwood_jax._growth.shardings import ANYWHERE, Placement, fitting_shardings, placement
-from dogwood_jax._growth.unshared import unshared
 from dogwood_jax._optimizer.ages import Moments, grown_ages
 from dogwood_jax._optimizer.fields import (
     Field,

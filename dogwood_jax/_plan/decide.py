@@ -20,8 +20,7 @@ from dogwood_jax._depth.layers import UNSHOWN
 from dogwood_jax._depth.repeated import NO_STREAM, scaled_layers
 from dogwood_jax._growth.edit import Edit
 from dogwood_jax._growth.edit import silenced as in_silence
-from dogwood_jax._growth.evidence import Evidence
-from dogwood_jax._growth.growth import Change, Growth
+from dogwood_jax._growth.growth import Change, Evidence, Growth
 from dogwood_jax._plan.asked import Asked, Request, in_way, without_noise
 from dogwood_jax._plan.larger import ANOTHER, Larger, is_deeper, read_larger
 from dogwood_jax._plan.notes import notes_of

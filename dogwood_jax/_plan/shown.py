@@ -14,9 +14,8 @@ from dogwood_jax._base.problems import Refused
 from dogwood_jax._base.tables import merged
 from dogwood_jax._base.trees import PyTree
 from dogwood_jax._growth.edit import Edit
-from dogwood_jax._growth.evidence import Evidence
 from dogwood_jax._growth.grown_sizes import GrownSizes
-from dogwood_jax._growth.growth import Growth
+from dogwood_jax._growth.growth import Evidence, Growth
 from dogwood_jax._judge.claim import Case
 from dogwood_jax._judge.judge import Verdict, judge, spot
 from dogwood_jax._judge.twin import LargerProgram, NoCase, OtherTable, claim, is_bearable

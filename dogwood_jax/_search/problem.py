@@ -19,9 +19,8 @@ from dogwood_jax._judge.judge import (
     old_part,
     samples_of,
 )
-from dogwood_jax._judge.run import run
+from dogwood_jax._judge.run import Watch, run
 from dogwood_jax._judge.samples import SampleFamily, Samples
-from dogwood_jax._judge.watch import Watch
 from dogwood_jax._program.subprograms import numbers_of
 from dogwood_jax._search.together import Together
 from dogwood_jax._search.unknowns import Unknown

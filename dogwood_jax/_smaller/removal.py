@@ -18,9 +18,8 @@ from dogwood_jax._judge.claim import Case, ComparedOutput, Side
 from dogwood_jax._judge.evaluate import Undecided, widened
 from dogwood_jax._judge.judge import compared, finite, grown, rounded_in_one
 from dogwood_jax._judge.resize import CannotResize, in_sizes
-from dogwood_jax._judge.run import run
+from dogwood_jax._judge.run import NUDGE, Watch, run
 from dogwood_jax._judge.samples import FAMILIES, Arguments, SampleFamily, Samples
-from dogwood_jax._judge.watch import NUDGE, Watch
 from dogwood_jax._plan.own_function import Rejected, own_program
 from dogwood_jax._program.subprograms import entries
 from dogwood_jax._smaller.constant_units import Folded

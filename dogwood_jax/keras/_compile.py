@@ -11,7 +11,7 @@ import optax
 
 from dogwood_jax._base.problems import listed
 from dogwood_jax._growth.growth import Growth
-from dogwood_jax._growth.unshared import unshared
+from dogwood_jax._growth.rounds import unshared
 from dogwood_jax._optimizer.fields import Meaning
 from dogwood_jax._optimizer.opt_state import grow_state
 from dogwood_jax.keras._live import Model, Variable, imported, structs_of, values_of
