@@ -201,6 +201,20 @@ class Edit:
             map=self.map and self.map.adjoint(degree, fill),
         )
 
+    def of_numbers(self, *, copied: bool) -> "Edit":
+        """Returns what becomes of an array that holds a number of each unit, before it is repeated.
+
+        New layers have zero. See ``LeafMap.of_numbers`` for the argument.
+        """
+        return Edit(
+            self.path,
+            self.shape[1:] if self.experts else self.shape,
+            source=self.source,
+            fill=self.fill and Fill("constant"),
+            layers=self.layers,
+            map=self.map and self.map.of_numbers(copied=copied),
+        )
+
     def along(self, axis: int) -> "Edit":
         """Returns what becomes of a vector with an entry for each place along one axis."""
         its = self.layers if self.layers and self.layers.axis == axis else None

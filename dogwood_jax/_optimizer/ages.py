@@ -18,10 +18,9 @@ import numpy as np
 from jax import Array
 
 from dogwood_jax._base.trees import PyTree, concrete, leaves_by_path
-from dogwood_jax._growth.apply_map import apply_map
 from dogwood_jax._growth.edit import Edit
+from dogwood_jax._growth.edited import edited
 from dogwood_jax._growth.growth import Growth
-from dogwood_jax._growth.leaf_map import LeafMap
 from dogwood_jax._optimizer.fields import Field, fields_in
 from dogwood_jax._widths.widths import Leaf
 
@@ -223,13 +222,12 @@ def grown_ages(
         leaf, inner = field.leaf, field.inner
         index = moments.count_of(field)
         since = ages.steps - ages.births if index is None else now[index] - ages.counts[index]
-        edit, leaf_map = growth.held[leaf.path], growth.maps[leaf.path]
-        if inner in known or leaf_map.changes or edit.layers or edit.experts:
+        edit = growth.held[leaf.path]
+        if inner in known or edit.map or edit.layers or edit.experts:
             if inner in known:
                 _expect_one_age(leaf.path, known[inner], edit)
             old = known.get(inner) or _born(leaf.shape, 0)
-            layers = ((edit.layers.axis, edit.entries),) if edit.layers else ()
-            found = _grown(old, since, number, leaf_map=leaf_map, layers=layers)
+            found = _grown(old, since, number, edit=edit.without_names)
             if edit.experts:
                 found = _repeated(found, edit.experts.count)
             grown[edit.path.removeprefix(field.collection)] = found
@@ -343,34 +341,23 @@ def _born(shape: Sequence[int], number: int) -> AlongAxes:
     )
 
 
-@functools.partial(jax.jit, static_argnames=("leaf_map", "layers"))
-def _grown(
-    old: AlongAxes,
-    since: Array,
-    number: int,
-    *,
-    leaf_map: LeafMap,
-    layers: tuple[tuple[int, tuple[int, ...]], ...],
-) -> AlongAxes:
+@functools.partial(jax.jit, static_argnames="edit")
+def _grown(old: AlongAxes, since: Array, number: int, *, edit: Edit) -> AlongAxes:
     """Returns the ages of an array whose axes grow; arrays that grow alike share its program.
 
     Args:
         old: its ages.
         since: the number of steps since each growth.
         number: that of this growth.
-        leaf_map: what becomes of the array.
-        layers: of a stack of layers, their axis and the place of each old entry, or -1.
+        edit: what becomes of the array, before it is repeated.
     """
     found = []
     for axis, cohorts in enumerate(old.cohorts):
         shares, begun = old.shares[axis], old.since[axis]
         shares_now = share_now(old, axis, since)
-        taken = _taken_along(leaf_map, axis, copied=True)
-        scaled = _taken_along(leaf_map, axis, copied=False)
-        if axis in (stacks := dict(layers)):
-            taken = scaled = _stacked(stacks[axis])
+        taken, scaled = (_taken_along(edit, axis, copied=copied) for copied in (True, False))
         is_old = taken(jnp.ones(len(cohorts))) > 0
-        times = leaf_map.factor if axis == 0 else 1.0
+        times = edit.map.factor if edit.map and axis == 0 else 1.0
         same = (scaled(jnp.ones(len(cohorts))) == 1) & (times == 1)
         found.append(
             (
@@ -397,19 +384,7 @@ def _repeated(old: AlongAxes, repeats: int) -> AlongAxes:
     return AlongAxes(*((*new, *olds) for new, olds in zip(experts, old, strict=True)))
 
 
-def _taken_along(leaf_map: LeafMap, axis: int, *, copied: bool) -> Callable[[Array], Array]:
+def _taken_along(edit: Edit, axis: int, *, copied: bool) -> Callable[[Array], Array]:
     """Returns what takes numbers along an axis to the larger network, see ``of_numbers``."""
-    if not leaf_map.axes:  # an array of one number
-        return lambda numbers: numbers
-    along = leaf_map.of_numbers(copied=copied).along(axis)
-    return lambda numbers: apply_map(along, numbers.astype(jnp.float32))
-
-
-def _stacked(layers: Sequence[int]) -> Callable[[Array], Array]:
-    """Returns what takes numbers of layers to a deeper stack of them: zero for new layers."""
-    places = np.asarray(layers)
-
-    def taken(numbers: Array) -> Array:
-        return jnp.where(places >= 0, numbers[np.maximum(places, 0)].astype(jnp.float32), 0)
-
-    return taken
+    along = edit.of_numbers(copied=copied).along(axis)
+    return lambda numbers: edited(along, numbers.astype(jnp.float32))
