@@ -34,7 +34,7 @@ from dogwood_jax._modules.resizing import Resizing, outdated_leaves, says_number
 from dogwood_jax._widths.layout import resized, units_along
 
 
-def dead_in(fresh: Mapping[str, Any], growth: Growth) -> dict[str, list[str]]:
+def dead_in(fresh: Callable[[str], Any], growth: Growth) -> dict[str, list[str]]:
     """Finds widths whose new units are dead if their free weights are those of a larger model.
 
     This happens if the larger model itself starts with zeros there. Then one side of the new units
@@ -42,7 +42,8 @@ def dead_in(fresh: Mapping[str, Any], growth: Growth) -> dict[str, list[str]]:
     most activations none, so they never become different.
 
     Args:
-        fresh: the larger model's arrays by path, not computed by a program around this one.
+        fresh: returns the larger model's own array in the place of an old one, by its old path. No
+            program around this one computes it.
         growth: how the network grows.
 
     Returns:
@@ -68,7 +69,7 @@ def dead_in(fresh: Mapping[str, Any], growth: Growth) -> dict[str, list[str]]:
             for units in [units_along(resized(layout, growth.sizes), change.width, free)]
             if (new := np.flatnonzero(units >= change.old)).size
         ]
-        if places and not any(has_weights(fresh[path], axis, new) for path, axis, new in places):
+        if places and not any(has_weights(fresh(path), axis, new) for path, axis, new in places):
             dead[change.width] = list(dict.fromkeys(path for path, _, _ in places))
     return dead
 
@@ -200,8 +201,8 @@ def _zero(fresh: Mapping[str, Any] | None, growth: Growth, key: Array | None) ->
     """
     if fresh is None or not all(map(_is_here, fresh.values())):
         return set()
-    old = {path: rows_of(edit, fresh[edit.path]) for path, edit in growth.held.items()}
-    dead = dead_in(old, growth)
+    held = growth.held
+    dead = dead_in(lambda path: rows_of(held[path], fresh[held[path].path]), growth)
     if dead and key is None:
         problems = [
             f"{', '.join(paths)}: zero in the larger model for all new units of {width}, so these "
@@ -209,7 +210,7 @@ def _zero(fresh: Mapping[str, Any] | None, growth: Growth, key: Array | None) ->
             for width, paths in dead.items()
         ]
         raise ValueError(listed("cannot grow these variables", problems))
-    return {growth.held[path].path for paths in dead.values() for path in paths}
+    return {held[path].path for paths in dead.values() for path in paths}
 
 
 def _is_here(leaf: Any) -> bool:

@@ -33,23 +33,6 @@ class Axes(NamedTuple):
                 if name & self.result[axis]:
                     yield place, own
 
-    def origin(self) -> dict[int, int]:
-        """Returns for axes of the result the axis of the first operand that they are."""
-        found = {}
-        for axis in range(len(self.result)):
-            for place, own in self.sources(axis):
-                if place == 0:
-                    found[axis] = own
-        return found
-
-    def met(self) -> Iterator[tuple[int, int]]:
-        """Yields the axes of the first two operands that are multiplied entry by entry."""
-        first, second = self.operands[:2]
-        for a, one in enumerate(first):
-            for b, other in enumerate(second):
-                if one & other:
-                    yield a, b
-
     def summed(self, place: int) -> list[int]:
         """Returns the axes of an operand that the result lacks."""
         kept = frozenset[str]({"#"}).union(*self.result)
