@@ -1,4 +1,4 @@
-"""Grow the arrays: ``grown``."""
+"""Grow the arrays: ``grown``, after a look at whether new units can learn: ``dead_in``."""
 
 import functools
 from collections.abc import Callable, Mapping

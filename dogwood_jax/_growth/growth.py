@@ -1,4 +1,4 @@
-"""What becomes of each array: ``Change`` and ``Growth``."""
+"""What becomes of each array: ``Change`` and ``Growth``, with ``Evidence``."""
 
 import re
 from collections.abc import Iterator, Mapping

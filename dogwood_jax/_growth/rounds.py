@@ -1,8 +1,9 @@
-"""Let arrays that grow alike share a compiled program: ``rounds``.
+"""Let arrays that are made alike share a compiled program: ``rounds``.
 
 The layers of a network repeat, and to compile how an array grows takes longer than to grow it. So
 arrays go in rounds: the first of each kind, then the second of each kind that has two, and so on.
-Maps have no names, so rounds of the same kinds are the same program.
+Edits without names are equal for arrays of one kind, so rounds of the same kinds are the same
+program.
 """
 
 from collections import Counter

@@ -1,4 +1,8 @@
-"""Which weights of a network read units, and the role of every width along every axis."""
+"""Which weights of a network read units, and the role of every width along every axis.
+
+Arrays of small integers, as quantized weights are, have no role to play: they stay as they are
+while other arrays beside them are trained, and their new entries are zeros.
+"""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple

@@ -4,7 +4,8 @@ A rule takes the trace, the equation and the values of its operands and returns 
 results. It unifies what the operation ties, and notes what stops a dimension from growing or what
 growing it would change. Primitives without a rule fix every dimension that passes through them.
 
-This file holds the table and what the rules share. The other files of this folder hold the rules.
+This file holds the table, the loop that reads a program by it (``run``), and what rules share. The
+other files of this folder hold the rules.
 """
 
 from collections.abc import Callable, Iterable, Sequence
