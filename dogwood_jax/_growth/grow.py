@@ -383,7 +383,7 @@ def problems_of_new(
     ]
     problems = list[str]()
     if drawn and key is None:
-        problems.append(f"{', '.join(drawn)}: new, with free values; {way_out}")
+        problems.append(f"{', '.join(drawn)}: free, so {way_out}")
     free = {e.path: fresh[e.path] for e in growth.inserted if e.takes_fresh and e.path in fresh}
     return problems + [refusal_of_not_finite(path, " in fresh") for path in not_finite(free)]
 
