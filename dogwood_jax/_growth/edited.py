@@ -91,7 +91,7 @@ def edited(
     for order in edit.orders:
         old = order.of(old)
     if old is not None and edit.map is not None and edit.map.changes:
-        old = grow_array(old, edit.map, random, units, scale)
+        old = _grown(old, edit.map, random, units, scale)
     if edit.experts is not None:
         assert old is not None
         return _experts(edit, _scaled(edit, old), random.layers)
@@ -104,7 +104,7 @@ def edited(
     return _scaled(edit, _stacked(edit, old, random.layers, fresh))
 
 
-def grow_array(
+def _grown(
     old: Array,
     leaf_map: LeafMap,
     random: Random,

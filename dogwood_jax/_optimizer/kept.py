@@ -15,7 +15,7 @@ from dogwood_jax._growth.edited import edited, rows_of
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._growth.pairing import closest
 from dogwood_jax._growth.rounds import bytes_of, delete, rounds, several_times
-from dogwood_jax._growth.shardings import Placement
+from dogwood_jax._growth.shardings import ANYWHERE, Placement
 from dogwood_jax._optimizer.factored import joined, parted
 from dogwood_jax._optimizer.fields import DEGREES, Field, Meaning, Seen
 from dogwood_jax._widths.widths import Leaf
@@ -306,7 +306,6 @@ def deferred(
     arrays: Mapping[str, Any],
     own: Mapping[str, Any],
     ends: Mapping[str, jax.ShapeDtypeStruct],
-    where: Placement,
     starts: Callable[[set[str]], dict[str, Array]],
 ) -> dict[str, Any]:
     """Returns arrays of the larger state by place, each to be made when it is needed.
@@ -317,7 +316,6 @@ def deferred(
         arrays: the arrays of the old state, by place.
         own: the grown variables, by path.
         ends: shapes and dtypes of the larger state, by place.
-        where: on which devices they lie.
         starts: makes some arrays of a new state.
     """
     found: dict[str, Any] = {}
@@ -333,7 +331,7 @@ def deferred(
         def make(one: Kept = one) -> dict[str, Array]:
             variables = {p: made(own[p]) for p in [one.variable] if p in own}
             given = {place: made(arrays[place]) for place in one.needs}
-            return made_in_rounds([one], given, variables, where)
+            return made_in_rounds([one], given, variables, ANYWHERE)
 
         dtype = one.how.dtype if source is None else source.dtype
         for place in one.places:

@@ -38,7 +38,7 @@ from dogwood_jax._base.trees import (
 from dogwood_jax._growth.explicit_axes import explicit_shardings, with_automatic_axes
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._growth.rounds import unshared
-from dogwood_jax._growth.shardings import ANYWHERE, Placement, fitting_shardings, placement
+from dogwood_jax._growth.shardings import Placement, fitting_shardings, placement
 from dogwood_jax._optimizer.ages import Moments, grown_ages
 from dogwood_jax._optimizer.fields import (
     Field,
@@ -394,7 +394,7 @@ def _grow_plain(
     grown = {moved.get(place, place): array for place, array in arrays.items()}
     if any(isinstance(array, Deferred) for array in old.values()):
         ends = {place: struct_of(leaf) for place, leaf in leaves_by_path(expected).items()}
-        grown |= deferred([*of_old, *of_new], begun, old, own, ends, ANYWHERE, begin)
+        grown |= deferred([*of_old, *of_new], begun, old, own, ends, begin)
     else:
         # Other arrays may be made of an old one, too, where there are new layers.
         donate = donate and not of_new
