@@ -61,7 +61,7 @@ def test_numbers_of_layers_are_no_sizes():
 
 
 def test_numbers_of_blocks_are_no_sizes():
-    """Blocks of channels, of which the second is the third one of the deeper network."""
+    """The second block of channels becomes the third block of the deeper network."""
     small, large, x = ResNet((1, 1)), ResNet((2, 1)), jnp.ones((2, 8, 8, 2))
     widths = dw.trace(small.apply, shapes_of(small, x), x)
     growth = dw.plan(widths, target=shapes_of(large, x), target_apply=large.apply)

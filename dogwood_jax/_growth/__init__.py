@@ -1,6 +1,7 @@
 """``Growth``: what becomes of each array when widths and layers change; and ``grow``.
 
-In come what is asked of widths and layers, and variables; out come the larger network's arrays.
+The rooms above give it variables, and what is asked of widths and layers; it returns the larger
+network's arrays.
 
 | file | holds |
 |---|---|

@@ -251,7 +251,7 @@ def edited_arrays(
     where: Placement,
     donate: bool = False,
 ) -> dict[str, Any]:
-    """Returns the arrays of the larger model, those that are made alike by one compiled function.
+    """Returns the arrays of the larger model; one compiled function makes all arrays of a kind.
 
     Args:
         leaves: the old arrays, by path.

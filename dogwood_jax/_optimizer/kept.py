@@ -186,7 +186,7 @@ class Keeping:
         The latter are places in the larger state, each with that of an old array like it.
 
         Args:
-            found: the fields of old arrays; those that are closest by name tell what is kept.
+            found: the fields of old arrays; the fields closest by name tell what is kept.
         """
         trees: dict[tuple[str, str], list[Field]] = {}
         for field in found:
@@ -254,7 +254,7 @@ def made_in_rounds(
     *,
     donate: bool = False,
 ) -> dict[str, Array]:
-    """Returns arrays of the larger state by place, those that are made alike by one function.
+    """Returns arrays of the larger state by place; one function makes all arrays of a kind.
 
     Args:
         kept: how they are made.

@@ -32,7 +32,7 @@ from dogwood_jax._widths.widths import Width, Widths, no_such
 
 
 def together(widths: Widths, names: Iterable[str]) -> list[tuple[str, ...]]:
-    """Returns names of widths in groups: those that numbered layers have alike are together.
+    """Returns names of widths in groups: widths that differ by the number of a layer are together.
 
     Such are the hidden units of ``layers_0``, ``layers_1`` and so on. They lie in one layer each,
     in the same places, and have the same size.
