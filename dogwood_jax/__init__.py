@@ -73,17 +73,16 @@ if TYPE_CHECKING:
         strategies,
         training,
     )
-    from dogwood_jax._experts.upcycle import upcycle
-    from dogwood_jax._figures.cost import Cost, cost
-    from dogwood_jax._figures.gain import Gain, Gains, gain
-    from dogwood_jax._figures.staged import RunCost
     from dogwood_jax._front.compare import Difference, compare
+    from dogwood_jax._front.cost import Cost, cost
     from dogwood_jax._front.deepen import deepen
+    from dogwood_jax._front.gain import Gain, Gains, gain
     from dogwood_jax._front.grow import grow
     from dogwood_jax._front.larger import larger
     from dogwood_jax._front.plan import plan
     from dogwood_jax._front.renew import renew
     from dogwood_jax._front.several import grow_several
+    from dogwood_jax._front.staged import RunCost
     from dogwood_jax._front.verify import verify
     from dogwood_jax._front.widen import chain, widen
     from dogwood_jax._growth.as_json import from_json, to_json
@@ -91,6 +90,7 @@ if TYPE_CHECKING:
     from dogwood_jax._growth.growth import Change, Evidence, Growth
     from dogwood_jax._optimizer.growable import growable
     from dogwood_jax._optimizer.opt_state import grow_opt_state
+    from dogwood_jax._plan.experts.upcycle import upcycle
     from dogwood_jax._smaller.average import average
     from dogwood_jax._smaller.dead import find_dead
     from dogwood_jax._smaller.dormant import Utility, UtilityState, dormant, utility
@@ -172,10 +172,10 @@ _NAMES_IN = {
     "_front.grow": ("grow",),
     "_front.larger": ("larger",),
     "_front.compare": ("Difference", "compare"),
-    "_figures.cost": ("Cost", "cost"),
+    "_front.cost": ("Cost", "cost"),
     "_front.deepen": ("deepen",),
-    "_figures.staged": ("RunCost",),
-    "_figures.gain": ("Gain", "Gains", "gain"),
+    "_front.staged": ("RunCost",),
+    "_front.gain": ("Gain", "Gains", "gain"),
     "_smaller.narrow": ("merge_symmetric", "narrow"),
     "_smaller.average": ("average",),
     "_smaller.saliency": ("saliency",),
@@ -194,7 +194,7 @@ _NAMES_IN = {
     "_front.plan": ("plan",),
     "_front.renew": ("renew",),
     "_front.several": ("grow_several",),
-    "_experts.upcycle": ("upcycle",),
+    "_plan.experts.upcycle": ("upcycle",),
     "_widths.layout": ("Concat", "Layout", "Product", "Units"),
     "_widths.trace": ("trace",),
     "_widths.widths": ("Leaf", "Occurrence", "Recipe", "Width", "Widths"),

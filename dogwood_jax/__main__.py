@@ -10,13 +10,13 @@ import jax
 
 from dogwood_jax import checkpoint
 from dogwood_jax._base.command import WholeNames, answered, show
-from dogwood_jax._folders import grow as folder_grow
-from dogwood_jax._folders import maxtext as folder_maxtext
-from dogwood_jax._folders import shrink as folder_shrink
-from dogwood_jax._folders import upcycle as folder_upcycle
-from dogwood_jax._folders.models import draws
 from dogwood_jax._growth.as_json import from_json
 from dogwood_jax._growth.growth import Growth
+from dogwood_jax.decoder._folders import grow as folder_grow
+from dogwood_jax.decoder._folders import maxtext as folder_maxtext
+from dogwood_jax.decoder._folders import shrink as folder_shrink
+from dogwood_jax.decoder._folders import upcycle as folder_upcycle
+from dogwood_jax.decoder._folders.models import draws
 
 _MODEL = "a folder of Hugging Face with config.json and safetensors"
 

@@ -31,8 +31,7 @@ from dogwood_jax._base.described import described
 from dogwood_jax._base.trees import leaves_by_path
 from dogwood_jax._front.larger import larger_nnx
 from dogwood_jax._front.verify import verify_if_possible
-from dogwood_jax._growth.rounds import unshared
-from dogwood_jax._modules.nnx_function import (
+from dogwood_jax._growth.modules.nnx_function import (
     Module,
     arrays_of,
     as_target,
@@ -43,7 +42,8 @@ from dogwood_jax._modules.nnx_function import (
     traced_module,
     with_state,
 )
-from dogwood_jax._modules.of_nnx import resized_module, value_of
+from dogwood_jax._growth.modules.of_nnx import resized_module, value_of
+from dogwood_jax._growth.rounds import unshared
 from dogwood_jax._optimizer.growable import with_ages_of
 from dogwood_jax._optimizer.opt_state import grow_state
 from dogwood_jax._plan.sizes import named_sizes

@@ -9,8 +9,8 @@ from jax import lax
 from networks import data, f64, tokens
 
 import dogwood_jax as dw
-from dogwood_jax._depth.fillings import new_layers
 from dogwood_jax._front.deepen import _inserted
+from dogwood_jax._plan.depth.fillings import new_layers
 
 Dense = functools.partial(nn.Dense, param_dtype=jnp.float64)
 Conv = functools.partial(nn.Conv, param_dtype=jnp.float64)

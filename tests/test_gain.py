@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import dogwood_jax as dw
-from dogwood_jax._figures.gain import DRAWS
+from dogwood_jax._front.gain import DRAWS
 from dogwood_jax._widths.layout import units_along
 
 HIDDEN = ("h0", "h1", "h2", "h3")

@@ -22,7 +22,6 @@ from primitive_examples import EXAMPLES
 from tiers import in_tiers, some
 
 import dogwood_jax as dw
-from dogwood_jax._depth.trial import Trial
 from dogwood_jax._growth import edited as editing
 from dogwood_jax._growth import grow as growing
 from dogwood_jax._growth.grown_sizes import GrownSizes
@@ -32,10 +31,11 @@ from dogwood_jax._judge.judge import judge
 from dogwood_jax._judge.resize import in_sizes
 from dogwood_jax._judge.twin import LargerProgram, twin_of
 from dogwood_jax._plan import decide
+from dogwood_jax._plan.depth.trial import Trial
+from dogwood_jax._plan.search import search
 from dogwood_jax._plan.shown import reasons
 from dogwood_jax._program.primitives.functions import FUNCTIONS
 from dogwood_jax._program.program import Program
-from dogwood_jax._search import search
 from dogwood_jax._widths.roles import Roles
 from dogwood_jax._widths.rules.registry import RULES
 

@@ -11,9 +11,8 @@ from dogwood_jax._program.primitives.table import PRIMITIVES
 PACKAGE = Path(dogwood_jax.__file__).parent
 # Each room, or public file, imports only what stands before it.
 ORDER = (
-    "_base strategies _program _widths _modules _growth _judge _search _depth _plan "
-    "_optimizer _heads _experts _by_gradient _front _figures _smaller "
-    "nnx keras plotting mnist training keras_h5 checkpoint decoder _folders __main__"
+    "_base strategies _program _widths _growth _judge _plan _optimizer _front _smaller "
+    "nnx keras plotting mnist training keras_h5 checkpoint decoder __main__"
 ).split()
 KERAS_ORDER = "_files _kinds _weights _models _front __main__".split()
 ROOMS = sorted(path.parent for path in PACKAGE.rglob("_*/**/__init__.py"))
@@ -121,7 +120,7 @@ def test_one_loop_runs_over_programs():
 NAMED_FOR = {
     "_widths/rules": "which dimensions of operands and results are the same",
     "_widths/attention.py": "scores of attention are contractions of two activations",
-    "_search/problem.py": "epsilons are small numbers that are added",
+    "_plan/search/problem.py": "epsilons are small numbers that are added",
     "_judge/tables.py": "an iota and a broadcast, a few rows at a time",
     "_judge/evaluate.py": "how programs inside run, and bits that follow from places",
     "_judge/resize.py": "which parameters are sizes",
@@ -129,14 +128,14 @@ NAMED_FOR = {
     "_judge/seen.py": "into which pieces an operation divides its inputs",
     "_judge/judge.py": "bits of keys, and integers that ids are compared with",
     "_judge/run.py": "how long the tables are that ids look up",
-    "_depth/statistics.py": "a mean that is subtracted",
+    "_plan/depth/statistics.py": "a mean that is subtracted",
     "_plan/own_function.py": "axes that a function splits into sizes of its own",
     "_optimizer/by_cohort.py": "branches, each with its lanes",
     "_program/shards.py": "what devices compute together",
     "_program/program.py": "sums of products that sum over nothing",
     "_smaller/readings.py": "what loops run",
     "_front/rounding.py": "which casts round, and what loops run",
-    "_experts/routers.py": "where the largest are chosen, and what finds the chosen ones",
+    "_plan/experts/routers.py": "where the largest are chosen, and what finds the chosen ones",
 }
 
 # Names of primitives that are also words, as of a role or a kind.

@@ -12,8 +12,8 @@ from networks import data, f64, fill
 from tiers import in_tiers
 
 import dogwood_jax as dw
+from dogwood_jax._plan.search import problem, search, starts, weighed
 from dogwood_jax._program.primitives.table import PRIMITIVES
-from dogwood_jax._search import problem, search, starts, weighed
 
 
 def residual_mlp(epsilon: float) -> Any:

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from tiers import long
 
 import dogwood_jax as dw
-from dogwood_jax._experts import copied, family
+from dogwood_jax._plan.experts import copied, family
 
 TOKENS = jnp.arange(30).reshape(3, 10) % net.VOCAB
 

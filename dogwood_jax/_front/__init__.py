@@ -1,9 +1,16 @@
-"""Functions for users that are no stage: tasks made of several stages, and questions on networks.
+"""Functions as users call them: stages, tasks made of several stages, and questions on networks.
 
-``plan`` and ``grow`` are stages as users call them, with all rare families; ``_plan`` and
-``_arrays`` do the work. ``larger`` makes the module of the larger network. ``deepen`` and ``widen``
-plan and grow in one call, and ``several`` grows several networks into one. ``renew`` makes new
-units of old ones. ``compare`` and ``verify`` run two networks and say how far their outputs are
-apart; ``entries``, ``inputs``, ``mirrored`` and ``rounding`` serve ``verify``. ``stages`` plans the
-growths of a training, for ``training`` and ``_figures``.
+| file | holds |
+|---|---|
+| ``plan``, ``grow`` | the stages as users call them; ``_plan`` and ``_growth`` do the work |
+| ``larger`` | the module of the larger network |
+| ``deepen``, ``widen`` | tasks: they plan and grow in one call |
+| ``several`` | several networks that become one |
+| ``renew`` | units that begin anew |
+| ``compare``, ``verify`` | how far the outputs of two networks are apart |
+| ``entries``, ``inputs``, ``mirrored``, ``rounding`` | what ``verify`` needs |
+| ``stages`` | the growths of a training, for ``training`` and ``staged`` |
+| ``cost``, ``counts`` | parameters and FLOPs before and after a growth, in any sizes |
+| ``staged`` | what a training in stages costs |
+| ``gain`` | which new unit or layer would lower the loss most at first |
 """

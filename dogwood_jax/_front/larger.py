@@ -13,8 +13,8 @@ from dogwood_jax._front.grow import grow
 from dogwood_jax._growth.grow import grown, without_choices
 from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._growth.growth import Growth
-from dogwood_jax._modules.of_linen import LinenModule, method_of
-from dogwood_jax._modules.remaking import Unknown
+from dogwood_jax._growth.modules.of_linen import LinenModule, method_of
+from dogwood_jax._growth.modules.remaking import Unknown
 from dogwood_jax._plan.own_function import larger_module
 from dogwood_jax._plan.programs import Programs
 from dogwood_jax._plan.shown import shown_by
@@ -142,7 +142,7 @@ def larger_nnx(module: Module, growth: Growth, what: str, way_out: str) -> Modul
     """
     from flax import nnx  # which takes a second to import
 
-    from dogwood_jax._modules.of_nnx import resized_module
+    from dogwood_jax._growth.modules.of_nnx import resized_module
 
     if growth.inserted or growth.layers:
         does = "removes" if growth.layers else "inserts"

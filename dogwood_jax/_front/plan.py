@@ -17,12 +17,12 @@ from dogwood_jax._base.arguments import (
 from dogwood_jax._base.described import described, is_train_state
 from dogwood_jax._base.problems import Refused
 from dogwood_jax._base.trees import PyTree, arrays_of, leaves_by_path
-from dogwood_jax._depth.removed import layers_of, without_layers_of
-from dogwood_jax._experts.family import Experts
 from dogwood_jax._growth.growth import Growth
-from dogwood_jax._heads.groups import Heads
 from dogwood_jax._plan.asked import Request
 from dogwood_jax._plan.decide import decide
+from dogwood_jax._plan.depth.removed import layers_of, without_layers_of
+from dogwood_jax._plan.experts.family import Experts
+from dogwood_jax._plan.heads import Heads
 from dogwood_jax._plan.sized_names import check_names
 from dogwood_jax._plan.sizes import named_sizes
 from dogwood_jax._widths.widths import Widths

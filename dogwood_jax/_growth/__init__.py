@@ -29,6 +29,9 @@ Growths are made by ``plan`` and read by ``grow`` and ``grow_opt_state``. What c
 | ``moves`` | moves of entries along axes that may be divided among devices |
 | ``explicit_axes`` | the same on meshes with explicit axes |
 | ``finite`` | whether arrays are finite |
+| ``by_gradient``, ``rows`` | weights of new units that a gradient chooses, as for ``gradmax`` |
+
+``modules/`` makes modules larger that say sizes beside their arrays.
 
 Where to add: how new entries are filled is said by a strategy and read into a ``LeafMap``, and what
 new layers are filled with is a ``Fill``; ``apply_map`` and ``edited`` carry them out.

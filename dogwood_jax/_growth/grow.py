@@ -28,9 +28,9 @@ from dogwood_jax._growth.edited import Random, Randomness, edited, rows_of
 from dogwood_jax._growth.explicit_axes import explicit_shardings, with_automatic_axes
 from dogwood_jax._growth.finite import not_finite, refusal_of_not_finite
 from dogwood_jax._growth.growth import Growth
+from dogwood_jax._growth.modules.resizing import Resizing, outdated_leaves, says_numbers
 from dogwood_jax._growth.rounds import bytes_of, delete, rounds, several_times
 from dogwood_jax._growth.shardings import Placement, most_like, placement
-from dogwood_jax._modules.resizing import Resizing, outdated_leaves, says_numbers
 from dogwood_jax._widths.layout import resized, units_along
 
 

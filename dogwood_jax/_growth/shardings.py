@@ -25,8 +25,8 @@ from dogwood_jax._base.trees import (
     tree_of_indices,
 )
 from dogwood_jax._growth.edit import Edit
+from dogwood_jax._growth.modules.resizing import Resizing, says_numbers
 from dogwood_jax._growth.pairing import closest
-from dogwood_jax._modules.resizing import Resizing, says_numbers
 from dogwood_jax._widths.widths import Leaf
 
 _MISFITS = "cannot divide the grown arrays among devices as the old ones are"

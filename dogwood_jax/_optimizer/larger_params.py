@@ -18,8 +18,8 @@ from dogwood_jax._base.trees import (
     tree_of_indices,
 )
 from dogwood_jax._growth.growth import Growth
+from dogwood_jax._growth.modules.resizing import Resizing
 from dogwood_jax._growth.pairing import closest
-from dogwood_jax._modules.resizing import Resizing
 from dogwood_jax._optimizer.fields import Field
 
 

@@ -24,6 +24,10 @@ comes a growth.
 | ``programs`` | the larger programs that growths are compared with |
 | ``numbers_of_sizes`` | the numbers of one program that may follow from a size |
 | ``searching`` | growths in which arrays make up for sizes and numbers |
+| ``search/`` | the search itself: factors and starts, found by evaluation |
+| ``depth/`` | which layers of a deeper model are new, and what makes them do nothing |
+| ``heads`` | heads of keys and values that are copied |
+| ``experts/`` | more experts, and experts in place of an MLP: ``upcycle`` |
 
 Where to add: what a network computes is never a reason here, because the judge evaluates it.
 """

@@ -15,13 +15,13 @@ import jax
 
 from dogwood_jax._base.problems import Refused, listed_in
 from dogwood_jax._base.trees import arrays_of, leaves_by_path
-from dogwood_jax._depth.fillings import Fillings
-from dogwood_jax._depth.layers import UNSHOWN
-from dogwood_jax._depth.repeated import NO_STREAM, scaled_layers
 from dogwood_jax._growth.edit import Edit
 from dogwood_jax._growth.edit import silenced as in_silence
 from dogwood_jax._growth.growth import Change, Evidence, Growth
 from dogwood_jax._plan.asked import Asked, Request, in_way, without_noise
+from dogwood_jax._plan.depth.fillings import Fillings
+from dogwood_jax._plan.depth.layers import UNSHOWN
+from dogwood_jax._plan.depth.repeated import NO_STREAM, scaled_layers
 from dogwood_jax._plan.larger import ANOTHER, Larger, is_deeper, read_larger
 from dogwood_jax._plan.notes import notes_of
 from dogwood_jax._plan.numbers_of_sizes import tables_of

@@ -13,11 +13,11 @@ import jax
 
 from dogwood_jax._base.described import first_line
 from dogwood_jax._base.trees import PyTree, arrays_of, leaves_by_path, struct
-from dogwood_jax._depth.layers import axis_of_layers, placements, with_kinds
-from dogwood_jax._depth.repeated import repeated_layers
 from dogwood_jax._growth.edit import Edit
 from dogwood_jax._growth.grown_sizes import GrownSizes
-from dogwood_jax._modules.resizing import modules_say_numbers
+from dogwood_jax._growth.modules.resizing import modules_say_numbers
+from dogwood_jax._plan.depth.layers import axis_of_layers, placements, with_kinds
+from dogwood_jax._plan.depth.repeated import repeated_layers
 from dogwood_jax._plan.fewer_layers import fewer_layers
 from dogwood_jax._plan.obstacles import other_images
 from dogwood_jax._plan.own_function import in_larger_module

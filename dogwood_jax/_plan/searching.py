@@ -13,11 +13,11 @@ from dogwood_jax._plan.asked import Family
 from dogwood_jax._plan.notes import notes_of
 from dogwood_jax._plan.own_function import Rejected
 from dogwood_jax._plan.programs import Compared, Programs
+from dogwood_jax._plan.search.problem import other_numbers
+from dogwood_jax._plan.search.search import searched
 from dogwood_jax._plan.silence import heard, silenced
 from dogwood_jax._program.like_layers import LikeLayers
 from dogwood_jax._program.numbered import without_numbers
-from dogwood_jax._search.problem import other_numbers
-from dogwood_jax._search.search import searched
 from dogwood_jax._widths.reasons import kind_of
 from dogwood_jax._widths.widths import Recipe, Widths
 from dogwood_jax.strategies import Start

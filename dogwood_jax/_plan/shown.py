@@ -16,10 +16,10 @@ from dogwood_jax._base.trees import PyTree
 from dogwood_jax._growth.edit import Edit
 from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._growth.growth import Evidence, Growth
+from dogwood_jax._growth.modules.resizing import says_numbers
 from dogwood_jax._judge.claim import Case
 from dogwood_jax._judge.judge import Verdict, judge, spot
 from dogwood_jax._judge.twin import LargerProgram, NoCase, OtherTable, claim, is_bearable
-from dogwood_jax._modules.resizing import says_numbers
 from dogwood_jax._plan.asked import Family
 from dogwood_jax._plan.numbers_of_sizes import numbers_of_sizes, scales_of_sums, tables_of
 from dogwood_jax._plan.own_function import (

@@ -21,8 +21,7 @@ from dogwood_jax._growth.growth import Change, Growth
 from dogwood_jax._judge.claim import Case
 from dogwood_jax._judge.twin import LargerProgram, claim
 from dogwood_jax._plan.fewer_layers import few_layers_of
-from dogwood_jax._program.numbered import without_numbers
-from dogwood_jax._search.problem import (
+from dogwood_jax._plan.search.problem import (
     FAR,
     Arrays,
     Problem,
@@ -31,7 +30,8 @@ from dogwood_jax._search.problem import (
     is_float,
     network_sample,
 )
-from dogwood_jax._search.together import Together
+from dogwood_jax._plan.search.together import Together
+from dogwood_jax._program.numbered import without_numbers
 from dogwood_jax._widths.layout import Layout, Role, Units, resized, spread, units_of
 from dogwood_jax._widths.reasons import Reason
 from dogwood_jax._widths.widths import Widths

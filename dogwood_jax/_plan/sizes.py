@@ -11,7 +11,7 @@ from dogwood_jax import strategies
 from dogwood_jax._base.arguments import is_integer
 from dogwood_jax._base.described import described, first_line
 from dogwood_jax._base.trees import PyTree
-from dogwood_jax._modules.resizing import Resizing
+from dogwood_jax._growth.modules.resizing import Resizing
 from dogwood_jax._plan.asked import Asked, Family, Request
 from dogwood_jax._plan.larger import NOT_AT_HAND, Larger, is_deeper
 from dogwood_jax._plan.numbers_of_sizes import tables_of

@@ -1,4 +1,4 @@
-"""Programs as JAX traces them, and the bounds of the values in them.
+"""Programs as JAX traces them.
 
 In comes a function with the shapes of its variables and inputs. Out comes a ``Program`` (in
 ``program``): equations, with the paths of arguments and results. ``interpret`` is the one loop over

@@ -28,12 +28,12 @@ from dogwood_jax._base.trees import (
     only_data,
     struct_of,
 )
-from dogwood_jax._depth.layers import axis_of_layers
 from dogwood_jax._front.renew import never_renewed, renew
 from dogwood_jax._growth.explicit_axes import explicit_shardings, with_automatic_axes
 from dogwood_jax._growth.moves import along
 from dogwood_jax._growth.renew import new_along
 from dogwood_jax._optimizer.growable import growable, has_growable
+from dogwood_jax._plan.depth.layers import axis_of_layers
 from dogwood_jax._smaller.symmetry import expect_arrays_of, hidden
 from dogwood_jax._widths.layout import units_along
 from dogwood_jax._widths.widths import Width, Widths, no_such

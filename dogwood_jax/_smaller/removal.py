@@ -11,7 +11,6 @@ import numpy as np
 
 from dogwood_jax._base.draw import random_keys
 from dogwood_jax._base.trees import PyTree, arrays_of, is_traced, leaves_by_path, mirrors, struct
-from dogwood_jax._depth.removed import smaller_program, whole_program
 from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._judge.claim import Case, ComparedOutput, Side
@@ -20,6 +19,7 @@ from dogwood_jax._judge.judge import compared, finite, grown, rounded_in_one
 from dogwood_jax._judge.resize import CannotResize, in_sizes
 from dogwood_jax._judge.run import NUDGE, Watch, run
 from dogwood_jax._judge.samples import FAMILIES, Arguments, SampleFamily, Samples
+from dogwood_jax._plan.depth.removed import smaller_program, whole_program
 from dogwood_jax._plan.own_function import Rejected, own_program
 from dogwood_jax._program.subprograms import entries
 from dogwood_jax._smaller.constant_units import Folded

@@ -19,12 +19,12 @@ from dogwood_jax._base.arguments import (
 )
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import PyTree, leaves_by_path
-from dogwood_jax._depth.removed import layers_of
-from dogwood_jax._figures.counts import Counts
+from dogwood_jax._front.counts import Counts
 from dogwood_jax._front.grow import grow
 from dogwood_jax._front.plan import plan
 from dogwood_jax._growth.by_layer import stack_of
 from dogwood_jax._growth.growth import Growth
+from dogwood_jax._plan.depth.removed import layers_of
 from dogwood_jax._smaller.narrow import without_units
 from dogwood_jax._smaller.saliency import Loss, Scores, copies, refusal, saliency
 from dogwood_jax._widths.dims import LAYERS

@@ -18,5 +18,5 @@ grow: sentences with a kind) and ``attention``.
 Where to add: a function of single entries needs no rule, only a record in
 ``_program/primitives``. Another primitive is one function in ``rules/`` and one example in the
 tests. Widths that meet a primitive without a rule cannot grow. What must become of arrays is no
-question of rules: ``_plan/silence`` finds the zeros that silence units, and ``_search`` the rest.
+question of rules: ``_plan/silence`` finds the zeros that silence units, ``_plan/search`` the rest.
 """

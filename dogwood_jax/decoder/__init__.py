@@ -14,6 +14,7 @@ Layouts: tokens are ``[batch, time]``, activations ``[batch, time, features]``, 
 | ``options`` | ``Options``, and how they follow from ``config.json`` |
 | ``model`` | ``apply`` and ``shapes`` |
 | ``folder`` | ``load``, and which tensor is which leaf |
+| ``_folders/`` | a folder in, a larger or a smaller folder out: the command line |
 """
 
 from dogwood_jax.decoder.folder import load, names

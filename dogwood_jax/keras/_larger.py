@@ -17,8 +17,8 @@ import jax
 from dogwood_jax._base.described import first_line
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import PyTree
-from dogwood_jax._modules.fitting import fitting
-from dogwood_jax._modules.resizing import changes_of
+from dogwood_jax._growth.modules.fitting import fitting
+from dogwood_jax._growth.modules.resizing import changes_of
 from dogwood_jax._plan.sizes import named_sizes
 from dogwood_jax._widths.layout import size_of
 from dogwood_jax._widths.widths import Widths

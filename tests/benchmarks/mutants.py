@@ -107,14 +107,14 @@ MUTANTS = [
     ),
     Mutant(
         "search: epsilons are not large while factors are looked for",
-        "_search/problem.py",
+        "_plan/search/problem.py",
         "if is_sum and 1e-30 < abs(old) <= _EPSILON:",
         "if False:",
         "test_search.py",
     ),
     Mutant(
         "search: what only an order is computed of is not compared",
-        "_search/problem.py",
+        "_plan/search/problem.py",
         "if self._is_hidden_seen:",
         "if False:",
         "test_search.py",
@@ -256,7 +256,7 @@ MUTANTS = [
     ),
     Mutant(
         "search: powers of later groups are guessed first",
-        "_search/solve.py",
+        "_plan/search/solve.py",
         "[*map(abs, way[::-1])]",
         "[*map(abs, way)]",
         "test_larger.py",
@@ -289,39 +289,39 @@ MUTANTS = [
         '("incoming" in roles or roles - {"incoming"})',
         "test_gradmax.py",
     ),
-    # _depth
+    # _plan/depth
     Mutant(
         "depth: scales begin with zero, and other vectors with one",
-        "_depth/trial.py",
+        "_plan/depth/trial.py",
         "float(i.path in self._ones)",
         "float(i.path not in self._ones)",
         "test_deepen.py",
     ),
     Mutant(
         "depth: the first array is blamed instead of the last",
-        "_depth/departures.py",
+        "_plan/depth/departures.py",
         "last = max(read, key=read.__getitem__)",
         "last = min(read, key=read.__getitem__)",
         "test_deepen.py",
     ),
     Mutant(
         "depth: copies forget the layer that shares with them",
-        "_depth/repeated.py",
+        "_plan/depth/repeated.py",
         "((1 + alike[copy.source]) ** -0.5,)",
         "(alike[copy.source] ** -0.5,)",
         "test_depth_strategies.py",
     ),
-    # _modules
+    # _growth/modules
     Mutant(
         "modules: products of sizes leave out the last axis",
-        "_modules/resizing.py",
+        "_growth/modules/resizing.py",
         "itertools.combinations(range(len(axes) + 1), 2)",
         "itertools.combinations(range(len(axes)), 2)",
         "test_modules.py",
     ),
     Mutant(
         "modules: of two ways to make a module one is taken",
-        "_modules/remaking.py",
+        "_growth/modules/remaking.py",
         "if len(found) > 1:",
         "if len(found) > 2:",
         "test_modules.py",
@@ -464,17 +464,17 @@ MUTANTS = [
         "copied = range(old)",
         "test_narrow.py",
     ),
-    # _figures
+    # _front
     Mutant(
         "cost: the body of a scan counts once",
-        "_figures/counts.py",
+        "_front/counts.py",
         "yield 2 * step.times * entries * summed_over(step)",
         "yield 2 * entries * summed_over(step)",
         "test_cost.py",
     ),
     Mutant(
         "gain: new units are tried together with new units that read them",
-        "_figures/gain.py",
+        "_front/gain.py",
         "shared = {path: sum(along.values()) > 1 for",
         "shared = {path: sum(along.values()) > 2 for",
         "test_gain.py",
@@ -508,26 +508,26 @@ MUTANTS = [
         "idle = reading.activity < tau * mean",
         "test_dormant.py",
     ),
-    # _by_gradient
+    # _growth
     Mutant(
         "gradmax: incoming weights are those of the smaller gradient",
-        "_by_gradient/choose.py",
+        "_growth/by_gradient.py",
         "rows = jnp.where(scores[1] > scores[0], both[1], both[0])",
         "rows = jnp.where(scores[1] < scores[0], both[1], both[0])",
         "test_gradmax.py",
     ),
-    # _heads
+    # _plan
     Mutant(
         "heads: copies come before their heads, not behind them",
-        "_heads/groups.py",
+        "_plan/heads.py",
         'return [layout, Units(split.copies, 1, "incoming", layout.produced)]',
         'return [Units(split.copies, 1, "incoming", layout.produced), layout]',
         "test_groups.py",
     ),
-    # _experts
+    # _plan/experts
     Mutant(
         "experts: experts that a loss would fall without count as useless",
-        "_experts/more_experts.py",
+        "_plan/experts/more_experts.py",
         "np.argmax(np.abs(score) / copies)",
         "np.argmax(score / copies)",
         "test_upcycle.py",
@@ -613,10 +613,10 @@ MUTANTS = [
         "return frequencies * ((1.0 - kept) + kept / rope.factor)",
         "test_decoder.py",
     ),
-    # _folders
+    # decoder/_folders
     Mutant(
         "folders: a list of layers goes on although it repeats nothing",
-        "_folders/numbers.py",
+        "decoder/_folders/numbers.py",
         "if layers > len(types) and 2 * period > len(types):",
         "if layers > len(types) and period > len(types):",
         "test_folders.py",

@@ -1,4 +1,4 @@
-"""Makes dogwood_jax/data/mnist_subset.npz from the full MNIST.
+"""Makes dogwood_jax/mnist/mnist_subset.npz from the full MNIST.
 
     TFDS_DATA_DIR=... python tests/data/make_mnist_subset.py
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dogwood_jax import mnist
 
-SUBSET = Path(__file__).parents[2] / "dogwood_jax" / "data" / "mnist_subset.npz"
+SUBSET = Path(__file__).parents[2] / "dogwood_jax" / "mnist" / "mnist_subset.npz"
 
 
 def choose(labels: NDArray[np.int32], of_each: int, seed: int) -> NDArray[np.intp]:

@@ -1,0 +1,151 @@
+"""What a network costs before and after growing: ``cost``."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, overload
+
+from dogwood_jax._base.arguments import BY_WIDTH, WIDTHS, expect
+from dogwood_jax._base.problems import listed
+from dogwood_jax._base.tables import table
+from dogwood_jax._front.counts import Counts
+from dogwood_jax._front.staged import RunCost, staged_cost
+from dogwood_jax._front.stages import Stage
+from dogwood_jax._plan.sizes import named_sizes
+from dogwood_jax._widths.widths import Widths
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The cost of a network before and after growing; ``print`` shows a table.
+
+    Attributes:
+        parameters: how many numbers its arrays hold, before and after. Of Flax's collections,
+            those of ``"params"`` count.
+        flops: floating-point operations of one step of training, before and after; None where they
+            are not known, as the numbers below.
+        active_parameters: how many of the parameters a token uses: of experts, those that are
+            chosen for it.
+        memory: bytes of the parameters, and of the keys and values that attention keeps of the
+            tokens in the inputs (the KV cache).
+    """
+
+    parameters: tuple[int, int]
+    flops: tuple[int, int] | None
+    active_parameters: tuple[int, int] | None = None
+    memory: tuple[int, int] | None = None
+
+    def __str__(self) -> str:
+        rows: list[tuple[str, ...]] = [("cost", "before", "after", "ratio")]
+        active = None if self.active_parameters == self.parameters else self.active_parameters
+        named = {"parameters": self.parameters, "active parameters": active}
+        named |= {"FLOPs a step": self.flops, "bytes": self.memory}
+        for name, pair in named.items():
+            if pair is not None:
+                before, after = pair
+                ratio = f"{after / before:.3g}" if before else ""
+                rows.append((name, f"{before:,}", f"{after:,}", ratio))
+        return table(rows)
+
+
+@overload
+def cost(widths: Widths, sizes: Mapping[Any, int] | None = None) -> Cost: ...
+
+
+@overload
+def cost(widths: Widths, *, stages: Sequence[Stage], samples: int | None = None) -> RunCost: ...
+
+
+def cost(
+    widths: Widths,
+    sizes: Mapping[Any, int] | None = None,
+    *,
+    stages: Sequence[Stage] | None = None,
+    samples: int | None = None,
+) -> Cost | RunCost:
+    """Returns the parameters, FLOPs of a training step and memory, before and after growing.
+
+    FLOPs are those of matrix products and convolutions, two for each multiplication with its
+    addition, on inputs of the shapes that the network was traced with. A step of training counts
+    three times the network itself: once forward, and twice that for the gradients. A ``scan``
+    counts as often as it runs, a ``while`` loop once, and all branches of a ``cond``.
+
+    The memory is that of parameters in their dtypes, and of keys and values for the tokens in the
+    inputs, in the dtype that most parameters have. So trace with the batch and the length of text
+    that you serve. Heads of keys that queries share count once.
+
+    With ``stages``, it returns the FLOPs of a whole training that grows between stages, and of as
+    many steps with the last network from scratch. Growths are planned as ``training.fit`` plans
+    them, from shapes alone. The batch is that of the inputs with which the network was traced. The
+    last, smaller batch of an epoch counts as a whole one. A stage with ``seconds`` counts as if
+    these sufficed.
+
+    Args:
+        widths: the widths of the network, from ``trace`` or ``chain``.
+        sizes: new number of units by name of the width, or by ``(path, axis)`` of any place where
+            it occurs. Only ``plan`` checks whether it can grow like this.
+        stages: in place of ``sizes``, the stages of a training, see ``training.Stage``.
+        samples: how many samples the data have; needed if stages count epochs.
+
+    Returns:
+        A `Cost`, or a `RunCost` of stages. Only parameters are known of widths from ``chain`` or
+        from a file, because the traced program tells the rest.
+
+    Raises:
+        TypeError: if arguments are of the wrong kind.
+        ValueError: for unknown widths, sizes that are no integers, and stages that do not fit the
+            network or do not tell their number of steps.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import dogwood_jax as dw
+        >>> params = {"up": jnp.ones((4, 8)), "down": jnp.ones((8, 2))}
+        >>> def apply(params, x):
+        ...     return jax.nn.relu(x @ params["up"]) @ params["down"]
+        >>> print(dw.cost(dw.trace(apply, params, jnp.ones((10, 4))), {"up": 16}))
+        cost          before  after  ratio
+        ------------  ------  -----  -----
+        parameters    48      96     2
+        FLOPs a step  2,880   5,760  2
+        bytes         192     384    2
+        >>> stages = [dw.training.Stage(epochs=3), dw.training.Stage(steps=10, sizes={"up": 16})]
+        >>> widths = dw.trace(apply, params, jnp.ones((10, 4)))
+        >>> print(dw.cost(widths, stages=stages, samples=100))
+        stage         steps  parameters  FLOPs a step  FLOPs    share
+        ------------  -----  ----------  ------------  -------  -----
+        0             30     48          2,880         86,400   60.0%
+        1             10     96          5,760         57,600   40.0%
+        sum           40                               144,000
+        from scratch  40     96          5,760         230,400
+        sum / from scratch: 0.625
+
+    Reference:
+        Kaplan et al., 2020, Scaling Laws for Neural Language Models, section 2.1 (twice the
+        forward pass for the gradients).
+    """
+    expect("cost(widths, sizes)", widths=(WIDTHS, widths), sizes=(BY_WIDTH, sizes or {}))
+    if stages is not None:
+        if sizes is not None:
+            raise ValueError("cost(widths, sizes): pass either sizes, or stages= with the sizes")
+        return staged_cost(widths, stages, samples)
+    if samples is not None:
+        raise ValueError("cost(widths, sizes): samples= counts the epochs of stages=, so pass both")
+    problems: list[str] = []
+    new = named_sizes(widths, sizes or {}, problems)
+    if problems:
+        raise ValueError(listed("cannot tell this cost", problems))
+    both: list[Mapping[str, int]] = [{}, new]
+    counts = Counts(widths)
+
+    def pair(measure: Callable[[Mapping[str, int]], int]) -> tuple[int, int]:
+        before, after = map(measure, both)
+        return before, after
+
+    if widths.network is None:
+        return Cost(pair(counts.parameters), None)
+    return Cost(
+        pair(counts.parameters),
+        pair(counts.flops),
+        pair(counts.active_parameters),
+        pair(counts.memory),
+    )

@@ -1,0 +1,318 @@
+"""Linen modules in other sizes: ``LinenMethod``, a method of a module that was traced.
+
+A Linen module is a dataclass. Its sizes are among the integers in its fields, in those of modules
+in it, and in configurations. Which integers they are, its initialization says: with the right ones
+it makes arrays of the shapes that are wanted.
+"""
+
+import copy
+import dataclasses
+import enum
+import functools
+import inspect
+import itertools
+import types
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from dogwood_jax._base.described import first_line, library_of
+from dogwood_jax._base.trees import apart, arrays_of, is_array, leaves_by_path
+from dogwood_jax._growth.modules.fitting import Shapes, fitting, is_size
+from dogwood_jax._growth.modules.remaking import Unknown
+from dogwood_jax._program.kernels import WithReferences
+
+# Of Linen, which is not imported to find out that a function is no method of a module.
+LinenModule = Any
+Sizes = Mapping[int, Iterable[int]]
+
+# What ``apply`` takes beside what a module takes, and ``init`` does not.
+_OF_APPLY = ("rngs", "mutable", "capture_intermediates")
+# Fields that Linen gives each module.
+_OF_LINEN = ("parent", "name")
+# So deep in a module its numbers are looked for.
+_DEEPEST = 8
+# So many ways to fill in its numbers are told.
+_MOST_TOLD = 4
+# So many numbers may be multiples or parts of sizes, as the ratio of an MLP is.
+_MOST_RATIOS = 12
+# So many of its numbers are named.
+_MOST_NAMED = 8
+# So often a module is initialized, which takes as long as tracing it.
+_MOST_INITS = 32
+
+
+class LinenMethod(NamedTuple):
+    """A method of a Linen module, as the function of a network.
+
+    Attributes:
+        module: the module.
+        of: returns the same method of another module.
+        keywords: what ``init`` is called with, beside a key and inputs.
+    """
+
+    module: LinenModule
+    of: Callable[[LinenModule], Callable[..., Any]]
+    keywords: Mapping[str, Any]
+
+    def in_sizes(
+        self,
+        own: Sequence[Any],
+        inputs: Sequence[Any],
+        before: Shapes,
+        after: Shapes,
+        sizes: Sizes,
+    ) -> LinenModule:
+        """Returns the module in other sizes.
+
+        Args:
+            own: the network's inputs.
+            inputs: those of the larger network.
+            before: the shapes of the network's arrays, by path.
+            after: those of the larger network's.
+            sizes: what each size that changes may become.
+
+        Raises:
+            Unknown: if there is no choice of its integers with which it makes these arrays, or if
+                there are several.
+        """
+        numbers, today = _Numbers(self.module), self._made(self.module, own)
+        if isinstance(today, Exception):
+            raise Unknown(f"it cannot be initialized with these inputs: {first_line(today)}")
+        # A network may have the parameters alone as its variables.
+        start = "" if before.keys() & today.keys() else "params/"
+        collections = {path.partition("/")[0] for path in before} if not start else {"params"}
+        others = {path for path in today if path.removeprefix(start) not in before}
+
+        def ours(made: Shapes) -> Shapes:
+            """Returns the arrays that a network has, without a cache that its variables lack."""
+            its = (path for path in made if path.partition("/")[0] in collections)
+            return {path.removeprefix(start): made[path] for path in its if path not in others}
+
+        inits = itertools.count(1)
+
+        def shapes(given: Sequence[int]) -> Shapes | None:
+            if next(inits) > _MOST_INITS:
+                raise Unknown(f"too many of its numbers may be sizes: {numbers.some()}")
+            try:
+                module = numbers.changed(given)
+            except Exception:  # which a class may raise that looks at its fields
+                return None
+            made = self._made(module, inputs)
+            return None if isinstance(made, Exception) else ours(made)
+
+        known = ours(today)
+        if other := [path for path, shape in known.items() if shape != before[path]]:
+            path = other[0]
+            raise Unknown(f"it makes {path} {known[path]}, but the network has {before[path]}")
+        if not known:
+            raise Unknown("its initialization makes no array of the network")
+        wanted = {path: after[path] for path in after if path in known or path not in before}
+        # With larger inputs, the same numbers make larger arrays.
+        is_same = _shapes(own) == _shapes(inputs)
+        begun = known if is_same else shapes(numbers.given) or known
+        ratios = _ratios(numbers.given, sizes)
+        for ways, strictly in ((sizes, True), (ratios, False)):
+            fits = fitting(shapes, numbers.given, begun, ways, wanted, strictly=strictly)
+            found = [*itertools.islice(fits, _MOST_TOLD)]
+            if len(found) == 1:
+                return numbers.changed(found[0])
+            if found:
+                told = "; or ".join(map(numbers.told, found))
+                raise Unknown(f"several choices of its numbers make these arrays: {told}")
+        raise Unknown(f"no choice of its numbers makes these arrays: {numbers.some()}")
+
+    def _made(self, module: LinenModule, inputs: Sequence[Any]) -> dict[str, Any] | Exception:
+        """Returns the shapes of the arrays that a module makes, by path; or what it raised."""
+        arrays, back = apart(tuple(inputs))
+
+        def init(*arrays: Any) -> Any:
+            return module.init(jax.random.key(0), *back(arrays), **self.keywords)
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                made = jax.eval_shape(init, *arrays)
+            except Exception as error:  # which any module may raise
+                return error
+        return {path: tuple(a.shape) for path, a in arrays_of(leaves_by_path(made)).items()}
+
+
+def _shapes(inputs: Sequence[Any]) -> list[tuple[int, ...]]:
+    return [tuple(leaf.shape) for leaf in jax.tree.leaves(inputs) if is_array(leaf)]
+
+
+def method_of(function: Any) -> LinenMethod | None:
+    """Returns the method of a Linen module that a function is; None if it is none.
+
+    Some keywords may be given already, and ``jax.jit`` may be around it.
+    """
+    inner: LinenMethod | None
+    if inspect.ismethod(function) and is_linen(function.__self__):
+        method = function.__func__
+        return LinenMethod(function.__self__, lambda module: types.MethodType(method, module), {})
+    if isinstance(function, functools.partial) and not function.args:
+        if (inner := method_of(function.func)) is None:
+            return None
+        given, of = function.keywords, inner.of
+        taken = {name: given[name] for name in given if name not in _OF_APPLY}
+        return LinenMethod(
+            inner.module,
+            lambda module: functools.partial(of(module), **given),
+            {**inner.keywords, **taken},
+        )
+    if isinstance(function, WithReferences):
+        if (inner := method_of(function.apply)) is None:
+            return None
+        kernels, of = function.kernels, inner.of
+        return inner._replace(of=lambda module: WithReferences(of(module), kernels))
+    if isinstance(function, jax.stages.Wrapped):
+        return method_of(getattr(function, "__wrapped__", None))
+    return None
+
+
+def is_linen(value: Any) -> bool:
+    """Whether a value is a module of Flax Linen."""
+    return not isinstance(value, type) and library_of(value) == "Flax Linen"
+
+
+def _ratios(given: Iterable[int], sizes: Sizes) -> Sizes:
+    """Returns what numbers become that follow sizes in proportion, as the ratio of an MLP does."""
+    pairs = {(old, new) for old, its in sizes.items() for new in its if old}
+    found = {n: {n * new // old for old, new in pairs if n * new % old == 0} for n in given if n}
+    return found if sum(map(len, found.values())) <= _MOST_RATIOS else {}
+
+
+class _Numbers:
+    """The integers in a module.
+
+    Args:
+        module: the module.
+
+    Attributes:
+        given: the integers, in the order in which they are met.
+    """
+
+    def __init__(self, module: LinenModule) -> None:
+        self._module = module
+        self._names, self.given = list[str](), list[int]()
+
+        def see(name: str, number: int) -> int:
+            self._names.append(name)
+            self.given.append(number)
+            return number
+
+        _Changed(see).of("", module)
+
+    def changed(self, given: Sequence[int]) -> LinenModule:
+        """Returns the module with other integers."""
+        numbers = iter(given)
+        return _Changed(lambda name, old: next(numbers)).of("", self._module)
+
+    def told(self, given: Sequence[int]) -> str:
+        """Says which integers are others."""
+        rows = zip(self._names, self.given, given, strict=True)
+        return ", ".join(f"{name}={new}" for name, old, new in rows if old != new)
+
+    def some(self) -> str:
+        """Says the first integers."""
+        said = [f"{name}={number}" for name, number in zip(self._names, self.given, strict=True)]
+        more = [f"and {len(said) - _MOST_NAMED} more"] if len(said) > _MOST_NAMED else []
+        return ", ".join([*said[:_MOST_NAMED], *more]) or "it says none"
+
+
+class _Changed:
+    """Makes what a module holds with other integers. What holds the same ones stays the same.
+
+    Args:
+        number: takes the name of an integer, and the integer; returns the one in its place.
+    """
+
+    def __init__(self, number: Callable[[str, int], int]) -> None:
+        self._number = number
+        # By identity, because a configuration may be in many modules.
+        self._known: dict[int, tuple[Any, Any]] = {}
+
+    def of(self, name: str, value: Any, depth: int = 0) -> Any:
+        """Returns a value with other integers.
+
+        Args:
+            name: what it is called in the module.
+            value: the value.
+            depth: how deep in the module it is.
+        """
+        if is_size(value):
+            return self._number(name, value)
+        if isinstance(value, tuple):  # equal ones may be one object
+            return self._changed(name, value, depth)
+        if id(value) not in self._known:
+            self._known[id(value)] = value, value  # it may hold itself
+            self._known[id(value)] = value, self._changed(name, value, depth)
+        return self._known[id(value)][1]
+
+    def _changed(self, name: str, value: Any, depth: int) -> Any:
+        try:
+            parts, make = _opened(value) if depth < _DEEPEST else ({}, _none)
+        except Exception:  # which any class may raise
+            return value
+        changed = {key: self.of(_named(name, key), part, depth + 1) for key, part in parts.items()}
+        is_same = all(changed[key] is part for key, part in parts.items())
+        return value if is_same else make(changed)
+
+
+def _named(name: str, key: Any) -> str:
+    if not isinstance(key, str):
+        return f"{name}[{key}]"
+    return f"{name}.{key}" if name else key
+
+
+_Parts = Mapping[Any, Any]
+
+
+def _opened(value: Any) -> tuple[_Parts, Callable[[_Parts], Any]]:
+    """Returns the parts of a value by name or index, and what makes such a value of other parts."""
+    if isinstance(value, type | enum.Enum) or is_array(value):
+        return {}, _none
+    if dataclasses.is_dataclass(value):
+        names = [f.name for f in dataclasses.fields(value) if f.init and f.name not in _OF_LINEN]
+        fields = {name: getattr(value, name) for name in names if hasattr(value, name)}
+        make: Callable[..., Any] = functools.partial(dataclasses.replace, value)  # type: ignore[type-var]
+        make = value.clone if is_linen(value) else make  # type: ignore[union-attr]
+        return fields, lambda parts: make(**parts)
+    if isinstance(value, dict | list):  # whose classes may take something else
+
+        def filled(parts: _Parts) -> Any:
+            new = copy.copy(value)
+            for key, part in parts.items():
+                new[key] = part
+            return new
+
+        return dict(value if isinstance(value, dict) else enumerate(value)), filled
+    if isinstance(value, Mapping):
+        return value, type(value)
+    if isinstance(value, tuple):
+        of_items = getattr(type(value), "_make", type(value))  # a NamedTuple has one
+        return dict(enumerate(value)), lambda parts: of_items(parts.values())
+    if isinstance(value, functools.partial):
+        arguments = dict(enumerate(value.args)) | value.keywords
+        count = len(value.args)
+        return arguments, lambda parts: functools.partial(
+            value.func,
+            *(parts[place] for place in range(count)),
+            **{name: parts[name] for name in value.keywords},
+        )
+    if callable(value) or type(value).__module__.partition(".")[0] in ("jax", "numpy", "builtins"):
+        return {}, _none
+
+    def made(parts: _Parts) -> Any:
+        new = copy.copy(value)
+        vars(new).update(parts)
+        return new
+
+    return getattr(value, "__dict__", {}), made
+
+
+def _none(parts: _Parts) -> Any:
+    raise AssertionError("it has no parts")

@@ -1,0 +1,181 @@
+"""Ways to fill in and rescale arrays with which outputs stay: ``searched``."""
+
+import functools
+import itertools
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from math import exp, inf, log
+
+import jax.numpy as jnp
+
+from dogwood_jax._growth.growth import Growth
+from dogwood_jax._judge.claim import Case
+from dogwood_jax._judge.judge import rounded_in_one
+from dogwood_jax._plan.search.problem import Problem, network_sample, other_numbers
+from dogwood_jax._plan.search.solve import Powers, Ratio, RatioPowers, Solver, ratios
+from dogwood_jax._plan.search.starts import Candidate, candidates
+from dogwood_jax._plan.search.together import Together
+from dogwood_jax._plan.search.unknowns import unknowns
+from dogwood_jax._plan.search.weighed import weighed_pairs
+from dogwood_jax._program.numbered import without_numbers
+from dogwood_jax._widths.layout import units_of
+from dogwood_jax._widths.widths import Recipe
+from dogwood_jax.strategies import Start
+
+_MOST = 12  # combinations of starts
+
+Candidates = Mapping[str, Candidate]
+
+
+def searched(
+    growth: Growth,
+    case: Case,
+    strategies: Mapping[str, Start],
+    alike: Sequence[Callable[[str], str]],
+    heard: Collection[str],
+) -> Iterator[Growth]:
+    """Yields growths in which outputs are likely to be those of the network.
+
+    Args:
+        growth: the growth, without recipes.
+        case: what it claims, perhaps in smaller sizes.
+        strategies: the caller's strategies by width.
+        alike: return what arrays have in common that may have the same numbers, in the order in
+            which they are tried.
+        heard: the widths of which outputs may depend on silent units.
+    """
+    together, others = Together(case.new), other_numbers(case)
+    draw = functools.cache(functools.partial(network_sample, case))
+    numbers = dict.fromkeys(new / old for new, old in others.items() if 0 < new * old < inf)
+    floats = {p for p, a in case.old.arguments if p and jnp.issubdtype(a.dtype, jnp.inexact)}
+    rounding = max([1e-6, *(2 * eps for eps in rounded_in_one(case).values())])
+
+    def begun(growth: Growth, chosen: Candidates) -> Growth:
+        changes = (
+            chosen[c.width].of(c, strategies.get(c.width)) if c.width in chosen else c
+            for c in growth.changes
+        )
+        return replace(growth, changes=tuple(changes))
+
+    for chosen in _combinations(growth, strategies, heard):
+        if any(start.weighs for start in chosen.values()):
+            weighing = {n: _weighed(case, n, start) for n, start in chosen.items() if start.weighs}
+            chosen = {**chosen, **weighing}
+            if not any(start.recipe.weighed for start in chosen.values()):
+                continue
+        # Numbers of a program stay in smaller sizes, and so do the ratios that they follow.
+        begins = begun(case.growth, chosen)
+        every = [*ratios(begun(growth, chosen), numbers, rounding)]
+        exact = {new: (old, _unrounded(new, old, every, rounding)) for new, old in others.items()}
+        whole = (its for path, its in begins.maps.items() if path not in floats)
+        if not all(its.keeps_integers for its in whole if its.changes):
+            continue
+        mixing = [name for name, start in chosen.items() if start.mixes]
+        ways = itertools.product(alike, (False, True))
+        tried = [unknowns(begins, floats, mixing, like, every=n) for like, n in ways]
+        for groups in (its for n, its in enumerate(tried) if its not in tried[:n]):
+            its = [*itertools.chain.from_iterable(groups)]
+            problem = Problem(replace(case, growth=begins), its, together, exact, draw)
+            if problem.depends_on_new():
+                break
+            found = Solver(problem, groups, every).powers()
+            if found is not None:
+                larger = begun(growth, chosen)
+                yield _with_recipes(larger, _recipes(begins, chosen, found, every))
+                # Perhaps other factors have the same outputs, and hide nothing.
+                if (other := problem.with_ordered()) is not None:
+                    powers = Solver(other, groups, every).powers()
+                    if powers is not None and powers != found:
+                        yield _with_recipes(larger, _recipes(begins, chosen, powers, every))
+                break
+
+
+def _unrounded(new: float, old: float, every: Sequence[Ratio], rounding: float) -> float:
+    """Returns a number as it follows from the network's by powers of ratios, if it does."""
+    if not 0 < new / (old or inf) < inf:
+        return new
+    near = RatioPowers(every).near(log(new / old))
+    return old * exp(near[1]) if near and abs(near[1] - log(new / old)) <= rounding else new
+
+
+def _combinations(
+    growth: Growth, strategies: Mapping[str, Start], heard: Collection[str]
+) -> Iterator[Candidates]:
+    """Yields a start for each width that is heard. Like widths start alike."""
+    widths = growth.widths
+    growing = [c for c in growth.changes if c.new > c.old and c.recipe is None]
+    ways = {
+        c.width: its
+        for c in growing
+        if c.width in heard
+        if (its := [*candidates(widths, widths[c.width], c.new, strategies.get(c.width))])
+    }
+    if not ways:  # as they are, with factors alone
+        yield {c.width: Candidate() for c in growing}
+        return
+    alike: dict[str, list[str]] = {}
+    for name in ways:
+        alike.setdefault(without_numbers(name), []).append(name)
+    places = [range(max(len(ways[name]) for name in names)) for names in alike.values()]
+    every = sorted(itertools.product(*places), key=lambda chosen: (sum(chosen), chosen))
+    for chosen in every[:_MOST]:
+        yield {
+            name: ways[name][min(place, len(ways[name]) - 1)]
+            for place, names in zip(chosen, alike.values(), strict=True)
+            for name in names
+        }
+
+
+def _weighed(case: Case, name: str, start: Candidate) -> Candidate:
+    """Returns a start with the arrays that weigh its means."""
+    pairs = tuple(weighed_pairs(case, name))
+    scales = {scale for _, scale in pairs}
+    blank = tuple(path for path in start.recipe.blank if path not in scales)
+    return replace(start, recipe=replace(start.recipe, weighed=pairs, blank=blank))
+
+
+def _with_recipes(growth: Growth, recipes: Mapping[str, Recipe]) -> Growth:
+    changes = (replace(c, recipe=recipes.get(c.width, c.recipe)) for c in growth.changes)
+    return replace(growth, changes=tuple(changes))
+
+
+def _recipes(
+    growth: Growth, chosen: Candidates, powers: Powers, every: Sequence[Ratio]
+) -> dict[str, Recipe]:
+    """Returns recipes by width, with the powers that were found.
+
+    Args:
+        growth: the growth that was searched.
+        chosen: what new entries begin with.
+        powers: the powers of each ratio for what is open.
+        every: the ratios.
+    """
+    found = {name: start.recipe for name, start in chosen.items()}
+
+    def add(name: str, field: str, item: object) -> None:
+        recipe = found.get(name) or Recipe()
+        items = dict.fromkeys((*getattr(recipe, field), item))
+        found[name] = replace(recipe, **{field: tuple(items)})
+
+    for u, its in powers.items():
+        leaf = growth.widths.leaf(u.path)
+        if u.kind == "mix" and not its[0]:
+            name = next(
+                units.width for units in units_of(leaf.axes[u.axis]) if units.width in found
+            )
+            is_zero = leaf.kind == "zeros"  # in a new network, too
+            add(name, *(("blank", u.path) if is_zero else ("zeros", (u.path, "incoming"))))
+        if u.kind == "mix":
+            continue
+        if u.kind == "part" and any(its):  # a power of the ratio of what is along the axis
+            along = [units.width for units in units_of(leaf.axes[u.axis])]
+            own = next(c for c in growth.changes if c.width in along and c.new > c.old)
+            by = sum(power * ratio.logarithm for power, ratio in zip(its, every, strict=True))
+            add(own.width, "parts", (u.path, round(by / log(own.ratio), 12)))
+            continue
+        for power, ratio in zip(its, every, strict=True):
+            if power:
+                add(ratio.width, ratio.kind, (u.path, power * ratio.times))
+                if u.kind == "offset":
+                    add(ratio.width, "offsets", (u.path, 1.0))
+    return found

@@ -1,0 +1,381 @@
+"""The factors with which a larger network computes the same, read as powers: ``Solver``.
+
+They are looked for by Gauss-Newton, on their logarithms. What is found is read as powers of the
+ratios of sizes, and only what is read counts: a number that a solver found depends on samples.
+"""
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import log
+
+import numpy as np
+
+from dogwood_jax._growth.growth import Growth
+from dogwood_jax._plan.search.problem import SOLVED, Problem
+from dogwood_jax._plan.search.unknowns import Unknown
+from dogwood_jax._widths.layout import Units, size_of, units_of
+
+_STEP = 1e-6  # of finite differences
+_DEPENDENT = 1e-4  # what is left of a column that depends on others, relative to the column
+_ROUNDS, _STALLS = 12, 3
+_GUESSED = 3  # how many groups have a power each that is guessed
+_MOST_EACH = 20  # how many numbers are looked for near a guess
+_DAMPINGS = (1e-16, 1e-5, 1e-3, 1e-1)
+_LONGEST = 0.7  # how far a logarithm moves in a step
+_FARTHEST = 6.0  # old units that are so large hide new ones
+# What slopes may leave of a residual where arrays may make up for it, if powers are guessed, too.
+_LEFT, _LEFT_OF_GUESS = 0.3, 0.6
+_NEAR = 0.2  # how far a logarithm may be from that of a power, relative to the smallest ratio
+_POWERS = tuple(sorted((n / 4 for n in range(-8, 9)), key=lambda p: (p * 4 % 2, abs(p))))
+_FEW_POWERS = (0.0, 0.5, -0.5, 1.0, -1.0)
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A ratio whose powers are factors.
+
+    Attributes:
+        width: the width whose size it is of.
+        kind: the field of ``Recipe`` for its powers, ``"powers"`` or ``"copies"``.
+        logarithm: its logarithm.
+        times: which power it is of the ratio of the width's own sizes.
+    """
+
+    width: str
+    kind: str
+    logarithm: float
+    times: float = 1.0
+
+
+def ratios(growth: Growth, numbers: Iterable[float], rounding: float) -> Iterator[Ratio]:
+    """Yields the ratios of a growth: of sizes, of axes, and how many copies there are of a unit.
+
+    Args:
+        growth: the growth.
+        numbers: how many times larger numbers of the larger program are.
+        rounding: by how much numbers may be rounded, relative to them.
+    """
+    own: dict[str, float] = {}
+    for change in growth.changes:
+        if change.new > change.old > 0:
+            if change.ratio != 1:
+                own[change.width] = log(change.ratio)
+                yield Ratio(change.width, "powers", own[change.width])
+            if change.strategy.incoming == "copy" and change.new // change.old > 1:
+                yield Ratio(change.width, "copies", log(change.new // change.old))
+    wholes = {
+        (units.width, size_of(layout, growth.sizes) / size_of(layout))
+        for leaf in growth.widths.leaves
+        for layout in leaf.axes
+        if not isinstance(layout, Units)
+        for units in units_of(layout)
+        if units.width in own
+    }
+    # Ratios of sizes come first, because copies have another ratio. Then come those of whole axes,
+    # such as a head of which only some units are rotated, and of numbers such as alpha / rank.
+    others = [(name, growth.change[name].new / growth.change[name].old) for name in own]
+    others += sorted(wholes) + [(width, ratio) for width in [*own][:1] for ratio in numbers]
+    known = [*own.values()]
+    for width, ratio in others:
+        powers = [*known, *(power * other for other in known for power in (-1.0, 0.5, -0.5))]
+        if all(abs(log(ratio) - power) > rounding for power in powers):
+            known.append(log(ratio))
+            yield Ratio(width, "powers", log(ratio), log(ratio) / own[width])
+
+
+class RatioPowers:
+    """The factors that are powers of ratios, the simplest ones first.
+
+    Args:
+        every: the ratios.
+
+    Attributes:
+        logarithms: those of the ratios.
+    """
+
+    def __init__(self, every: Sequence[Ratio]) -> None:
+        ways = {(0.0,) * len(every): None}
+        for number, powers in ((1, _POWERS), (2, _FEW_POWERS)):
+            for few in itertools.combinations(range(len(every)), number):
+                for way in itertools.product(powers, repeat=number):
+                    chosen = dict(zip(few, way))
+                    ways[tuple(chosen.get(n, 0.0) for n in range(len(every)))] = None
+        self._ways = sorted(ways, key=lambda way: sum(map(abs, way)))
+        self.logarithms = [ratio.logarithm for ratio in every]
+        self._made = np.array(self._ways).reshape(len(self._ways), -1) @ np.array(self.logarithms)
+        self._far = _NEAR * min(map(abs, self.logarithms), default=0.0)
+
+    def near(self, logarithm: float) -> tuple[tuple[float, ...], float] | None:
+        """Returns the powers in a factor and the logarithm of these; None if it is near none."""
+        far = np.round(np.abs(logarithm - self._made), 9)
+        best = int(np.argmin(far))
+        if far[best] > self._far:
+            return None
+        return self._ways[best], float(self._made[best])
+
+
+Powers = Mapping[Unknown, tuple[float, ...]]
+
+
+class Solver:
+    """Looks for what is open in a problem, in groups of which like layers share their numbers.
+
+    Args:
+        problem: by how much outputs differ.
+        groups: what is open, see ``unknowns``.
+        every: the ratios whose powers factors are.
+    """
+
+    def __init__(
+        self, problem: Problem, groups: Sequence[Sequence[Unknown]], every: Sequence[Ratio]
+    ) -> None:
+        self._problem, self._powers = problem, RatioPowers(every)
+        places = {u: n for n, u in enumerate(problem.unknowns)}
+        # One column for each number that is open.
+        self._columns: list[np.ndarray] = []
+        self._groups: list[list[int]] = []
+        for group in groups:
+            alike: dict[tuple[str, str], list[int]] = {}
+            for u in group:
+                alike.setdefault((u.kind, u.alike), []).append(places[u])
+            self._groups.append([])
+            for members in alike.values():
+                self._groups[-1].append(len(self._columns))
+                column = np.zeros(len(problem.unknowns))
+                column[members] = 1.0
+                self._columns.append(column)
+
+    def x(self, numbers: np.ndarray) -> np.ndarray:
+        return np.asarray(self._problem.start + np.array(self._columns).T @ numbers)
+
+    def powers(self) -> Powers | None:
+        """Returns a power of each of the ratios for what is open; how much of a mean mixes are.
+
+        It is None if outputs cannot be the old ones.
+        """
+        numbers = self._solved()
+        if numbers is None:
+            return None
+        every = zip(self._problem.unknowns, self.x(numbers), strict=True)
+        found = ((u, value, self._powers.near(value)) for u, value in every)
+        return {
+            u: (float(value),) if u.kind == "mix" or near is None else near[0]
+            for u, value, near in found
+        }
+
+    def _solved(self) -> np.ndarray | None:
+        """Returns the numbers, read as powers; None if there are none."""
+        found = self._mixed()
+        if found is None:
+            return None
+        numbers, residual = found, self._residual(found)
+        if self._holds(residual):
+            return numbers
+        basis, slopes, is_guessed = list[int](), list[np.ndarray](), False
+        known = np.any(numbers)  # how much of means new entries are
+        groups = [its for its in self._groups if not (known and self._is_mix(its[0]))]
+        every = [n for group in groups for n in group]
+        slope_of = dict(zip(every, self._slopes(numbers, residual, every).T))
+        for group in groups:
+            for n in group:
+                if _is_independent(slope_of[n], slopes):
+                    basis.append(n)
+                    slopes.append(slope_of[n])
+            left = _unexplained(slopes, residual)
+            if left <= _LEFT_OF_GUESS and not is_guessed:
+                if (guess := self._guessed(numbers, groups)) is not None:
+                    return self._clean(guess, every)
+                is_guessed = True
+            if left > _LEFT:
+                continue
+            patience = _STALLS if group is groups[-1] else 1
+            near = self._newton(basis, numbers, residual, np.array(slopes).T, patience)
+            if near is not None:
+                return self._clean(near, basis)
+        return None
+
+    def _guessed(self, numbers: np.ndarray, groups: Sequence[Sequence[int]]) -> np.ndarray | None:
+        """Returns the numbers for which the residual is zero, near those of the best guess.
+
+        In a guess each group has one power, as where all norms are alike. Nothing needs to be
+        smooth on the way to it, as the choice of experts is not.
+        """
+        few = [self._alone(group) for group in groups if not self._is_mix(group[0])][:_GUESSED]
+        # The simplest powers first, and of these, those of earlier groups.
+        powers = sorted(
+            itertools.product(_FEW_POWERS, repeat=len(few)),
+            key=lambda way: (sum(map(abs, way)), [*map(abs, way[::-1])]),
+        )
+        guesses = list[np.ndarray]()
+        for logarithm, way in itertools.product(self._powers.logarithms[:1], powers):
+            guesses.append(numbers.copy())
+            for group, power in zip(few, way):
+                guesses[-1][group] = power * logarithm
+        shown = self._problem.residuals([*map(self.x, guesses)], of_first=True)
+        for guess, row in zip(guesses, shown):
+            if self._holds(row) and self._holds(self._residual(guess)):
+                return guess
+        each = [n for group in few for n in group]
+        if not guesses or len(each) > _MOST_EACH:
+            return None
+        best = guesses[int(np.argmin([row @ row for row in shown]))]
+        residual = self._residual(best)
+        slopes = self._slopes(best, residual, each)
+        kept = _independent(slopes)
+        return self._newton([each[n] for n in kept], best, residual, slopes[:, kept], _STALLS)
+
+    def _alone(self, group: Sequence[int]) -> list[int]:
+        """Returns the numbers of a group, of a scale's two that of one plus the scale alone."""
+        kinds = {n: self._unknown(n) for n in group}
+        offsets = {u.path for u in kinds.values() if u.kind == "offset"}
+        return [n for n, u in kinds.items() if u.kind == "offset" or u.path not in offsets]
+
+    def _mixed(self) -> np.ndarray | None:
+        """Returns the numbers with which outputs do not depend on new entries that are drawn.
+
+        Behind a norm, new entries of vectors must be zero, and means where units are written. One
+        after the other becomes the other as long as outputs depend less. Factors do not matter.
+        """
+        numbers = np.zeros(len(self._columns))
+        mixes = [n for n in range(numbers.size) if self._is_mix(n)]
+        before = np.inf
+        while mixes:
+            others = [np.where(np.arange(numbers.size) == n, -1 - numbers, numbers) for n in mixes]
+            every = [numbers, *others]
+            found = self._problem.dependences([self.x(its) for its in every])
+            if self._holds(found[0]):
+                break
+            after = [float(row @ row) for row in found]
+            best = int(np.argmin(after))
+            if best == 0 or not after[best] < before:
+                return None
+            numbers, before = every[best], after[best]
+        return numbers
+
+    def _residuals(self, every: Sequence[np.ndarray]) -> list[np.ndarray]:
+        return self._problem.residuals([self.x(numbers) for numbers in every])
+
+    def _residual(self, numbers: np.ndarray) -> np.ndarray:
+        return self._residuals([numbers])[0]
+
+    def _holds(self, residual: np.ndarray) -> bool:
+        return bool(residual.size) and float(np.max(np.abs(residual))) < SOLVED
+
+    def _slopes(self, at: np.ndarray, residual: np.ndarray, which: Sequence[int]) -> np.ndarray:
+        moved = [at + _STEP * (np.arange(at.size) == n) for n in which]
+        found = np.zeros((residual.size, len(which)))
+        for place, near in enumerate(self._residuals(moved)):
+            if near.size == residual.size:
+                found[:, place] = (near - residual) / _STEP
+        return found
+
+    def _newton(
+        self,
+        basis: Sequence[int],
+        numbers: np.ndarray,
+        residual: np.ndarray,
+        slopes: np.ndarray | None,
+        patience: int,
+    ) -> np.ndarray | None:
+        """Returns the numbers for which the residual is zero, read as powers; None if none are.
+
+        Args:
+            basis: the numbers that are open.
+            numbers: where it begins.
+            residual: the residual there.
+            slopes: those of the residual there, along each of the numbers that are open.
+            patience: how often the residual may hardly become smaller.
+        """
+        stalls = 0
+        for _ in range(_ROUNDS):
+            before = float(residual @ residual)
+            if slopes is None:
+                slopes = self._slopes(numbers, residual, basis)
+            left, sizes, right = np.linalg.svd(slopes, full_matrices=False)
+            if not sizes.size or not sizes[0] or not np.isfinite(before):
+                return None
+            moved = [numbers.copy() for _ in _DAMPINGS]
+            for damping, near in zip(_DAMPINGS, moved):
+                damped = sizes / (sizes**2 + damping * sizes[0] ** 2)
+                step = right.T @ (damped * (left.T @ -residual))
+                near[[*basis]] += step * min(1.0, _LONGEST / max(float(np.max(np.abs(step))), 1e-9))
+            read = [its for near in moved if (its := self._read(near)) is not None]
+            found = self._residuals([*moved, *read])
+            for its, row in zip(read, found[len(moved) :]):
+                if self._holds(row):
+                    return its
+            after = [float(r @ r) if r.size == residual.size else np.inf for r in found]
+            best = int(np.argmin(after[: len(moved)]))
+            if not after[best] < before or after[best] < 1e-22:
+                return None
+            stalls = stalls + 1 if after[best] > 0.7 * before else 0
+            numbers, residual, slopes = moved[best], found[best], None
+            if stalls >= patience or np.max(np.abs(numbers)) > _FARTHEST:
+                return None
+        return None
+
+    def _read(self, numbers: np.ndarray) -> np.ndarray | None:
+        """Returns numbers as powers make them; None if one is near none."""
+        found = numbers.copy()
+        for n, number in enumerate(numbers):
+            if self._is_mix(n):
+                found[n] = -1.0 if number < -0.5 else 0.0  # zeros, or means
+            elif (near := self._powers.near(number)) is None:
+                return None
+            else:
+                _, found[n] = near
+        return found
+
+    def _is_mix(self, n: int) -> bool:
+        return self._unknown(n).kind == "mix"
+
+    def _unknown(self, n: int) -> Unknown:
+        """Returns the first of what has a number."""
+        return self._problem.unknowns[int(np.argmax(self._columns[n]))]
+
+    def _clean(self, numbers: np.ndarray, basis: Sequence[int]) -> np.ndarray:
+        """Returns a solution in which later numbers are zero where earlier ones can make up.
+
+        Far from a solution, outputs may depend independently on more arrays than there.
+        """
+        used = [n for n in basis if not self._is_mix(n)]
+        if np.count_nonzero(numbers[used]) < 2:
+            return numbers
+        slopes = self._slopes(numbers, self._residual(numbers), used)
+        kept = _independent(slopes)
+        free = [place for place in range(len(used)) if place not in kept and numbers[used[place]]]
+        if not free or not kept:
+            return numbers
+        moves, *_ = np.linalg.lstsq(slopes[:, kept], slopes[:, free], rcond=1e-12)
+        clean = numbers.copy()
+        clean[[used[n] for n in kept]] += moves @ numbers[[used[n] for n in free]]
+        clean[[used[n] for n in free]] = 0
+        read = self._read(clean)
+        return read if read is not None and self._holds(self._residual(read)) else numbers
+
+
+def _independent(slopes: np.ndarray) -> list[int]:
+    """Returns the columns that do not depend on those before."""
+    kept = list[int]()
+    for place in range(slopes.shape[1]):
+        if _is_independent(slopes[:, place], [*slopes[:, kept].T]):
+            kept.append(place)
+    return kept
+
+
+def _is_independent(slope: np.ndarray, others: Sequence[np.ndarray]) -> bool:
+    size, *sizes = (float(np.linalg.norm(its)) for its in (slope, *others))
+    if size <= 1e-7 * max(sizes, default=0.0) or not size:
+        return False
+    return _unexplained(others, slope) > _DEPENDENT
+
+
+def _unexplained(slopes: Sequence[np.ndarray], residual: np.ndarray) -> float:
+    """Returns what is left of a residual, relative to it, if slopes explain it where they can."""
+    size = float(np.linalg.norm(residual))
+    if not slopes or not size:
+        return 1.0 if size else 0.0
+    matrix = np.array([slope / (np.linalg.norm(slope) or 1.0) for slope in slopes]).T
+    numbers, *_ = np.linalg.lstsq(matrix, residual, rcond=1e-12)
+    return float(np.linalg.norm(matrix @ numbers - residual)) / size

@@ -1,0 +1,98 @@
+"""Which factors on arrays may make up for a size: ``unknowns``."""
+
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from dogwood_jax._growth.growth import Growth
+from dogwood_jax._plan.search.starts import is_vector
+from dogwood_jax._widths.layout import Concat, Layout, Units, units_of
+from dogwood_jax._widths.widths import Leaf
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """A number by which an array of the larger network is open.
+
+    Attributes:
+        path: the array.
+        kind: what it multiplies: ``"factor"`` all old entries, ``"part"`` those along a part of an
+            axis, ``"offset"`` one plus the array. ``"mix"`` is how much of their mean new entries
+            are.
+        axis: the axis of the part or of the new entries.
+        alike: the arrays of like layers, which have the same.
+    """
+
+    path: str
+    kind: Literal["factor", "part", "offset", "mix"]
+    axis: int
+    alike: str
+
+
+def unknowns(
+    growth: Growth,
+    floats: Collection[str],
+    mixing: Collection[str],
+    alike: Callable[[str], str],
+    *,
+    every: bool,
+) -> list[list[Unknown]]:
+    """Returns what is open, in groups: what an earlier group explains, a later one does not.
+
+    Scales come first, then what writes units, then biases, then what reads units. Where new units
+    are silent behind their outgoing weights, what reads units comes first.
+
+    Args:
+        growth: the growth, with a recipe for what new entries begin with.
+        floats: the paths of arrays that are not of integers or keys, which nothing rescales.
+        mixing: the widths of which vectors' new entries may be zero in the place of means.
+        alike: returns what the arrays of like layers have in common.
+        every: whether to take scales as a number plus the array, too, fused arrays as a whole, and
+            vectors that do not grow.
+    """
+    found: dict[int, list[Unknown]] = {}
+    for leaf in (leaf for leaf in growth.widths.leaves if leaf.path in floats):
+        for rank, kind, axis in _of_array(growth, leaf, mixing, every):
+            found.setdefault(rank, []).append(Unknown(leaf.path, kind, axis, alike(leaf.path)))  # type: ignore[arg-type]
+    return [found[rank] for rank in sorted(found)]
+
+
+def _of_array(
+    growth: Growth, leaf: Leaf, mixing: Collection[str], every: bool
+) -> Iterator[tuple[int, str, int]]:
+    """Yields what is open of one array, each with its rank."""
+    grows = growth.change
+    units = [(axis, u) for axis, layout in enumerate(leaf.axes) for u in units_of(layout)]
+    own = [(a, u) for a, u in units if u.width in grows and grows[u.width].old < grows[u.width].new]
+    if not own:
+        if every and is_vector(leaf):
+            yield 8, "factor", 0
+        return
+    roles, axis, first = {u.role for _, u in own}, own[0][0], own[0][1].width
+    is_written = roles == {"incoming"}
+    is_row = is_vector(leaf) and is_written
+    if all(c.strategy.incoming == "free" for c in grows.values() if c.recipe):
+        rank = 1 if is_written else 0
+    elif is_row:
+        rank = 0 if leaf.kind == "ones" else 3
+    else:
+        rank = 2 if is_written else 4
+    beside = {u.width for a, u in units if a == axis} - {u.width for _, u in own}
+    if (beside or len(roles) > 1) and _is_fused(leaf.axes[axis]):
+        if not any(grows[u.width].strategy.incoming == "copy" for _, u in own):
+            yield rank, "part", axis
+        if every:
+            yield rank, "factor", axis
+    else:
+        yield rank, "factor", axis
+        if every and is_row and leaf.kind == "ones":
+            yield rank, "offset", axis
+    recipe = grows[first].recipe
+    if is_row and recipe is not None and first in mixing and isinstance(leaf.axes[axis], Units):
+        if leaf.path not in (*recipe.blank, *dict(recipe.weighed).values()):
+            yield -1, "mix", axis
+
+
+def _is_fused(layout: Layout) -> bool:
+    parts = () if isinstance(layout, Units) else layout.parts
+    return isinstance(layout, Concat) or any(map(_is_fused, parts))

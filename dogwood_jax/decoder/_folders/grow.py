@@ -1,0 +1,71 @@
+"""Grow the model of a folder to the numbers of a larger ``config.json``: ``grow``."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+from dogwood_jax import strategies
+from dogwood_jax._base.problems import listed
+from dogwood_jax._front.plan import plan
+from dogwood_jax.decoder._folders.models import Model, expect_new, write
+from dogwood_jax.decoder._folders.numbers import completed, read
+
+# Arrays whose rows are those of the vocabulary.
+_ROWS = ("model/embed_tokens/weight", "lm_head/weight")
+
+
+def grow(
+    source: Path,
+    out: Path,
+    texts: Iterable[str],
+    *,
+    rows: Literal["mean", "random"] | None = None,
+    seed: int | None = None,
+) -> str:
+    """Writes a folder with a larger model that computes the same; returns what is said of it.
+
+    The logits of new tokens alone are new.
+
+    Args:
+        source: the folder of the smaller model.
+        out: the folder to write.
+        texts: new numbers, ``"NAME=VALUE"``.
+        rows: what rows of new tokens begin with, if the vocabulary grows: the mean of old rows, or
+            random numbers.
+        seed: of random weights.
+
+    Raises:
+        ValueError: if the folder's model is not known, or cannot grow so; all mistakes in the
+            arguments in one message.
+        CheckpointError: if the folder holds other arrays than its ``config.json`` says.
+        OSError: if a file cannot be read or written, or there is something at ``out``.
+    """
+    old, problems = Model.of(source), list[str]()
+    numbers = read(texts, old.config, problems)
+    for name, new in numbers.items():
+        before = old.config.get(name, getattr(old.options, name, None))
+        if type(new) is type(before) is int and new < before:
+            problems.append(f"--set {name}={new}: expected at least {before}; shrink takes less")
+    if not numbers and not problems:
+        problems.append("--set NAME=VALUE: needed, such as --set num_hidden_layers=40")
+    grows = numbers.get("vocab_size", 0) != old.options.vocab_size and "vocab_size" in numbers
+    if rows is not None and not grows:
+        problems.append("--rows: goes with --set vocab_size=N, a larger vocabulary")
+    if not problems:
+        numbers = dict(completed(old.config, old.options, numbers, problems))
+    if problems:
+        raise ValueError(listed(f"{source} cannot grow so", problems))
+    larger = old.with_numbers(numbers)
+    expect_new(out)
+    widths, filled = old.widths, {}
+    if rows == "mean":
+        leaves = {leaf.path for leaf in widths.leaves}
+        filled = {widths.of(p, 0).name: strategies.mean() for p in _ROWS if p in leaves}
+    growth = plan(
+        widths,
+        target=larger.variables,
+        target_apply=larger.apply,
+        strategy=filled or None,
+        interface=grows,
+    )
+    return write(old, larger, growth, out, seed, numbers)
