@@ -13,7 +13,8 @@ from jax.sharding import PartitionSpec as P
 from tiers import long
 
 import dogwood_jax as dw
-from dogwood_jax._plan.experts import copied, family
+from dogwood_jax._plan import shown
+from dogwood_jax._plan.experts import copied
 
 TOKENS = jnp.arange(30).reshape(3, 10) % net.VOCAB
 
@@ -380,7 +381,7 @@ BROKEN = {
         copied, "factors_of_outputs", lambda *_: []
     ),
     "as many are chosen as before": lambda patch: patch.setattr(
-        family, "choices_of", lambda *_, **__: [()]
+        shown, "choices_of", lambda *_, **__: [()]
     ),
 }
 

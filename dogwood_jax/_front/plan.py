@@ -21,15 +21,10 @@ from dogwood_jax._growth.growth import Growth
 from dogwood_jax._plan.asked import Request
 from dogwood_jax._plan.decide import decide
 from dogwood_jax._plan.depth.removed import layers_of, without_layers_of
-from dogwood_jax._plan.experts.family import Experts
-from dogwood_jax._plan.heads import Heads
 from dogwood_jax._plan.sized_names import check_names
 from dogwood_jax._plan.sizes import named_sizes
 from dogwood_jax._widths.widths import Widths
 from dogwood_jax.strategies import DepthStrategy, Strategy
-
-# Growths of rare families, which the core does not know.
-_FAMILIES = (Heads(), Experts())
 
 DEPTH = ArgumentKind(
     "strategies.stack(), strategies.interpose() or strategies.new_layers()",
@@ -206,7 +201,6 @@ def plan(
         depth=depth,
         interface=interface,
         check=check,
-        families=_FAMILIES,
     )
     is_of_units = not layers or sizes is not None or keep is not None or merge is not None
     growth = decide(request) if is_of_units else Growth(widths, ())

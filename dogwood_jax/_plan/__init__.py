@@ -7,7 +7,7 @@ comes a growth.
 |---|---|
 | ``propose`` | the growths that programs propose |
 | ``decide`` | which growth an evaluation accepts |
-| ``asked`` | what the caller asks for, and what rooms beside the core add: experts, heads |
+| ``asked`` | what the caller asks for |
 | ``sizes`` | the sizes and strategies of widths that follow from it |
 | ``placements`` | where old units may go in place of the first places |
 | ``resampled`` | positions and patches of images of another size |

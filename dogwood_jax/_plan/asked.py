@@ -1,19 +1,13 @@
-"""What ``plan`` is asked for, by its caller and by families: ``Request``, ``Asked``, ``Family``.
+"""What ``plan`` is asked for: ``Request`` by its caller, ``Asked`` in sizes of all widths."""
 
-Experts, and heads of keys and values, grow in ways of their own. Each has a room beside the core,
-with one class of the kind ``Family``. ``plan`` asks all of them. A method that a family does not
-define does nothing.
-"""
-
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dogwood_jax._base.trees import PyTree
 from dogwood_jax._growth.growth import Change, Growth
-from dogwood_jax._judge.choices import Choice
 from dogwood_jax._plan.larger import Larger
-from dogwood_jax._widths.trace import Traced
+from dogwood_jax._plan.target import sizes_of_target
 from dogwood_jax._widths.widths import Widths
 from dogwood_jax.strategies import DepthStrategy, Start, Strategy
 
@@ -62,14 +56,13 @@ class Asked:
     Attributes:
         before: the network's widths.
         named: the sizes that the caller named.
-        widths: the widths that change, and the widths that families add.
+        widths: the widths that change, and those of copied heads.
         sizes: their new sizes by name.
         larger: the larger model; without arrays if there is none.
-        starts: what new units begin with of widths that are given a strategy, by the caller or by
-            a family.
+        starts: what new units begin with of widths that are given a strategy, and of copied heads.
         problems: why sizes do not explain the shapes of the larger model.
-        notes: what families say of their widths.
-        alone: why widths of families do not grow where programs cannot be compared.
+        notes: what is said of copied heads.
+        alone: why copied heads do not grow where programs cannot be compared.
         ways_out: what may be passed instead, whether or not the growth is planned.
         copies: units that are copied with all that belongs to them, or None.
         keeps_outputs: whether the growth is to keep outputs.
@@ -94,47 +87,16 @@ class Asked:
         known = self.widths.sizes
         return any(size < known.get(name, size) for name, size in self.sizes.items())
 
-
-class Family:
-    """What a family adds to the growths that ``plan`` proposes."""
-
-    def asked(self, asked: Asked) -> Asked:
-        """Returns the asked sizes, in widths that the family adds."""
-        return asked
-
-    def ways_out(self, asked: Asked) -> Iterator[str]:
-        """Yields what may be passed instead, if a growth is refused."""
-        yield from ()
-
-    def instead(self, widths: Widths, shapes: Mapping[str, Any]) -> Iterator[str]:
-        """Yields what to call in place of ``plan``, if a larger model's arrays are other ones."""
-        yield from ()
-
-    def copies(self, asked: Asked) -> Copies | None:
-        """Returns the changes of widths whose units are copied; None if there are none."""
-        return None
-
-    def choices(
-        self, growth: Growth, larger: Traced | None, *, as_it_is: bool
-    ) -> Iterator[tuple[Choice, ...]]:
-        """Yields what may be how many experts both programs choose.
+    def explained(self, widths: Widths, sizes: Mapping[str, int]) -> "Asked":
+        """Returns the same with the sizes that explain the larger model's shapes.
 
         Args:
-            growth: the growth, of widths that know their program.
-            larger: the larger program; None for the network's own in larger sizes.
-            as_it_is: whether the larger program chooses what it does. Else it is to choose all
-                copies.
+            widths: the widths that change.
+            sizes: sizes that are known.
         """
-        yield from ()
-
-    def whole(self, widths: Widths, shapes: Mapping[str, Any]) -> Widths:
-        """Returns the widths with each axis as one that a program cuts, and that counts no layers.
-
-        Args:
-            widths: the network's widths.
-            shapes: the shapes of the larger model's arrays, by path.
-        """
-        return widths
+        problems: list[str] = []
+        found = sizes_of_target(widths, self.larger.shapes, sizes, problems)
+        return replace(self, widths=widths, sizes=found, problems=tuple(problems))
 
 
 @dataclass(frozen=True)
@@ -152,7 +114,6 @@ class Request:
         depth: how new layers are filled, if they are not to compute the identity.
         interface: whether inputs and outputs may change.
         check: whether the growth is evaluated.
-        families: rare families of growths, see ``Family``.
     """
 
     widths: Widths
@@ -165,4 +126,3 @@ class Request:
     depth: DepthStrategy | None = None
     interface: bool = False
     check: bool = True
-    families: tuple[Family, ...] = ()

@@ -22,6 +22,8 @@ from dogwood_jax._plan.asked import Asked, Request, in_way, without_noise
 from dogwood_jax._plan.depth.fillings import Fillings
 from dogwood_jax._plan.depth.layers import UNSHOWN
 from dogwood_jax._plan.depth.repeated import NO_STREAM, scaled_layers
+from dogwood_jax._plan.experts.more_experts import counted_in_one
+from dogwood_jax._plan.experts.planned import experts_instead
 from dogwood_jax._plan.larger import ANOTHER, Larger, is_deeper, read_larger
 from dogwood_jax._plan.notes import notes_of
 from dogwood_jax._plan.numbers_of_sizes import tables_of
@@ -34,7 +36,7 @@ from dogwood_jax._plan.resampled import by_widths, inputs_of
 from dogwood_jax._plan.searching import searched_of
 from dogwood_jax._plan.shown import first_shown, fitting, shown, shown_by
 from dogwood_jax._plan.silence import SEEN, heard, silenced
-from dogwood_jax._plan.sizes import target_in_sizes, ways_out, whole
+from dogwood_jax._plan.sizes import target_in_sizes, ways_out
 from dogwood_jax._widths.rules.registry import DRAWN
 
 _NO_PROGRAM = (
@@ -92,7 +94,7 @@ def _tried(request: Request) -> Iterator[_Tried]:
         yield from _tried_with(request, None)
         return
     shapes = arrays_of(leaves_by_path(request.target))
-    request = replace(request, widths=whole(request.families, request.widths, shapes))
+    request = replace(request, widths=counted_in_one(request.widths, shapes))
     try:
         larger = read_larger(
             request.widths,
@@ -103,8 +105,7 @@ def _tried(request: Request) -> Iterator[_Tried]:
             inputs=inputs_of(request, shapes),
         )
     except ValueError as error:
-        its = (family.instead(request.widths, shapes) for family in request.families)
-        if instead := [*itertools.chain(*its)]:
+        if instead := [*experts_instead(request.widths, shapes)]:
             raise Refused([*instead, *listed_in(str(error))]) from error
         raise
     for number, one in enumerate(itertools.chain([larger], larger.others)):
@@ -211,7 +212,7 @@ def _growths_in_turn(
         for way in reversed(ways.values()):
             begun = replace(way, inserted=layers)
             every = any(one.then == "starts" for one in refused)
-            for its in searched_of(begun, asked.starts, programs, request.families, every=every):
+            for its in searched_of(begun, asked.starts, programs, every=every):
                 yield replace(its, inserted=growth.inserted)
 
     is_first = can_search and any(c.width in loud for c in grows)
@@ -282,7 +283,7 @@ def _rescaled(request: Request, asked: Asked, growth: Growth) -> Growth | Refuse
         return growth
     alone = replace(growth, changes=exact, inserted=())
     programs = Programs(alone, before)
-    for searched in searched_of(alone, asked.starts, programs, request.families):
+    for searched in searched_of(alone, asked.starts, programs):
         changes = (searched.change.get(change.width, change) for change in growth.changes)
         return replace(growth, changes=tuple(changes), notes=searched.notes)
     return Refused(asked.ways_out)
@@ -299,7 +300,7 @@ def _way_to_copy(request: Request, asked: Asked, growth: Growth) -> Mapping[str,
     for way in (copies.changes, *copies.others):
         alone = Growth(growth.widths, tuple(without_noise(way).values()))
         programs = Programs(alone, asked.before)
-        if isinstance(shown(alone, programs, request.families, as_it_is=copies.as_it_is), Growth):
+        if isinstance(shown(alone, programs, as_it_is=copies.as_it_is), Growth):
             return way
     return Refused([*copies.unshown, f"{_NO_WAY}; {copies.way_out}"])
 
@@ -315,17 +316,17 @@ def _evaluated(
         return filled if isinstance(filled, Refused) else replace(filled, evidence=unchecked)
     if not is_larger_seen and programs is not None:
         way_out = _way_out_of(request, asked)
-        return shown(growth, programs, request.families, way_out=way_out)
+        return shown(growth, programs, way_out=way_out)
     if not is_larger_seen:
         is_unknown = asked.widths.is_saved and growth.changes
         return Refused([_NO_PROGRAM]) if is_unknown else growth
     assert programs is not None
     if not growth.inserted:
-        return shown_by(growth, programs, request.families)
+        return shown_by(growth, programs)
     fillings = _fillings(asked, growth)
 
     def show(inserted: tuple[Edit, ...]) -> Growth | Refused:
-        return shown_by(replace(growth, inserted=inserted), programs, request.families)
+        return shown_by(replace(growth, inserted=inserted), programs)
 
     its = first_shown(show, fillings)
     is_any = isinstance(its, Growth) or its.problems
@@ -353,7 +354,7 @@ def _nothing_fits(request: Request, asked: Asked, fillings: Fillings) -> Refused
         return Refused([UNSHOWN], then="nothing")
     another = [ANOTHER] if request.target_apply is None else []
     why = f"{UNSHOWN}: {fillings.why_none}"
-    return Refused([*ways_out(request.families, asked), *another, why])
+    return Refused([*ways_out(asked), *another, why])
 
 
 def _way_out_of(request: Request, asked: Asked) -> str:

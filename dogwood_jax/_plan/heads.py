@@ -16,10 +16,9 @@ from itertools import islice, pairwise
 from typing import Any, NamedTuple
 
 from dogwood_jax import strategies
-from dogwood_jax._plan.asked import Asked, Family
+from dogwood_jax._plan.asked import Asked
 from dogwood_jax._plan.larger import Larger
 from dogwood_jax._plan.silence import SEEN, heard
-from dogwood_jax._plan.sizes import explained
 from dogwood_jax._widths.layout import Concat, Layout, Product, Units, units_of
 from dogwood_jax._widths.widths import Facts, Leaf, Widths
 
@@ -535,42 +534,42 @@ _IN_TWO = (
 )
 
 
-class Heads(Family):
-    """Heads of keys and values that are copied, so that fewer query heads share one."""
+def with_copied_heads(asked: Asked) -> Asked:
+    """Returns what is asked for, in widths of copied heads if fewer query heads share one."""
+    before, larger, told = asked.before, asked.larger, {**asked.larger.sizes, **asked.named}
+    heads = split_single_heads(before, larger)
+    found = asked if heads is None else _asked(asked, heads, told)
+    if found.problems or found.shrinks:
+        more = split_groups(before, larger, heads)
+        if more is not None and more.widths is not found.widths:
+            found = _asked(asked, more, told)
+    return found
 
-    def asked(self, asked: Asked) -> Asked:
-        before, larger, told = asked.before, asked.larger, {**asked.larger.sizes, **asked.named}
-        heads = split_single_heads(before, larger)
-        found = asked if heads is None else _asked(asked, heads, told)
-        if found.problems or found.shrinks:
-            more = split_groups(before, larger, heads)
-            if more is not None and more.widths is not found.widths:
-                found = _asked(asked, more, told)
-        return found
 
-    def ways_out(self, asked: Asked) -> Iterator[str]:
-        before, larger = asked.before, asked.larger
-        heads_differ = any({*pair} - {*asked.sizes} for pair in divided(before).items())
-        unsplit = not asked.alone or bool(asked.problems)
-        unsplit = unsplit and single_heads_grow(before, larger)
-        shrinks = any(before[n].size > size for n, size in asked.sizes.items() if n in before)
-        if asked.problems or shrinks:
-            yield from interleaved_heads(before, larger)
-        if larger.widths is None:
-            if unsplit or (heads_differ and asked.problems):
-                yield _MORE_HEADS
-            return
-        if unsplit:
-            yield _FOR_EACH
-        if between := first_of_two(before, larger):
-            yield _IN_TWO.format(between)
-        elif not asked.alone:
-            yield from no_copies(before, larger)
+def ways_out_of_heads(asked: Asked) -> Iterator[str]:
+    """Yields what may be passed instead, if heads keep a growth from being planned."""
+    before, larger = asked.before, asked.larger
+    heads_differ = any({*pair} - {*asked.sizes} for pair in divided(before).items())
+    unsplit = not asked.alone or bool(asked.problems)
+    unsplit = unsplit and single_heads_grow(before, larger)
+    shrinks = any(before[n].size > size for n, size in asked.sizes.items() if n in before)
+    if asked.problems or shrinks:
+        yield from interleaved_heads(before, larger)
+    if larger.widths is None:
+        if unsplit or (heads_differ and asked.problems):
+            yield _MORE_HEADS
+        return
+    if unsplit:
+        yield _FOR_EACH
+    if between := first_of_two(before, larger):
+        yield _IN_TWO.format(between)
+    elif not asked.alone:
+        yield from no_copies(before, larger)
 
 
 def _asked(asked: Asked, heads: Groups, sizes: Mapping[str, int]) -> Asked:
     """Returns the asked sizes, in widths with copies of heads."""
-    found = explained(asked, heads.widths, heads.asked(sizes))
+    found = asked.explained(heads.widths, heads.asked(sizes))
     return replace(
         found,
         starts={**asked.starts, **dict.fromkeys(heads.copies, strategies.replicate())},

@@ -8,6 +8,7 @@ from dogwood_jax._base.problems import Refused
 from dogwood_jax._growth.edit import Edit
 from dogwood_jax._growth.growth import Change, Growth
 from dogwood_jax._plan.asked import Asked, Copies, Request, in_way
+from dogwood_jax._plan.experts.planned import copies_of_experts
 from dogwood_jax._plan.larger import Larger
 from dogwood_jax._plan.notes import notes_of
 from dogwood_jax._plan.obstacles import refusals
@@ -36,8 +37,7 @@ def proposals(request: Request, larger: Larger | None) -> tuple[Asked, Iterator[
     """
     problems: list[str] = []
     asked = asked_of(request, larger, problems)
-    found = (family.copies(asked) for family in request.families)
-    copies = next((one for one in found if one is not None), None) or Copies({})
+    copies = copies_of_experts(asked)
     problems += copies.problems
     out = [copies.way_out] * bool(copies.changes)
     asked = replace(
@@ -66,7 +66,7 @@ def _growths(
         problems.append(_WHICH_COPIES)
     made = _changes(request, asked, copies, sizes, problems)
     if problems:
-        yield Refused([*ways_out(request.families, asked), *problems])
+        yield Refused([*ways_out(asked), *problems])
         return
     notes = [*larger.notes, *(copies.notes if keeps else copies.unshown)]
     for change in made:

@@ -1,7 +1,7 @@
 """Growths in which arrays make up for sizes and numbers: ``searched_of``."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from math import isclose, isfinite
 
@@ -9,7 +9,7 @@ from dogwood_jax import strategies
 from dogwood_jax._growth.growth import Change, Growth
 from dogwood_jax._judge.claim import Case
 from dogwood_jax._judge.twin import LargerProgram, claim
-from dogwood_jax._plan.asked import Family
+from dogwood_jax._plan.experts.planned import choices_of
 from dogwood_jax._plan.notes import notes_of
 from dogwood_jax._plan.own_function import Rejected
 from dogwood_jax._plan.programs import Compared, Programs
@@ -27,7 +27,6 @@ def searched_of(
     growth: Growth,
     chosen: Mapping[str, Start],
     programs: Programs,
-    families: Sequence[Family] = (),
     *,
     every: bool = False,
 ) -> Iterator[Growth]:
@@ -37,7 +36,6 @@ def searched_of(
         growth: the growth, without recipes.
         chosen: the caller's strategies by width.
         programs: the larger programs.
-        families: see ``Family``.
         every: whether all widths may begin otherwise, not only those that are heard.
     """
     network, is_seen = programs.widths, programs.larger is not None
@@ -53,7 +51,7 @@ def searched_of(
     if isinstance(compared.own, Rejected):
         compared = programs.written_again
     few = compared.of(growth)
-    for case in _cases(few, compared, families):
+    for case in _cases(few, compared):
         for found in searched(few, case, chosen, alike, open_names):
             changes = found.changes
             if programs.fewer is not None and compared.widths is not programs.widths:
@@ -103,7 +101,7 @@ def _alike(layers: LikeLayers | None) -> Iterator[Callable[[str], str]]:
     yield lambda path: pattern.sub(lambda match: without_numbers(match[0]), path)
 
 
-def _cases(growth: Growth, one: Compared, families: Sequence[Family]) -> Iterator[Case]:
+def _cases(growth: Growth, one: Compared) -> Iterator[Case]:
     """Yields what a growth claims, with recipes to be found."""
     as_it_is = one.larger is not None
     assert growth.widths.network is not None
@@ -111,7 +109,7 @@ def _cases(growth: Growth, one: Compared, families: Sequence[Family]) -> Iterato
         replace(c, recipe=c.recipe or Recipe()) if c.new > c.old else c for c in growth.changes
     )
     begun = replace(growth, changes=tuple(changes))  # with recipes, the ratios of sizes stay
-    ways = [way for f in families for way in f.choices(begun, one.its, as_it_is=as_it_is)]
+    ways = [*choices_of(begun, one.its, as_it_is=as_it_is)]
     for choices in ways or [()]:
         case = claim(begun, growth.widths.network.traced, LargerProgram(one.its, {}, choices))
         if isinstance(case, Case):

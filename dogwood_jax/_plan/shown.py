@@ -20,7 +20,7 @@ from dogwood_jax._growth.modules.resizing import says_numbers
 from dogwood_jax._judge.claim import Case
 from dogwood_jax._judge.judge import Verdict, judge, spot
 from dogwood_jax._judge.twin import LargerProgram, NoCase, OtherTable, claim, is_bearable
-from dogwood_jax._plan.asked import Family
+from dogwood_jax._plan.experts.planned import choices_of
 from dogwood_jax._plan.numbers_of_sizes import numbers_of_sizes, scales_of_sums, tables_of
 from dogwood_jax._plan.own_function import (
     KNOWS_SIZES,
@@ -77,21 +77,19 @@ def first_shown(
 def shown_by(
     growth: Growth,
     programs: Programs,
-    families: Sequence[Family] = (),
 ) -> Growth | Refused:
     """Returns a growth with what the larger model's own program has shown of it.
 
     Args:
         growth: the growth.
         programs: the program, see ``Programs``.
-        families: see ``Family``.
 
     Returns:
         The growth, or why it is refused: the larger model computes something else, or nothing shows
         that it does not.
     """
     one = programs.compared
-    judged = _judged(one.of(growth), one.its, families, as_it_is=True)
+    judged = _judged(one.of(growth), one.its, as_it_is=True)
     if isinstance(judged, OtherTable):
         return _contradicted("the larger model", [str(judged)])
     if isinstance(judged, ValueError):
@@ -111,7 +109,6 @@ def what_shows(
     network: Widths,
     larger: Widths | None,
     target: PyTree,
-    families: Sequence[Family],
     *,
     notes: Sequence[str],
 ) -> Growth:
@@ -125,14 +122,13 @@ def what_shows(
         network: the network's widths, with its program.
         larger: those of the larger model; None for the network's own function.
         target: the larger model's variables, or None.
-        families: see ``Family``.
         notes: what is said where outputs stay.
     """
     refused = list[tuple[int, Growth]]()
     for growth in growths:
         exact = _claiming(growth, True, notes)
         programs = Programs(exact, network, larger, target)
-        found = (shown if larger is None else shown_by)(exact, programs, families)
+        found = (shown if larger is None else shown_by)(exact, programs)
         if isinstance(found, Growth):
             return found
         texts = [f"outputs change: {difference}" for difference in found.differences]
@@ -153,7 +149,6 @@ def _claiming(growth: Growth, is_exact: bool, notes: Sequence[str]) -> Growth:
 def shown(
     growth: Growth,
     programs: Programs,
-    families: Sequence[Family] = (),
     *,
     as_it_is: bool = False,
     way_out: str = "",
@@ -163,8 +158,7 @@ def shown(
     Args:
         growth: by sizes, or by the shapes of a target.
         programs: the programs, see ``Programs``.
-        families: see ``Family``.
-        as_it_is: whether the larger program chooses experts as it does, see ``Family.choices``.
+        as_it_is: whether the larger program chooses experts as it does, see ``choices_of``.
         way_out: what may be done where the network's own function computes something else.
 
     Returns:
@@ -174,8 +168,8 @@ def shown(
     one = programs.compared
     few, own = one.of(growth), one.own
     if isinstance(own, Rejected):
-        return _written_again(growth, few, own, programs, families)
-    judged = _judged(few, one.its, families, as_it_is=as_it_is)
+        return _written_again(growth, few, own, programs)
+    judged = _judged(few, one.its, as_it_is=as_it_is)
     if isinstance(judged, OtherTable):
         return _itself([str(judged)], way_out, Verdict())
     assert isinstance(own, Program)
@@ -194,7 +188,7 @@ def shown(
     splits = other_splits(own, _traced(few), GrownSizes(few.widths, few.sizes))
     if not splits:
         return refused
-    found = _rewritten(few, families, is_known=True)
+    found = _rewritten(few, is_known=True)
     if isinstance(found, NoCase):
         return refused
     if isinstance(found, Refused):
@@ -203,7 +197,7 @@ def shown(
 
 
 def _written_again(
-    growth: Growth, few: Growth, own: Rejected, programs: Programs, families: Sequence[Family]
+    growth: Growth, few: Growth, own: Rejected, programs: Programs
 ) -> Growth | Refused:
     """Returns a growth with what the network's program shows, written again in the new sizes.
 
@@ -212,12 +206,11 @@ def _written_again(
         few: the same of the layers that are compared.
         own: why the network's own function does not take these sizes.
         programs: see ``Programs``.
-        families: see ``Family``.
     """
     target = programs.target
     if problem := _rejected(few, own, target):
         return Refused([problem])
-    found = _rewritten(programs.written_again.of(growth), families, is_known=False)
+    found = _rewritten(programs.written_again.of(growth), is_known=False)
     if isinstance(found, Refused):
         return found
     if isinstance(found, ValueError):
@@ -227,20 +220,17 @@ def _written_again(
     return replace(growth, notes=(*growth.notes, *notes), evidence=evidence)
 
 
-def _rewritten(
-    growth: Growth, families: Sequence[Family], *, is_known: bool
-) -> Evidence | Refused | NoCase:
+def _rewritten(growth: Growth, *, is_known: bool) -> Evidence | Refused | NoCase:
     """Returns what the network's program shows, written again in the new sizes.
 
     Args:
         growth: the growth.
-        families: see ``Family``.
         is_known: whether numbers are known to stay what they are.
 
     Returns:
         The evidence; or why the growth is refused, or the program cannot be evaluated.
     """
-    judged = _judged(growth, None, families)
+    judged = _judged(growth, None)
     if isinstance(judged, ValueError):
         return judged
     verdict, evidence = judged
@@ -253,7 +243,7 @@ def _rewritten(
         return Refused(tables, then="nothing")
     if open_numbers := numbers_of_sizes(growth, _traced(growth)):
         moved = {step: number.ratio for step, number in open_numbers.items()}
-        again = _judged(growth, None, families, moved)
+        again = _judged(growth, None, moved)
         if not isinstance(again, ValueError) and not again[0].is_shown:
             return Refused(map(str, open_numbers.values()), then="nothing")
     return evidence
@@ -283,7 +273,6 @@ def _traced(growth: Growth) -> Traced:
 def _judged(
     growth: Growth,
     its: Traced | None,
-    families: Sequence[Family],
     numbers: Mapping[Key, float] = MappingProxyType({}),
     *,
     as_it_is: bool = False,
@@ -293,12 +282,11 @@ def _judged(
     Args:
         growth: the growth.
         its: the larger program; None for the network's own in larger sizes.
-        families: see ``Family``.
         numbers: there, what numbers are multiplied by, see ``in_sizes``.
-        as_it_is: whether the larger program chooses experts as it does, see ``Family.choices``.
+        as_it_is: whether the larger program chooses experts as it does, see ``choices_of``.
     """
     found, problems = list[tuple[Verdict, Evidence]](), list[NoCase]()
-    ways = [way for one in families for way in one.choices(growth, its, as_it_is=as_it_is)]
+    ways = [*choices_of(growth, its, as_it_is=as_it_is)]
     for choices in ways or [()]:
         judged = _verdict_on(growth, LargerProgram(its, numbers, choices))
         if isinstance(judged, ValueError):

@@ -99,7 +99,7 @@ def silenced(widths: Widths, names: Iterable[str], of: Widths) -> Widths:
     """Returns widths in which weights are outgoing where zeros silence new units.
 
     Args:
-        widths: the widths, with those that families add.
+        widths: the widths, with those of copied heads.
         names: those that are asked for.
         of: the network's widths.
     """

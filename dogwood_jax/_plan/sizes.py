@@ -1,7 +1,7 @@
 """The sizes and strategies that a request asks for, by name of the width: ``asked_of``."""
 
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from inspect import isfunction
 from math import prod
@@ -12,12 +12,13 @@ from dogwood_jax._base.arguments import is_integer
 from dogwood_jax._base.described import described, first_line
 from dogwood_jax._base.trees import PyTree
 from dogwood_jax._growth.modules.resizing import Resizing
-from dogwood_jax._plan.asked import Asked, Family, Request
+from dogwood_jax._plan.asked import Asked, Request
+from dogwood_jax._plan.experts.planned import experts_instead
+from dogwood_jax._plan.heads import ways_out_of_heads, with_copied_heads
 from dogwood_jax._plan.larger import NOT_AT_HAND, Larger, is_deeper
 from dogwood_jax._plan.numbers_of_sizes import tables_of
 from dogwood_jax._plan.obstacles import OTHER_IMAGES, fewer, other_images
 from dogwood_jax._plan.own_function import WITH_TARGET
-from dogwood_jax._plan.target import sizes_of_target
 from dogwood_jax._widths.dims import LAYERS, SPATIAL
 from dogwood_jax._widths.layout import size_of
 from dogwood_jax._widths.reasons import kind_of
@@ -68,24 +69,10 @@ def asked_of(request: Request, larger: Larger | None, problems: list[str]) -> As
         for name, size in named.items()
         if larger.sizes.get(name, size) != size
     ]
-    asked = explained(Asked(widths, named, widths, {}, larger), widths, {**larger.sizes, **named})
-    for family in request.families:
-        asked = family.asked(asked)
+    asked = Asked(widths, named, widths, {}, larger)
+    asked = with_copied_heads(asked.explained(widths, {**larger.sizes, **named}))
     problems += asked.problems
     return _with_strategies(asked, request, problems)
-
-
-def explained(asked: Asked, widths: Widths, sizes: Mapping[str, int]) -> Asked:
-    """Returns what is asked for with the sizes that explain the larger model's shapes.
-
-    Args:
-        asked: what is asked for.
-        widths: the widths that change.
-        sizes: sizes that are known.
-    """
-    problems: list[str] = []
-    found = sizes_of_target(widths, asked.larger.shapes, sizes, problems)
-    return replace(asked, widths=widths, sizes=found, problems=tuple(problems))
 
 
 def _with_strategies(asked: Asked, request: Request, problems: list[str]) -> Asked:
@@ -100,20 +87,12 @@ def _with_strategies(asked: Asked, request: Request, problems: list[str]) -> Ask
     return replace(asked, starts={**chosen, **asked.starts})
 
 
-def whole(families: Sequence[Family], widths: Widths, shapes: Mapping[str, Any]) -> Widths:
-    """Returns the widths for a larger model, see ``Family.whole``."""
-    for family in families:
-        widths = family.whole(widths, shapes)
-    return widths
-
-
-def ways_out(families: Sequence[Family], asked: Asked) -> Iterator[str]:
+def ways_out(asked: Asked) -> Iterator[str]:
     """Yields what may be passed instead, if the growth is refused."""
     larger, before = asked.larger, asked.before
     if larger.shapes:
-        for family in families:
-            yield from family.ways_out(asked)
-            yield from family.instead(before, larger.shapes)
+        yield from ways_out_of_heads(asked)
+        yield from experts_instead(before, larger.shapes)
         yield from other_images(before, larger.shapes)
         grown = [n for n, size in asked.sizes.items() if n in before and size > before[n].size]
         shifted = [n for n in grown if before[n].interface and n[-1:].isdigit()]

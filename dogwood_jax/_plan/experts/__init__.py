@@ -6,7 +6,7 @@ checks as any other.
 | file | what it does |
 |---|---|
 | ``upcycle`` | ``upcycle``: more experts, or the first ones, whether or not outputs stay |
-| ``family`` | experts in growths by ``plan``, and how many are chosen once they are copied |
+| ``planned`` | experts in growths by ``plan``, and how many are chosen once they are copied |
 | ``mixtures`` | the experts in a network, by routers, and which of them a token does not use |
 | ``copied`` | how experts are copied, and in which ways that is tried |
 | ``more_experts`` | which axes count experts in a larger model, and what new experts copy |

@@ -20,7 +20,6 @@ from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import PyTree, arrays_of, leaves_by_path
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._plan.experts.copied import with_noise
-from dogwood_jax._plan.experts.family import Experts
 from dogwood_jax._plan.experts.mixture import mixture
 from dogwood_jax._plan.experts.mixtures import Mixtures
 from dogwood_jax._plan.experts.more_experts import more_experts
@@ -181,7 +180,7 @@ def upcycle(
         raise ValueError(listed("cannot plan these experts", problems))
     growth = found.growths[0]
     if larger is not None or all(change.strategy.exact for change in growth.changes):
-        growth = what_shows(found.growths, widths, larger, target, [Experts()], notes=found.notes)
+        growth = what_shows(found.growths, widths, larger, target, notes=found.notes)
     growth = with_noise(growth, noise) if noise else growth
     return replace(growth, structure=None if target is None else jax.tree.structure(target))
 

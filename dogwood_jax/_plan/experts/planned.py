@@ -1,4 +1,4 @@
-"""Experts as a family of growths: ``Experts``."""
+"""More experts in growths by ``plan``: ``copies_of_experts``, and how many are then chosen."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -6,11 +6,10 @@ from typing import Any
 from dogwood_jax import strategies
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._judge.choices import Choice, Chosen
-from dogwood_jax._plan.asked import Asked, Copies, Family
+from dogwood_jax._plan.asked import Asked, Copies
 from dogwood_jax._plan.depth.layers import more_numbers
 from dogwood_jax._plan.experts.copied import CARRY_NOISE, Copied, notes_of, ways_to_copy
 from dogwood_jax._plan.experts.mixtures import Mixtures
-from dogwood_jax._plan.experts.more_experts import counted_in_one
 from dogwood_jax._plan.experts.routers import Router, routers_of
 from dogwood_jax._program.subprograms import Key
 from dogwood_jax._widths.dims import PICKED, Dim, atoms
@@ -76,35 +75,22 @@ _MODULES = (
 _COPIES = "dw.upcycle copies experts all the same"
 
 
-class Experts(Family):
-    """More experts, which are copies, where outputs stay."""
-
-    def whole(self, widths: Widths, shapes: Mapping[str, Any]) -> Widths:
-        return counted_in_one(widths, shapes)
-
-    def instead(self, widths: Widths, shapes: Mapping[str, Any]) -> Iterator[str]:
-        known = {leaf.path for leaf in widths.leaves}
-        new = [tuple(array.shape) for path, array in shapes.items() if path not in known]
-        for leaf in widths.leaves:
-            stacks = [shape[0] for shape in new if shape[1:] == leaf.shape and len(leaf.shape) > 1]
-            if leaf.path not in shapes and stacks:
-                yield (
-                    f"the target has {stacks[0]} arrays like {leaf.path} in one; if these are "
-                    "experts, dw.upcycle makes a mixture of a layer"
-                )
-                return
-
-    def copies(self, asked: Asked) -> Copies | None:
-        return _copies(asked)
-
-    def choices(
-        self, growth: Growth, larger: Traced | None, *, as_it_is: bool
-    ) -> Iterator[tuple[Choice, ...]]:
-        return choices_of(growth, larger, as_it_is=as_it_is)
+def experts_instead(widths: Widths, shapes: Mapping[str, Any]) -> Iterator[str]:
+    """Yields what to call in place of ``plan``, if a larger model has experts for an MLP."""
+    known = {leaf.path for leaf in widths.leaves}
+    new = [tuple(array.shape) for path, array in shapes.items() if path not in known]
+    for leaf in widths.leaves:
+        stacks = [shape[0] for shape in new if shape[1:] == leaf.shape and len(leaf.shape) > 1]
+        if leaf.path not in shapes and stacks:
+            yield (
+                f"the target has {stacks[0]} arrays like {leaf.path} in one; if these are "
+                "experts, dw.upcycle makes a mixture of a layer"
+            )
+            return
 
 
-def _copies(asked: Asked) -> Copies | None:
-    """Returns how the widths of experts change, where outputs may stay; None if there are none.
+def copies_of_experts(asked: Asked) -> Copies:
+    """Returns how the widths of experts change, where outputs may stay.
 
     Only experts whose widths all grow alike count, without a strategy or by copies.
     """
@@ -115,7 +101,7 @@ def _copies(asked: Asked) -> Copies | None:
     if widths.network is None or not any(
         PICKED in widths[name].notes for name, new in sizes.items() if new > widths[name].size
     ):
-        return None
+        return Copies({})
     network, theirs = Mixtures(widths), None if larger is None else Mixtures(larger)
     every, problems = list[Copied](), list[str]()
     paths = (*asked.larger.shapes, *(edit.path for edit in asked.larger.inserted))
@@ -142,7 +128,7 @@ def _copies(asked: Asked) -> Copies | None:
         if copied.reasons:
             problems.append(f"{experts.router}: {copied.unshown}; {_COPIES}")
     if not every and not problems:
-        return None
+        return Copies({})
     first, *others = ways_to_copy(network.widths, every)
     unshown = notes_of({copied.experts.router: copied.unshown for copied in every})
     has_noise = any(copied.strategy.noise for copied in every)
