@@ -57,9 +57,9 @@ MUTANTS = [
     # _program
     Mutant(
         "program: a maximum of numbers is their minimum",
-        "_program/primitives/entries.py",
-        '"max": _of(2, fold=_unless_nan(max))',
-        '"max": _of(2, fold=_unless_nan(min))',
+        "_program/primitives/functions.py",
+        '"max": np.maximum,',
+        '"max": np.minimum,',
         "test_primitives.py",
     ),
     Mutant(
@@ -200,8 +200,8 @@ MUTANTS = [
     Mutant(
         "plan: numbers of modules never follow from sizes",
         "_plan/shown.py",
-        "if not is_known and (",
-        "if is_known and (",
+        "if open_numbers := numbers_of_sizes(growth, _traced(growth)):",
+        "if open_numbers := {}:",
         "test_unseen.py",
     ),
     Mutant(
@@ -264,8 +264,8 @@ MUTANTS = [
     Mutant(
         "plan: no note says that the larger model rounds otherwise",
         "_plan/shown.py",
-        "notes = (*growth.notes, *map(_ROUNDING.format, verdict.rounding))",
-        "notes = growth.notes",
+        "*map(_ROUNDING.format, verdict.rounding))\n        return",
+        ")\n        return",
         "test_judge.py",
     ),
     Mutant(
@@ -394,21 +394,21 @@ MUTANTS = [
     ),
     Mutant(
         "opt_state: second moments of repeated experts lack the square",
-        "_optimizer/opt_state.py",
-        "share = insertion.repeats ** -float(DEGREES[meaning])",
-        "share = 1.0 / insertion.repeats",
+        "_growth/edit.py",
+        "(float(self.experts.count) ** -degree,)",
+        "(1.0 / self.experts.count,)",
         "test_upcycle.py",
     ),
     Mutant(
         "opt_state: what adds up loses the number that it starts from",
-        "_optimizer/opt_state.py",
-        "return array + known.start if known.start else array",
-        "return array",
+        "_optimizer/kept.py",
+        "array = array + self.start if self.start else array",
+        "array = array",
         "test_opt_state.py",
     ),
     Mutant(
-        "ordered: units of several ages may go by layer",
-        "_optimizer/ordered.py",
+        "ages: units of several ages may go by layer",
+        "_optimizer/ages.py",
         "(cohorts != cohorts[:1]).any()",
         "(cohorts != cohorts[:1]).all()",
         "test_units_by_layer.py",
@@ -594,8 +594,8 @@ MUTANTS = [
     Mutant(
         "checkpoint pieces: all arrays are drawn from the seed of the first",
         "checkpoint/made.py",
-        "seed = None if seeds is None else seeds[place]",
-        "seed = None if seeds is None else seeds[0]",
+        "None if words is None else words[place],",
+        "None if words is None else words[0],",
         "test_checkpoint.py",
     ),
     Mutant(
