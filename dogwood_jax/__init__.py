@@ -52,6 +52,7 @@ The public names, each with a docstring of its own (``help(dw.plan)``):
     What the data types hold
         Width, Occurrence, Recipe, Leaf, Layout, Units, Product, Concat  in Widths
         Change, Edit, Evidence                                           in Growth
+        Refused                                                          raised by plan
         Utility, UtilityState                                            of utility
 """
 
@@ -73,6 +74,7 @@ if TYPE_CHECKING:
         strategies,
         training,
     )
+    from dogwood_jax._base.problems import Refused
     from dogwood_jax._front.compare import Difference, compare
     from dogwood_jax._front.cost import Cost, cost
     from dogwood_jax._front.deepen import deepen
@@ -121,6 +123,7 @@ __all__ = [
     "Occurrence",
     "Product",
     "Recipe",
+    "Refused",
     "RunCost",
     "Units",
     "Utility",
@@ -169,6 +172,7 @@ __all__ = [
 
 # Where the names are that are no submodules: what the imports above say to type checkers.
 _NAMES_IN = {
+    "_base.problems": ("Refused",),
     "_front.grow": ("grow",),
     "_front.larger": ("larger",),
     "_front.compare": ("Difference", "compare"),

@@ -43,6 +43,31 @@ def test_both_sizes_cost_what_the_networks_do():
     assert dw.cost(dw.trace(dense, shapes(20), x)).flops == (found.flops[1],) * 2
 
 
+def test_the_cost_of_a_growth_is_that_of_its_sizes():
+    widths = dw.trace(dense, shapes(8), jnp.zeros((10, 6)))
+    assert dw.cost(widths, dw.plan(widths, {"up": 20})) == dw.cost(widths, {"up": 20})
+    another = dw.trace(dense, shapes(9), jnp.zeros((10, 6)))
+    with pytest.raises(ValueError, match=r"up/bias: has shape \(9,\) in widths, and \(8,\)"):
+        dw.cost(another, dw.plan(widths, {"up": 20}))
+
+
+def test_of_a_growth_with_new_layers_parameters_are_counted():
+    def stack(layers):
+        inner = {f"layers_{n}": {"w": jnp.eye(5)} for n in range(layers)}
+        return {"in": {"w": jnp.ones((6, 5))}, **inner, "out": {"w": jnp.ones((5, 3))}}
+
+    def residual(params, x):
+        x = x @ params["in"]["w"]
+        for n in range(len(params) - 2):
+            x = x + jnp.tanh(x) @ params[f"layers_{n}"]["w"]
+        return x @ params["out"]["w"]
+
+    widths = dw.trace(residual, stack(2), jnp.zeros((10, 6)))
+    growth = dw.plan(widths, target=jax.eval_shape(lambda: stack(4)), target_apply=residual)
+    found = dw.cost(widths, growth)
+    assert found.parameters == (30 + 2 * 25 + 15, 30 + 4 * 25 + 15) and found.flops is None
+
+
 def test_a_convolution_counts_its_window():
     def apply(params, x):
         return jax.lax.conv_general_dilated(

@@ -98,7 +98,7 @@ class Scanned(nn.Module):
 def grown(module: Any, sizes: Any, *inputs: Any, **keywords: Any) -> Any:
     """Returns the larger module, after a look at what both modules compute."""
     apply = functools.partial(module.apply, **keywords)
-    variables = module.init(KEY, *inputs, **keywords)
+    variables = jax.jit(lambda *given: module.init(KEY, *given, **keywords))(*inputs)
     growth = dw.plan(dw.trace(apply, variables, *inputs), **sizes)
     assert growth.evidence is not None
     assert not growth.evidence.assumes  # the larger module's own program was evaluated
@@ -145,7 +145,7 @@ def test_numbers_of_the_larger_module_are_its_own() -> None:
     ],
 )
 def test_numbers_in_all_that_holds_numbers(module: Any) -> None:
-    widths = dw.trace(module.apply, module.init(KEY, X), X)
+    widths = dw.trace(module.apply, jax.eval_shape(module.init, KEY, X), X)
     larger = dw.larger(module, dw.plan(widths, {"Dense_0": 24}, check=False))
     assert larger.init(KEY, X)["params"]["Dense_0"]["kernel"].shape == (6, 24)
 
@@ -159,7 +159,7 @@ def test_layers_over_which_a_loop_runs() -> None:
     wanted = Scanned(3, 7)
     target = jax.eval_shape(wanted.init, KEY, X)
     module = Scanned()
-    widths = dw.trace(module.apply, module.init(KEY, X), X)
+    widths = dw.trace(module.apply, jax.eval_shape(module.init, KEY, X), X)
     assert dw.larger(module, dw.plan(widths, target=target)) == wanted
 
 
@@ -192,7 +192,7 @@ class Checked:
 @pytest.mark.parametrize("config", [Checked(), types.SimpleNamespace(hidden=8)])
 def test_configurations_that_refuse_or_make_themselves_otherwise(config: Any) -> None:
     module = Normed(config, lambda config: config.hidden)
-    widths = dw.trace(module.apply, module.init(KEY, X), X)
+    widths = dw.trace(module.apply, jax.eval_shape(module.init, KEY, X), X)
     assert dw.larger(module, dw.plan(widths, {"Dense_0": 16})).settings.hidden == 16
     dw.plan(widths, {"Dense_0": 18}, check=False)
 
@@ -212,7 +212,7 @@ class Layers(nn.Module):
 
 def test_equal_tuples_are_several() -> None:
     module = Layers()
-    widths = dw.trace(module.apply, module.init(KEY, X), X)
+    widths = dw.trace(module.apply, jax.eval_shape(module.init, KEY, X), X)
     with pytest.raises(ValueError, match=r"features\[0\]=8; or features\[0\]=8, window"):
         dw.larger(module, dw.plan(widths, {"layer_0": 8}))
 
@@ -222,14 +222,14 @@ def test_layers_of_one_size_that_get_others_and_layers_that_go() -> None:
     sizes = {f"layer_{n}": 10 + n for n in range(4)}
     assert grown(module, {"sizes": sizes}, X).features == (10, 11, 12, 13)
     module = Scanned(3, 5)
-    widths = dw.trace(module.apply, module.init(KEY, X), X)
+    widths = dw.trace(module.apply, jax.eval_shape(module.init, KEY, X), X)
     (name,) = (name for name in widths if "loop" in (widths[name].fixed or ""))
     assert dw.larger(module, dw.plan(widths, keep={name: [0, 2]})) == Scanned(2, 5)
 
 
 def test_a_module_with_other_numbers_than_the_growth_was_planned_for_is_refused() -> None:
     module, other = Layers(window=()), Layers((8, 4), (), scale=2.0)
-    widths = dw.trace(module.apply, module.init(KEY, X), X)
+    widths = dw.trace(module.apply, jax.eval_shape(module.init, KEY, X), X)
     target = jax.eval_shape(other.init, KEY, X)
     growth = dw.plan(widths, target=target, target_apply=other.apply)
     with pytest.raises(ValueError, match="not the one that the growth was planned for"):
@@ -248,12 +248,12 @@ class Twice(nn.Module):
 
 def test_several_ways_or_none_are_told() -> None:
     module = Twice()
-    widths = dw.trace(module.apply, module.init(KEY, X), X)
+    widths = dw.trace(module.apply, jax.eval_shape(module.init, KEY, X), X)
     growth = dw.plan(widths, {"Dense_0": 8})
     with pytest.raises(ValueError, match=r"units=8; or units=8, most=8.*module.clone"):
         dw.larger(module, growth)
     module = mlp()
-    widths = dw.trace(module.apply, module.init(KEY, X), X)
+    widths = dw.trace(module.apply, jax.eval_shape(module.init, KEY, X), X)
     growth = dw.plan(widths, {"layers_0": 8})
     with pytest.raises(ValueError, match=r"makes layers_2.*, but the network has|no array"):
         dw.larger(Twice(), growth)
@@ -288,7 +288,9 @@ def test_modules_that_hold_their_arrays_from_shapes_alone() -> None:
 
 def test_what_is_no_module() -> None:
     module = mlp()
-    growth = dw.plan(dw.trace(module.apply, module.init(KEY, X), X), {"layers_0": 8})
+    growth = dw.plan(
+        dw.trace(module.apply, jax.eval_shape(module.init, KEY, X), X), {"layers_0": 8}
+    )
     with pytest.raises(TypeError, match="must be a module .*got the function"):
         dw.larger(module.apply, growth)
     with pytest.raises(TypeError, match="growth must be"):

@@ -176,7 +176,7 @@ def test_squares_are_scaled_twice_and_magnitudes_once(tx, degree):
     """Each of two copies that halve their outgoing weights has half of the gradient."""
     widths, params = dw.trace(Network().apply, VARIABLES, X), VARIABLES["params"]
     growth = dw.plan(widths, {"Dense_0": 16}, strategy=dw.strategies.replicate())
-    _, state = tx.update(params, tx.init(params), params)
+    _, state = jax.jit(tx.update)(params, tx.init(params), params)
     states = dw.grow_opt_state(state, growth, tx), state
     found, old = (state[0].nu["Dense_0"]["kernel"] for state in states)
     np.testing.assert_allclose(found, 0.5**degree * np.tile(old, 2), rtol=1e-12)

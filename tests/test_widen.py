@@ -321,7 +321,7 @@ def test_the_adjoint_of_the_growth_takes_new_gradients_to_old_ones(network, stra
 
 def new_gradients(network, wide, path, reader, activation=jax.nn.relu):
     """Returns the gradients of a widened layer's new units: incoming, outgoing to old units."""
-    grads = jax.grad(lambda p: loss(network, p, activation))(wide)
+    grads = jax.jit(jax.grad(lambda p: loss(network, p, activation)))(wide)
     old, old_out = network.layers[path][1], network.layers[reader][1]
     return (
         layer_of(grads, path)["kernel"][:, old:],

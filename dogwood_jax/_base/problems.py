@@ -73,14 +73,27 @@ def _in_lines(problem: str) -> str:
 
 
 class Refused(ValueError):
-    """A growth that cannot be planned.
+    """Raised by ``plan`` and what calls it: a growth that cannot be planned.
+
+    A ``ValueError``, so that ``except ValueError`` catches it, too.
 
     Attributes:
-        problems: what speaks against it, a line each.
+        problems: what speaks against it, a line each, ways out among them.
         samples: how many samples are equal before and after it, where others differ.
         differences: what another program computes instead, a line each, if it was evaluated.
         then: what may be tried: ``"starts"``, other new entries; ``"fillings"``, other new layers;
             ``"nothing"``; or ``""`` for all that there is.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import dogwood_jax as dw
+        >>> params = {"up": jnp.ones((4, 8)), "down": jnp.ones((8, 2))}
+        >>> widths = dw.trace(lambda p, x: x @ p["up"] @ p["down"], params, jnp.ones((1, 4)))
+        >>> try:
+        ...     dw.plan(widths, {"up": 6})
+        ... except dw.Refused as refused:
+        ...     print(refused.problems[0])  # doctest: +ELLIPSIS
+        up: say which units stay, ...
     """
 
     def __init__(

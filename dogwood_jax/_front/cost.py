@@ -1,15 +1,16 @@
 """What a network costs before and after growing: ``cost``."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, overload
 
-from dogwood_jax._base.arguments import BY_WIDTH, WIDTHS, expect
+from dogwood_jax._base.arguments import BY_WIDTH, GROWTH, WIDTHS, expect
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.tables import table
 from dogwood_jax._front.counts import Counts
 from dogwood_jax._front.staged import RunCost, staged_cost
 from dogwood_jax._front.stages import Stage
+from dogwood_jax._growth.growth import Growth
 from dogwood_jax._plan.sizes import named_sizes
 from dogwood_jax._widths.widths import Widths
 
@@ -48,7 +49,7 @@ class Cost:
 
 
 @overload
-def cost(widths: Widths, sizes: Mapping[Any, int] | None = None) -> Cost: ...
+def cost(widths: Widths, sizes: Mapping[Any, int] | Growth | None = None) -> Cost: ...
 
 
 @overload
@@ -57,7 +58,7 @@ def cost(widths: Widths, *, stages: Sequence[Stage], samples: int | None = None)
 
 def cost(
     widths: Widths,
-    sizes: Mapping[Any, int] | None = None,
+    sizes: Mapping[Any, int] | Growth | None = None,
     *,
     stages: Sequence[Stage] | None = None,
     samples: int | None = None,
@@ -82,7 +83,9 @@ def cost(
     Args:
         widths: the widths of the network, from ``trace`` or ``chain``.
         sizes: new number of units by name of the width, or by ``(path, axis)`` of any place where
-            it occurs. Only ``plan`` checks whether it can grow like this.
+            it occurs. Only ``plan`` checks whether it can grow like this. Or a growth of these
+            widths; of one with other layers, or experts in place of an MLP, only parameters are
+            known.
         stages: in place of ``sizes``, the stages of a training, see ``training.Stage``.
         samples: how many samples the data have; needed if stages count epochs.
 
@@ -92,8 +95,8 @@ def cost(
 
     Raises:
         TypeError: if arguments are of the wrong kind.
-        ValueError: for unknown widths, sizes that are no integers, and stages that do not fit the
-            network or do not tell their number of steps.
+        ValueError: for unknown widths, sizes that are no integers, a growth of another network, and
+            stages that do not fit the network or do not tell their number of steps.
 
     Example:
         >>> import jax
@@ -108,6 +111,9 @@ def cost(
         parameters    48      96     2
         FLOPs a step  2,880   5,760  2
         bytes         192     384    2
+        >>> growth = dw.plan(dw.trace(apply, params, jnp.ones((10, 4))), {"up": 16})
+        >>> dw.cost(growth.widths, growth).parameters
+        (48, 96)
         >>> stages = [dw.training.Stage(epochs=3), dw.training.Stage(steps=10, sizes={"up": 16})]
         >>> widths = dw.trace(apply, params, jnp.ones((10, 4)))
         >>> print(dw.cost(widths, stages=stages, samples=100))
@@ -123,18 +129,40 @@ def cost(
         Kaplan et al., 2020, Scaling Laws for Neural Language Models, section 2.1 (twice the
         forward pass for the gradients).
     """
-    expect("cost(widths, sizes)", widths=(WIDTHS, widths), sizes=(BY_WIDTH, sizes or {}))
+    its = GROWTH if isinstance(sizes, Growth) else BY_WIDTH
+    expect("cost(widths, sizes)", widths=(WIDTHS, widths), sizes=(its, sizes or {}))
     if stages is not None:
         if sizes is not None:
             raise ValueError("cost(widths, sizes): pass either sizes, or stages= with the sizes")
         return staged_cost(widths, stages, samples)
     if samples is not None:
         raise ValueError("cost(widths, sizes): samples= counts the epochs of stages=, so pass both")
+    if isinstance(sizes, Growth):
+        return _of_growth(widths, sizes)
     problems: list[str] = []
     new = named_sizes(widths, sizes or {}, problems)
     if problems:
         raise ValueError(listed("cannot tell this cost", problems))
-    both: list[Mapping[str, int]] = [{}, new]
+    return _of_sizes(widths, new)
+
+
+def _of_growth(widths: Widths, growth: Growth) -> Cost:
+    known, its = ({leaf.path: leaf.shape for leaf in w.leaves} for w in (widths, growth.widths))
+    if problems := [
+        f"{path}: has shape {known.get(path)} in widths, and {its.get(path)} in the growth"
+        for path in dict.fromkeys([*known, *its])
+        if known.get(path) != its.get(path)
+    ]:
+        raise ValueError(listed("cost(widths, growth): pass a growth of these widths", problems))
+    if growth.inserted or growth.layers:
+        counts = Counts(widths)
+        return Cost((counts.parameters({}), counts.parameters_of(growth)), None)
+    # Copied heads and experts are widths of the growth alone.
+    return _of_sizes(replace(growth.widths, network=widths.network), growth.sizes)
+
+
+def _of_sizes(widths: Widths, sizes: Mapping[str, int]) -> Cost:
+    both: list[Mapping[str, int]] = [{}, sizes]
     counts = Counts(widths)
 
     def pair(measure: Callable[[Mapping[str, int]], int]) -> tuple[int, int]:

@@ -7,6 +7,7 @@ from math import prod
 
 from dogwood_jax._base.trees import leaves_by_path
 from dogwood_jax._growth.grown_sizes import GrownSizes
+from dogwood_jax._growth.growth import Growth
 from dogwood_jax._plan.experts.mixtures import idle_shares
 from dogwood_jax._program.primitives.table import primitive
 from dogwood_jax._widths.attention import keys_and_values
@@ -70,6 +71,10 @@ class Counts:
         """Returns how many numbers the parameters are."""
         return sum(self._arrays(sizes).values())
 
+    def parameters_of(self, growth: Growth) -> int:
+        """Returns how many numbers the parameters of a larger model are."""
+        return sum(prod(edit.shape) for path, edit in growth.edits.items() if self._counts(path))
+
     def flops(self, sizes: Mapping[str, int]) -> int:
         """Returns the floating-point operations of a step of training."""
         return _OF_A_STEP * sum(_flops(self._widths, sizes))
@@ -97,13 +102,19 @@ class Counts:
 
     def _arrays(self, sizes: Mapping[str, int]) -> dict[str, int]:
         """Returns how many numbers each array of the parameters holds, by path."""
-        leaves = self._widths.leaves
-        has_collections = any(leaf.path.startswith("params/") for leaf in leaves)
         return {
             leaf.path: prod(size_of(layout, sizes) for layout in leaf.axes)
-            for leaf in leaves
-            if not has_collections or leaf.path.startswith("params/")
+            for leaf in self._widths.leaves
+            if self._counts(leaf.path)
         }
+
+    def _counts(self, path: str) -> bool:
+        """Whether an array is one of the parameters: of Flax's collections, ``"params"``."""
+        return path.startswith("params/") or not self._has_collections
+
+    @cached_property
+    def _has_collections(self) -> bool:
+        return any(leaf.path.startswith("params/") for leaf in self._widths.leaves)
 
 
 def _flops(widths: Widths, sizes: Mapping[str, int]) -> Iterator[int]:
