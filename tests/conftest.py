@@ -101,7 +101,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 # Tests of one network share what they trace and compile.
-OF_NETWORKS = ("test_trace_growth.py", "test_strategies.py", "test_judge.py")
+OF_NETWORKS = ("test_trace_growth.py", "test_strategies.py", "test_check.py")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -5,7 +5,7 @@
 
 makes a thousand programs from the seeds 0 to 999, grows each in several ways, and reports how the
 growths ended. A failure is printed as the shortest program that fails in the same way. Large
-programs have more entries than the judge evaluates, so that it decides by twins.
+programs have more entries than the check evaluates, so that it decides by reduced models.
 
 A program is a small graph of steps. Each step makes one value, with a named axis for the batch
 (``b``) and for each width (``n``, ``m``, ``h``, ``d``), from earlier values, weights and sizes.
@@ -1418,13 +1418,13 @@ def judge(
 
 
 def _refused_by(error: ValueError) -> str:
-    """Says whether rules or the judge have refused a growth, or nobody could be asked for it."""
+    """Says whether rules or the check have refused a growth, or nobody could be asked for it."""
     shown = [error, error.__cause__] if error.__cause__ else [error]
     files = [[f.filename for f in traceback.extract_tb(e.__traceback__)] for e in shown]
     if files[0][-1] == __file__:
         return "not asked"
     is_shown = any(name.endswith("shown.py") for names in files for name in names)
-    return "refused by the judge" if is_shown else "refused by rules"
+    return "refused by the check" if is_shown else "refused by rules"
 
 
 def compared(

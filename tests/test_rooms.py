@@ -11,7 +11,7 @@ from dogwood_jax._program.primitives.table import PRIMITIVES
 PACKAGE = Path(dogwood_jax.__file__).parent
 # Each room, or public file, imports only what stands before it.
 ORDER = (
-    "_base strategies _program _widths _growth _judge _plan _optimizer _front _smaller "
+    "_base strategies _program _widths _growth _check _plan _optimizer _front _smaller "
     "nnx keras plotting mnist training keras_h5 checkpoint decoder __main__"
 ).split()
 KERAS_ORDER = "_files _kinds _weights _models _front __main__".split()
@@ -121,13 +121,13 @@ NAMED_FOR = {
     "_widths/rules": "which dimensions of operands and results are the same",
     "_widths/attention.py": "scores of attention are contractions of two activations",
     "_plan/search/problem.py": "epsilons are small numbers that are added",
-    "_judge/tables.py": "an iota and a broadcast, a few rows at a time",
-    "_judge/evaluate.py": "how programs inside run, and bits that follow from places",
-    "_judge/resize.py": "which parameters are sizes",
-    "_judge/choices.py": "which sides a choice has, and how one is taken by force",
-    "_judge/seen.py": "into which pieces an operation divides its inputs",
-    "_judge/judge.py": "bits of keys, and integers that ids are compared with",
-    "_judge/run.py": "how long the tables are that ids look up",
+    "_check/tables.py": "an iota and a broadcast, a few rows at a time",
+    "_check/evaluate.py": "how programs inside run, and bits that follow from places",
+    "_check/resize.py": "which parameters are sizes",
+    "_check/choices.py": "which sides a choice has, and how one is taken by force",
+    "_check/seen.py": "into which pieces an operation divides its inputs",
+    "_check/check.py": "bits of keys, and integers that ids are compared with",
+    "_check/run.py": "how long the tables are that ids look up",
     "_plan/depth/statistics.py": "a mean that is subtracted",
     "_plan/own_function.py": "axes that a function splits into sizes of its own",
     "_optimizer/by_cohort.py": "branches, each with its lanes",

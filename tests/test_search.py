@@ -76,7 +76,7 @@ def test_arrays_make_up_for_epsilons(other: float) -> None:
 
 
 def test_factors_are_found_that_only_an_order_depends_on() -> None:
-    """The nearest code stays the nearest one if distances double, but the judge compares these."""
+    """The nearest code stays the nearest one if distances double, but the check compares these."""
 
     def apply(p: Any, x: Any) -> Any:
         z = x @ p["code"]

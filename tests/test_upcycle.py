@@ -321,7 +321,7 @@ def test_more_experts_are_checked_without_a_larger_function(kind, dispatch):
 
 
 @pytest.mark.parametrize("knows_its_sizes", [False, True])
-def test_many_experts_are_checked_in_a_twin(knows_its_sizes):
+def test_many_experts_are_checked_in_a_reduced_model(knows_its_sizes):
     """Of 64 experts 8 are chosen, by rows of tokens that integers find: ``order // chosen``."""
     array = jax.ShapeDtypeStruct
 
@@ -414,7 +414,7 @@ def test_experts_that_cannot_be_evaluated():
 
 @pytest.mark.long
 def test_more_copies_of_useful_experts_are_not_checked_as_even_ones():
-    """A twin of fewer experts would have as many copies of each."""
+    """A reduced model of fewer experts would have as many copies of each."""
     old, new = (net.network("softmax, top-k", chosen=chosen) for chosen in (2, 4))
     variables = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), net.params(32))
     useful = jax.tree.map(lambda a: jnp.zeros(a.shape), variables)

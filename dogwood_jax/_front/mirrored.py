@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from dogwood_jax._base.trees import mirrors
+from dogwood_jax._check.claim import place_of_mirror
 from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._growth.leaf_map import old_places
-from dogwood_jax._judge.claim import place_of_mirror
 
 Arrays = Mapping[str, Any]
 

@@ -54,7 +54,7 @@ class Evidence:
         for name, before, after in self.sizes:
             if name in sizes:
                 pairs |= dict.fromkeys(zip(sizes[name], (before, after), strict=True))
-        smaller = [f"{size} -> {twin}" for size, twin in pairs if size != twin]
+        smaller = [f"{size} -> {small}" for size, small in pairs if size != small]
         in_sizes = f", sizes {', '.join(smaller)}" if smaller else ""
         yield f"checked: equal to rounding in {self.samples} samples{in_sizes}"
         if self.unseen:

@@ -29,5 +29,5 @@ comes a growth.
 | ``heads`` | heads of keys and values that are copied |
 | ``experts/`` | more experts, and experts in place of an MLP: ``upcycle`` |
 
-Where to add: what a network computes is never a reason here, because the judge evaluates it.
+Where to add: what a network computes is never a reason here, because the check evaluates it.
 """

@@ -11,12 +11,12 @@ from itertools import chain, product
 from math import isclose, log10
 from typing import Any, NamedTuple
 
+from dogwood_jax._check.lines import is_of_library, line_of, with_line
+from dogwood_jax._check.resize import ratio_of_mean
+from dogwood_jax._check.tables import tables_along
 from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._growth.growth import Change, Growth
 from dogwood_jax._growth.modules.resizing import sizes_in
-from dogwood_jax._judge.lines import is_of_library, line_of, with_line
-from dogwood_jax._judge.resize import ratio_of_mean
-from dogwood_jax._judge.tables import tables_along
 from dogwood_jax._plan.fewer_layers import few_layers_of
 from dogwood_jax._program.interpret import called
 from dogwood_jax._program.primitives.table import functions, primitive

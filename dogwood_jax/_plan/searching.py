@@ -6,9 +6,9 @@ from dataclasses import replace
 from math import isclose, isfinite
 
 from dogwood_jax import strategies
+from dogwood_jax._check.claim import Case
+from dogwood_jax._check.reduced import LargerProgram, claim
 from dogwood_jax._growth.growth import Change, Growth
-from dogwood_jax._judge.claim import Case
-from dogwood_jax._judge.twin import LargerProgram, claim
 from dogwood_jax._plan.experts.planned import choices_of
 from dogwood_jax._plan.notes import notes_of
 from dogwood_jax._plan.own_function import Rejected

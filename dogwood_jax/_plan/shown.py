@@ -13,13 +13,13 @@ import numpy as np
 from dogwood_jax._base.problems import Refused
 from dogwood_jax._base.tables import merged
 from dogwood_jax._base.trees import PyTree
+from dogwood_jax._check.check import Verdict, check, spot
+from dogwood_jax._check.claim import Case
+from dogwood_jax._check.reduced import LargerProgram, NoCase, OtherTable, claim, is_bearable
 from dogwood_jax._growth.edit import Edit
 from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._growth.growth import Evidence, Growth
 from dogwood_jax._growth.modules.resizing import says_numbers
-from dogwood_jax._judge.claim import Case
-from dogwood_jax._judge.judge import Verdict, judge, spot
-from dogwood_jax._judge.twin import LargerProgram, NoCase, OtherTable, claim, is_bearable
 from dogwood_jax._plan.experts.planned import choices_of
 from dogwood_jax._plan.numbers_of_sizes import numbers_of_sizes, scales_of_sums, tables_of
 from dogwood_jax._plan.own_function import (
@@ -43,7 +43,7 @@ _NOT_EVALUATED = "the programs cannot be evaluated, so nothing shows that output
 
 
 # What was evaluated, or why it could not be.
-_Judged = tuple[Verdict, Evidence] | NoCase
+_Checked = tuple[Verdict, Evidence] | NoCase
 
 
 def first_shown(
@@ -89,12 +89,12 @@ def shown_by(
         that it does not.
     """
     one = programs.compared
-    judged = _judged(one.of(growth), one.its, as_it_is=True)
-    if isinstance(judged, OtherTable):
-        return _contradicted("the larger model", [str(judged)])
-    if isinstance(judged, ValueError):
-        return Refused([_NOT_EVALUATED.format(judged)])
-    verdict, evidence = judged
+    checked = _checked(one.of(growth), one.its, as_it_is=True)
+    if isinstance(checked, OtherTable):
+        return _contradicted("the larger model", [str(checked)])
+    if isinstance(checked, ValueError):
+        return Refused([_NOT_EVALUATED.format(checked)])
+    verdict, evidence = checked
     if verdict.is_shown:
         notes = (*growth.notes, *map(_ROUNDING.format, verdict.rounding))
         return replace(growth, notes=notes, evidence=evidence)
@@ -169,14 +169,14 @@ def shown(
     few, own = one.of(growth), one.own
     if isinstance(own, Rejected):
         return _written_again(growth, few, own, programs)
-    judged = _judged(few, one.its, as_it_is=as_it_is)
-    if isinstance(judged, OtherTable):
-        return _itself([str(judged)], way_out, Verdict())
+    checked = _checked(few, one.its, as_it_is=as_it_is)
+    if isinstance(checked, OtherTable):
+        return _itself([str(checked)], way_out, Verdict())
     assert isinstance(own, Program)
-    if isinstance(judged, ValueError):
-        refused = Refused([_with(_NOT_EVALUATED.format(judged), way_out)])
+    if isinstance(checked, ValueError):
+        refused = Refused([_with(_NOT_EVALUATED.format(checked), way_out)])
     else:
-        verdict, evidence = judged
+        verdict, evidence = checked
         if verdict.is_shown:
             notes = (*growth.notes, *map(_ROUNDING.format, verdict.rounding))
             if any(scales_of_sums(few, _traced(few), own)):
@@ -230,10 +230,10 @@ def _rewritten(growth: Growth, *, is_known: bool) -> Evidence | Refused | NoCase
     Returns:
         The evidence; or why the growth is refused, or the program cannot be evaluated.
     """
-    judged = _judged(growth, None)
-    if isinstance(judged, ValueError):
-        return judged
-    verdict, evidence = judged
+    checked = _checked(growth, None)
+    if isinstance(checked, ValueError):
+        return checked
+    verdict, evidence = checked
     if not verdict.is_shown:
         whose, said = "in these sizes, the network", [*reasons(verdict)]
         return _never_learns(verdict) or _contradicted(whose, said, verdict.samples)
@@ -243,7 +243,7 @@ def _rewritten(growth: Growth, *, is_known: bool) -> Evidence | Refused | NoCase
         return Refused(tables, then="nothing")
     if open_numbers := numbers_of_sizes(growth, _traced(growth)):
         moved = {step: number.ratio for step, number in open_numbers.items()}
-        again = _judged(growth, None, moved)
+        again = _checked(growth, None, moved)
         if not isinstance(again, ValueError) and not again[0].is_shown:
             return Refused(map(str, open_numbers.values()), then="nothing")
     return evidence
@@ -270,13 +270,13 @@ def _traced(growth: Growth) -> Traced:
     return traced
 
 
-def _judged(
+def _checked(
     growth: Growth,
     its: Traced | None,
     numbers: Mapping[Key, float] = MappingProxyType({}),
     *,
     as_it_is: bool = False,
-) -> _Judged:
+) -> _Checked:
     """Returns the verdict on a growth, and what was evaluated; or why nothing can be.
 
     Args:
@@ -288,28 +288,28 @@ def _judged(
     found, problems = list[tuple[Verdict, Evidence]](), list[NoCase]()
     ways = [*choices_of(growth, its, as_it_is=as_it_is)]
     for choices in ways or [()]:
-        judged = _verdict_on(growth, LargerProgram(its, numbers, choices))
-        if isinstance(judged, ValueError):
-            problems.append(judged)
-        elif judged[0].is_shown:
-            return judged
+        checked = _verdict_on(growth, LargerProgram(its, numbers, choices))
+        if isinstance(checked, ValueError):
+            problems.append(checked)
+        elif checked[0].is_shown:
+            return checked
         else:
-            found.append(judged)
+            found.append(checked)
     # The one that is equal for longest.
     return max(found, key=lambda pair: pair[0].samples) if found else problems[0]
 
 
-def _verdict_on(growth: Growth, larger: LargerProgram) -> _Judged:
+def _verdict_on(growth: Growth, larger: LargerProgram) -> _Checked:
     traced = _traced(growth)
     case = claim(growth, traced, larger)
     if not isinstance(case, Case):
         return case
-    verdict = judge(case)
-    if not verdict.is_shown and case.is_twin and is_bearable(traced):
-        case = claim(growth, traced, larger, in_own_sizes=True)  # a table may end in the twin
+    verdict = check(case)
+    if not verdict.is_shown and case.is_reduced and is_bearable(traced):
+        case = claim(growth, traced, larger, in_own_sizes=True)  # a table may end before
         if not isinstance(case, Case):
             return case
-        verdict = judge(case)
+        verdict = check(case)
     sizes = tuple((c.width, c.old, c.new) for c in case.growth.changes)
     return verdict, Evidence(verdict.samples, sizes, verdict.largest, verdict.unseen)
 

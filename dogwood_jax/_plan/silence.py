@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from dogwood_jax import strategies
+from dogwood_jax._check.claim import Case
+from dogwood_jax._check.reduced import LargerProgram, claim
 from dogwood_jax._growth.growth import Change, Growth
-from dogwood_jax._judge.claim import Case
-from dogwood_jax._judge.twin import LargerProgram, claim
 from dogwood_jax._plan.fewer_layers import few_layers_of
 from dogwood_jax._plan.search.problem import (
     FAR,

@@ -11,14 +11,14 @@ import numpy as np
 
 from dogwood_jax._base.draw import random_keys
 from dogwood_jax._base.trees import PyTree, arrays_of, is_traced, leaves_by_path, mirrors, struct
+from dogwood_jax._check.check import compared, finite, grown, rounded_in_one
+from dogwood_jax._check.claim import Case, ComparedOutput, Side
+from dogwood_jax._check.evaluate import Undecided, widened
+from dogwood_jax._check.resize import CannotResize, in_sizes
+from dogwood_jax._check.run import NUDGE, Watch, run
+from dogwood_jax._check.samples import FAMILIES, Arguments, SampleFamily, Samples
 from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._growth.growth import Growth
-from dogwood_jax._judge.claim import Case, ComparedOutput, Side
-from dogwood_jax._judge.evaluate import Undecided, widened
-from dogwood_jax._judge.judge import compared, finite, grown, rounded_in_one
-from dogwood_jax._judge.resize import CannotResize, in_sizes
-from dogwood_jax._judge.run import NUDGE, Watch, run
-from dogwood_jax._judge.samples import FAMILIES, Arguments, SampleFamily, Samples
 from dogwood_jax._plan.depth.removed import smaller_program, whole_program
 from dogwood_jax._plan.own_function import Rejected, own_program
 from dogwood_jax._program.subprograms import entries
@@ -150,7 +150,7 @@ class Removal:
             self._old = Side(program.jaxpr, program.arguments, program.results)
 
     def moved(self, variables: PyTree, folded: Folded, growth: Growth) -> float | None:
-        """Returns by how much outputs move, relative to their size; see ``_judge.removal``.
+        """Returns by how much outputs move, relative to their size; see ``_check.removal``.
 
         Args:
             variables: the network's variables.

@@ -2,7 +2,7 @@
 
 In come two networks; out come edits, one proposal after another, or the reason why there are
 none. ``layers`` pairs arrays by names and shapes. ``trial`` fills the new ones, evaluates both
-networks on a few samples, and keeps what leaves outputs as they were. The judge decides among
+networks on a few samples, and keeps what leaves outputs as they were. The check decides among
 these, on many samples. ``departures`` says why nothing does. ``fillings`` puts this together.
 ``statistics`` gives inserted normalizations the statistics of a batch. ``repeated`` makes layers
 that do not compute the identity, such as copies.

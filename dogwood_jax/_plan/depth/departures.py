@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from dogwood_jax._judge.cause import not_finite
-from dogwood_jax._judge.run import Drawn, Watch, run
-from dogwood_jax._judge.seen import differing
+from dogwood_jax._check.cause import not_finite
+from dogwood_jax._check.run import Drawn, Watch, run
+from dogwood_jax._check.seen import differing
 from dogwood_jax._plan.depth.trial import Filling, Readings, Trial
 from dogwood_jax._program.subprograms import sub_programs
 

@@ -4,10 +4,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from dogwood_jax._base.problems import listed
+from dogwood_jax._check.claim import Case
+from dogwood_jax._check.reduced import LargerProgram, claim
 from dogwood_jax._growth.edit import Edit
 from dogwood_jax._growth.growth import Growth
-from dogwood_jax._judge.claim import Case
-from dogwood_jax._judge.twin import LargerProgram, claim
 from dogwood_jax._plan.depth.departures import explanation
 from dogwood_jax._plan.depth.layers import UNSHOWN, placements, with_kinds
 from dogwood_jax._plan.depth.trial import Trial

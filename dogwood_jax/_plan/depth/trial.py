@@ -20,12 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dogwood_jax._base.draw import dtype_named
-from dogwood_jax._growth.edit import Edit, Fill
-from dogwood_jax._growth.edited import identity
-from dogwood_jax._growth.growth import Growth
-from dogwood_jax._judge.claim import Case
-from dogwood_jax._judge.evaluate import Undecided
-from dogwood_jax._judge.judge import (
+from dogwood_jax._check.check import (
     TIMES,
     are_alike,
     finite,
@@ -35,9 +30,14 @@ from dogwood_jax._judge.judge import (
     rounded_in_one,
     samples_of,
 )
-from dogwood_jax._judge.run import NUDGE, Drawn, Watch, run
-from dogwood_jax._judge.samples import SampleFamily
-from dogwood_jax._judge.twin import LargerProgram, claim, is_bearable
+from dogwood_jax._check.claim import Case
+from dogwood_jax._check.evaluate import Undecided
+from dogwood_jax._check.reduced import LargerProgram, claim, is_bearable
+from dogwood_jax._check.run import NUDGE, Drawn, Watch, run
+from dogwood_jax._check.samples import SampleFamily
+from dogwood_jax._growth.edit import Edit, Fill
+from dogwood_jax._growth.edited import identity
+from dogwood_jax._growth.growth import Growth
 from dogwood_jax._program.subprograms import sub_programs
 from dogwood_jax._widths.trace import Traced
 from dogwood_jax._widths.widths import Widths
@@ -77,8 +77,8 @@ class Trial:
     ) -> None:
         self._ones = {leaf.path for leaf in larger.leaves if leaf.kind == "ones"}
         self._take(case)
-        if not self.samples and case.is_twin and is_bearable(network):
-            # A table of positions may end in the twin before the inputs do.
+        if not self.samples and case.is_reduced and is_bearable(network):
+            # A table of positions may end in the reduced model before the inputs do.
             whole = claim(growth, network, program, in_own_sizes=True)
             if isinstance(whole, Case):
                 self._take(whole)

@@ -1,7 +1,7 @@
 """Experts: more of them, or the first ones, in the place of an MLP.
 
-In come widths and a number of experts, or a larger model. Out comes a growth, which the judge
-checks as any other.
+In come widths and a number of experts, or a larger model. Out comes a growth, which is checked
+as any other.
 
 | file | what it does |
 |---|---|

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from dogwood_jax import strategies
+from dogwood_jax._check.choices import Choice, Chosen
 from dogwood_jax._growth.growth import Growth
-from dogwood_jax._judge.choices import Choice, Chosen
 from dogwood_jax._plan.asked import Asked, Copies
 from dogwood_jax._plan.depth.layers import more_numbers
 from dogwood_jax._plan.experts.copied import CARRY_NOISE, Copied, notes_of, ways_to_copy

@@ -2,7 +2,7 @@
 
 In come a growth and what it claims, two programs in small sizes. Out come growths in which arrays
 are rescaled, and new entries filled, so that outputs are those of the network. No file knows a
-primitive. What is found is a proposal: the judge decides about it on samples of its own.
+primitive. What is found is a proposal: the check decides about it on samples of its own.
 
 | file | what it does |
 |---|---|

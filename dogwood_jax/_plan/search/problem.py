@@ -10,17 +10,17 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from dogwood_jax._judge.claim import Case, mirrored
-from dogwood_jax._judge.evaluate import Undecided
-from dogwood_jax._judge.judge import (
+from dogwood_jax._check.check import (
     finite,
     grown,
     larger_inputs,
     old_part,
     samples_of,
 )
-from dogwood_jax._judge.run import Watch, run
-from dogwood_jax._judge.samples import SampleFamily, Samples
+from dogwood_jax._check.claim import Case, mirrored
+from dogwood_jax._check.evaluate import Undecided
+from dogwood_jax._check.run import Watch, run
+from dogwood_jax._check.samples import SampleFamily, Samples
 from dogwood_jax._plan.search.together import Together
 from dogwood_jax._plan.search.unknowns import Unknown
 from dogwood_jax._program.subprograms import numbers_of

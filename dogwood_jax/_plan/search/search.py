@@ -8,9 +8,9 @@ from math import exp, inf, log
 
 import jax.numpy as jnp
 
+from dogwood_jax._check.check import rounded_in_one
+from dogwood_jax._check.claim import Case
 from dogwood_jax._growth.growth import Growth
-from dogwood_jax._judge.claim import Case
-from dogwood_jax._judge.judge import rounded_in_one
 from dogwood_jax._plan.search.problem import Problem, network_sample, other_numbers
 from dogwood_jax._plan.search.solve import Powers, Ratio, RatioPowers, Solver, ratios
 from dogwood_jax._plan.search.starts import Candidate, candidates

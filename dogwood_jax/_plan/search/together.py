@@ -9,8 +9,8 @@ import jax.extend as jex
 import numpy as np
 
 from dogwood_jax._base.trees import struct
-from dogwood_jax._judge.claim import Side
-from dogwood_jax._judge.evaluate import Undecided, evaluate
+from dogwood_jax._check.claim import Side
+from dogwood_jax._check.evaluate import Undecided, evaluate
 from dogwood_jax._program.subprograms import entries
 
 # How many evaluations at once, and how many numbers they may have together.

@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from dogwood_jax._judge.claim import Case
-from dogwood_jax._judge.judge import finite, samples_of
-from dogwood_jax._judge.run import run
-from dogwood_jax._judge.samples import SampleFamily
+from dogwood_jax._check.check import finite, samples_of
+from dogwood_jax._check.claim import Case
+from dogwood_jax._check.run import run
+from dogwood_jax._check.samples import SampleFamily
 from dogwood_jax._plan.search.problem import LargeEpsilons
 from dogwood_jax._plan.search.starts import is_vector
 from dogwood_jax._widths.layout import Units

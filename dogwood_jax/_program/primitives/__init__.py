@@ -21,7 +21,7 @@ Where to add: say that JAX gets a primitive ``halve``, which divides each entry 
        "halve": (lax.halve, -3, 3),
 
 That is all. ``trace`` reads widths through it, because units stay units where each entry is a
-function of the entry at its place. Optimizer states follow it, and the judge evaluates it with JAX.
+function of the entry at its place. Optimizer states follow it, and the check evaluates it with JAX.
 The tests of all examples check the record against JAX: whether the function is linear, and that
 growths are exact.
 

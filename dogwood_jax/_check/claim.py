@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from dogwood_jax._base.trees import mirrors
+from dogwood_jax._check.resize import CannotResize, SizeOf
+from dogwood_jax._check.samples import Arguments
 from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._growth.leaf_map import old_places
-from dogwood_jax._judge.resize import CannotResize, SizeOf
-from dogwood_jax._judge.samples import Arguments
 from dogwood_jax._program.subprograms import Key
 from dogwood_jax._widths.trace import Traced
 from dogwood_jax._widths.values import Value
@@ -64,7 +64,7 @@ class Case:
         growth: what becomes of the variables.
         outputs: what is compared.
         inputs: for each input and axis, where old entries are in the larger network; None for all.
-        is_twin: whether both programs are in smaller sizes than the network's.
+        is_reduced: whether both programs are in smaller sizes than the network's.
         is_resized: whether the larger program is the network's own one, written in other sizes.
     """
 
@@ -73,7 +73,7 @@ class Case:
     growth: Growth
     outputs: Sequence[ComparedOutput]
     inputs: Sequence[tuple[np.ndarray | None, ...]]
-    is_twin: bool = False
+    is_reduced: bool = False
     is_resized: bool = False
 
     @cached_property

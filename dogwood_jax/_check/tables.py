@@ -1,10 +1,10 @@
 """Tables that a program computes by itself, in the real sizes: ``first_other_table``.
 
-A mask, a row of positions, a table of NumPy follow from no variable and no input. A twin has their
-first entries alone, which may be equal where later ones are not: ``arange(n) < n // 2``. So such
-tables are computed in the real sizes, in both programs, and compared at old entries. Tables that
-are made alike, of the same numbers in the same shapes, are equal and are not computed. Large ones
-are computed a few rows at a time.
+A mask, a row of positions, a table of NumPy follow from no variable and no input. A reduced model
+has their first entries alone, which may be equal where later ones are not: ``arange(n) < n // 2``.
+So such tables are computed in the real sizes, in both programs, and compared at old entries. Tables
+that are made alike, of the same numbers in the same shapes, are equal and are not computed. Large
+ones are computed a few rows at a time.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,10 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from dogwood_jax._base.trees import is_traced
+from dogwood_jax._check.claim import Places
+from dogwood_jax._check.evaluate import again, is_finite, widened
+from dogwood_jax._check.lines import line_of, with_line
 from dogwood_jax._growth.growth import Growth
-from dogwood_jax._judge.claim import Places
-from dogwood_jax._judge.evaluate import again, is_finite, widened
-from dogwood_jax._judge.lines import line_of, with_line
 from dogwood_jax._program.interpret import called, interpret
 from dogwood_jax._program.primitives.entries import ENTRIES
 from dogwood_jax._program.subprograms import sub_programs

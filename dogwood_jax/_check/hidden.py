@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import jax.extend.core as jex
 import numpy as np
 
-from dogwood_jax._judge.evaluate import again
-from dogwood_jax._judge.seen import Operation
+from dogwood_jax._check.evaluate import again
+from dogwood_jax._check.seen import Operation
 from dogwood_jax._program.primitives.table import primitive
 from dogwood_jax._program.subprograms import Key, key_of, sub_programs
 

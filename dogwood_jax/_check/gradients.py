@@ -14,10 +14,10 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 
+from dogwood_jax._check.claim import Case, Side
+from dogwood_jax._check.evaluate import evaluate
+from dogwood_jax._check.samples import SampleFamily
 from dogwood_jax._growth.growth import Change, Growth
-from dogwood_jax._judge.claim import Case, Side
-from dogwood_jax._judge.evaluate import evaluate
-from dogwood_jax._judge.samples import SampleFamily
 from dogwood_jax._widths.layout import units_along
 from dogwood_jax._widths.reasons import kind_of
 

@@ -1,9 +1,10 @@
 """What a growth claims, in small sizes: ``claim``.
 
-A network with 4,096 units has a twin with 6: the same program in other sizes. If a growth keeps
-what the twin computes, it keeps what the network computes, because nothing in a program knows how
-long an axis is but the numbers that it holds. These stay what they are. Where arrays are rescaled
-or units are copied, a width keeps the ratio of its sizes, so that factors and shares stay, too.
+A network with 4,096 units has a reduced model with 6: the same program in other sizes. If a growth
+keeps what the reduced model computes, it keeps what the network computes, because nothing in a
+program knows how long an axis is but the numbers that it holds. These stay what they are. Where
+arrays are rescaled or units are copied, a width keeps the ratio of its sizes, so that factors and
+shares stay, too.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,24 +16,24 @@ from typing import Any
 import jax.numpy as jnp
 
 from dogwood_jax._base.trees import struct
+from dogwood_jax._check.choices import Choice, Chosen, dims_of, factors_of
+from dogwood_jax._check.claim import Case, Side, case_of
+from dogwood_jax._check.resize import CannotResize, in_sizes, least_sizes
+from dogwood_jax._check.tables import first_other_table
 from dogwood_jax._growth.edit import Edit
 from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._growth.growth import Change, Growth
-from dogwood_jax._judge.choices import Choice, Chosen, dims_of, factors_of
-from dogwood_jax._judge.claim import Case, Side, case_of
-from dogwood_jax._judge.resize import CannotResize, in_sizes, least_sizes
-from dogwood_jax._judge.tables import first_other_table
 from dogwood_jax._program.subprograms import Key, entries, every_constant
 from dogwood_jax._widths.dims import Dim, atoms, factors, pieces, spread_out
 from dogwood_jax._widths.layout import Layout, Product, Units, resized, size_of, units_of
 from dogwood_jax._widths.roles import spots_along
 from dogwood_jax._widths.trace import Traced
 
-# No array of a twin has more entries than this.
+# No array of a reduced model has more entries than this.
 _MOST = 10_000_000
 # A size of at most this stays what it is.
 _SHORT = 4
-# The sizes of a twin, one after another.
+# The sizes of a reduced model, one after another.
 _SIZES = (5, 6, 7)
 # Those of its inputs: they are shorter, because tables of positions are as long as any input.
 _OF_INPUTS = (3, 4, 2)
@@ -42,12 +43,12 @@ _LARGEST = 64
 
 # Programs whose arrays have no more entries together are evaluated in their own sizes.
 _FEW = 50_000
-# LargerProgram programs are so only if they have no twin and no array has more entries than this.
+# Larger programs are so only if they have no reduced model and no array has more entries than this.
 _BEARABLE = 2_000_000
 
 
 class CannotShrink(ValueError):
-    """Why there is no twin."""
+    """Why there is no reduced model."""
 
 
 class OtherTable(CannotShrink):
@@ -107,7 +108,7 @@ def _claim(growth: Growth, traced: Traced, larger: LargerProgram, in_own_sizes: 
         is_few |= other is not None
     if not is_few and not in_own_sizes:
         try:
-            return twin_of(growth, traced, larger)
+            return reduced_case(growth, traced, larger)
         except CannotShrink:
             if not is_bearable(traced):
                 raise
@@ -158,7 +159,7 @@ def _integers(jaxpr: Any) -> frozenset[int]:
     return frozenset(found)
 
 
-def twin_of(growth: Growth, traced: Traced, larger: LargerProgram) -> Case:
+def reduced_case(growth: Growth, traced: Traced, larger: LargerProgram) -> Case:
     """Returns the claim in small sizes, with the growth in these sizes.
 
     Raises:
@@ -259,7 +260,8 @@ class _Twin:
         """Returns the claim.
 
         Raises:
-            CannotShrink: if the larger program splits axes in another way, or a twin is too large.
+            CannotShrink: if the larger program splits axes in another way, or the reduced model is
+                too large.
             CannotResize: if a program does not fit these sizes.
         """
         traced, its = self._traced, self._larger.traced
@@ -275,7 +277,7 @@ class _Twin:
             inserted = tuple(_shrunk(one, its, sizes) for one in self._growth.inserted)
         growth = self._growth_in_sizes(inserted)
         case = case_of(growth, traced, new, old, self.before, self.after)
-        return replace(case, is_twin=True, is_resized=its is None)
+        return replace(case, is_reduced=True, is_resized=its is None)
 
     def _growth_in_sizes(self, inserted: tuple[Edit, ...]) -> Growth:
         widths = self._growth.widths
@@ -334,7 +336,7 @@ class _Twin:
         units = [self._expression(one) for one in units_of(layout)]
         if [atom.size for atom in spots] == [one.real for one in units]:
             for atom, one in zip(spots, units, strict=True):
-                _note(atom, one.twin, known)
+                _note(atom, one.reduced, known)
         else:
             match(dim, self._expression(layout), known)
 
@@ -354,10 +356,10 @@ def _keeps_ratio(change: Change) -> bool:
 
 @dataclass(frozen=True)
 class Expression:
-    """How an axis is made of parts, with its size in the larger network and in the twin of it."""
+    """How an axis is made of parts, with its size in the larger network and its reduced model."""
 
     real: int
-    twin: int
+    reduced: int
     kind: str | None = None
     parts: tuple["Expression", ...] = ()
 
@@ -369,8 +371,8 @@ class Expression:
 
     @cached_property
     def keeps(self) -> bool:
-        """Whether it has its own size in the twin, with all its parts."""
-        return self.real == self.twin and all(part.keeps for part in self.parts)
+        """Whether it has its own size in the reduced model, with all its parts."""
+        return self.real == self.reduced and all(part.keeps for part in self.parts)
 
 
 def _joined(kind: str, parts: Sequence[Expression]) -> Expression:
@@ -378,18 +380,20 @@ def _joined(kind: str, parts: Sequence[Expression]) -> Expression:
     if len(parts) == 1:
         return parts[0]
     measure = prod if kind == "product" else sum
-    return Expression(measure(p.real for p in parts), measure(p.twin for p in parts), kind, parts)
+    return Expression(
+        measure(p.real for p in parts), measure(p.reduced for p in parts), kind, parts
+    )
 
 
-def _of_dim(dim: Dim, real: GrownSizes, twin: GrownSizes) -> Expression:
+def _of_dim(dim: Dim, real: GrownSizes, reduced: GrownSizes) -> Expression:
     dim = dim.root
     if dim.kind is None:
-        return Expression(real(dim), twin(dim))
-    return _joined(dim.kind, [_of_dim(part, real, twin) for part in dim.parts])
+        return Expression(real(dim), reduced(dim))
+    return _joined(dim.kind, [_of_dim(part, real, reduced) for part in dim.parts])
 
 
 def match(dim: Dim, expression: Expression, known: dict[Dim, int]) -> None:
-    """Notes the sizes in the twin of a dimension of the larger program, and of its parts.
+    """Notes the sizes in the reduced model of a dimension of the larger program, and of its parts.
 
     Raises:
         CannotShrink: if the program makes the axis of other parts.
@@ -402,7 +406,7 @@ def match(dim: Dim, expression: Expression, known: dict[Dim, int]) -> None:
     if dim.kind is None:
         if dim.size != expression.real:
             raise CannotShrink(f"an axis of {dim.size} entries that should be {expression.real}")
-        _note(dim, expression.twin, known)
+        _note(dim, expression.reduced, known)
         return
     parts = factors(dim) if dim.kind == "product" else pieces(dim)
     ours = expression.flat(dim.kind)

@@ -11,12 +11,12 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from dogwood_jax._judge.choices import FORCED_ROUNDS, Choices, forced
-from dogwood_jax._judge.claim import Side
-from dogwood_jax._judge.evaluate import evaluate
-from dogwood_jax._judge.hidden import Steps
-from dogwood_jax._judge.samples import SampleFamily
-from dogwood_jax._judge.seen import Seen
+from dogwood_jax._check.choices import FORCED_ROUNDS, Choices, forced
+from dogwood_jax._check.claim import Side
+from dogwood_jax._check.evaluate import evaluate
+from dogwood_jax._check.hidden import Steps
+from dogwood_jax._check.samples import SampleFamily
+from dogwood_jax._check.seen import Seen
 from dogwood_jax._program.primitives.table import primitive
 from dogwood_jax._program.subprograms import Key, key_of
 

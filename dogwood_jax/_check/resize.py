@@ -17,8 +17,8 @@ import numpy as np
 from jax.extend.source_info_util import user_context
 
 from dogwood_jax._base.trees import concrete, is_traced, struct
-from dogwood_jax._judge.lines import with_line
-from dogwood_jax._judge.seen import PIECES
+from dogwood_jax._check.lines import with_line
+from dogwood_jax._check.seen import PIECES
 from dogwood_jax._program.interpret import called, interpret
 from dogwood_jax._program.program import Program
 from dogwood_jax._program.subprograms import Key, scan_counts, sub_programs

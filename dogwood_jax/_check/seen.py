@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Self
 import jax.numpy as jnp
 import numpy as np
 
-from dogwood_jax._judge.lines import line_of, with_line
+from dogwood_jax._check.lines import line_of, with_line
 from dogwood_jax._program.subprograms import Key, equations, every_constant, key_of
 
 

@@ -1,4 +1,4 @@
-"""Whether a growth keeps what a network computes, decided by evaluation: ``judge``.
+"""Whether a growth keeps what a network computes, decided by evaluation: ``check``.
 
 In come two programs and a growth between them. Out comes a verdict. Rules propose growths, and this
 room decides: it evaluates both programs on random numbers, and uses none of what rules say of
@@ -7,8 +7,8 @@ primitives.
 | file | what it does |
 |---|---|
 | ``claim`` | what is claimed: two programs, which outputs must be equal, and where |
-| ``twin`` | the claim of a growth, in small sizes if the network is large |
-| ``judge`` | both networks side by side, and when two numbers are the same |
+| ``reduced`` | the claim of a growth, in small sizes if the network is large |
+| ``check`` | both networks side by side, and when two numbers are the same |
 | ``gradients`` | whether gradients stay finite and reach new units |
 | ``tables`` | arrays that programs compute of nothing, compared in the real sizes |
 | ``seen`` | which sides of operations samples have shown, and which numbers differ |

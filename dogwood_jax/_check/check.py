@@ -1,7 +1,7 @@
-"""Decides by evaluation whether a growth keeps what a network computes: ``judge``.
+"""Decides by evaluation whether a growth keeps what a network computes: ``check``.
 
 Both networks are evaluated on random numbers in float64. The variables of the larger one come from
-``grow``, so the judge checks the plan and its execution. It uses none of what rules say of
+``grow``, so the check covers the plan and its execution. It uses none of what rules say of
 primitives.
 
 Rounding grows with depth. So the network is evaluated a second time with every number nudged by
@@ -21,17 +21,14 @@ import numpy as np
 from dogwood_jax._base.bits import in_64_bits
 from dogwood_jax._base.meshes import without_mesh
 from dogwood_jax._base.trees import struct
-from dogwood_jax._growth.grow import grown as arrays_of_larger
-from dogwood_jax._growth.grow import without_choices
-from dogwood_jax._growth.growth import Growth
-from dogwood_jax._judge.cause import first_to_differ, not_finite
-from dogwood_jax._judge.choices import Choices
-from dogwood_jax._judge.claim import Case, ComparedOutput, Side
-from dogwood_jax._judge.evaluate import Undecided, evaluate, widest, words
-from dogwood_jax._judge.gradients import Sample, check_gradients
-from dogwood_jax._judge.hidden import Hidden, Steps, are_apart
-from dogwood_jax._judge.run import NUDGE, Drawn, Watch, run
-from dogwood_jax._judge.samples import (
+from dogwood_jax._check.cause import first_to_differ, not_finite
+from dogwood_jax._check.choices import Choices
+from dogwood_jax._check.claim import Case, ComparedOutput, Side
+from dogwood_jax._check.evaluate import Undecided, evaluate, widest, words
+from dogwood_jax._check.gradients import Sample, check_gradients
+from dogwood_jax._check.hidden import Hidden, Steps, are_apart
+from dogwood_jax._check.run import NUDGE, Drawn, Watch, run
+from dogwood_jax._check.samples import (
     BEYOND,
     FAMILIES,
     FLAGS,
@@ -46,7 +43,10 @@ from dogwood_jax._judge.samples import (
     kinds_of,
     merged_units,
 )
-from dogwood_jax._judge.seen import BRANCHES, Seen, differing, rounding_in
+from dogwood_jax._check.seen import BRANCHES, Seen, differing, rounding_in
+from dogwood_jax._growth.grow import grown as arrays_of_larger
+from dogwood_jax._growth.grow import without_choices
+from dogwood_jax._growth.growth import Growth
 from dogwood_jax._program.subprograms import Key, entries, equations, every_constant, key_of
 
 # How many times as much an entry may move between both networks as by the nudge.
@@ -131,7 +131,7 @@ class Verdict:
         return bool(self.gradients) or (found is not None and not np.isfinite(found.new))
 
 
-def judge(case: Case) -> Verdict:
+def check(case: Case) -> Verdict:
     """Evaluates both networks on samples, and says whether they are equal.
 
     Random numbers are the same for old entries. If networks differ nevertheless, because copies
@@ -234,9 +234,9 @@ class _Comparison:
         self._samples, self.counted = samples_of(case), list[Drawn]()
         self._largest, self._shown = 0.0, set[str]()
         self._zero, self._jumping = set[str](), set[str]()
-        # A twin may be too small for a position that is compared. Where a table grows, samples hold
-        # no ids that the network lacks.
-        has_integers = case.is_twin and _last_id(case.growth) is None
+        # A reduced model may be too small for a position that is compared. Where a table grows,
+        # samples hold no ids that the network lacks.
+        has_integers = case.is_reduced and _last_id(case.growth) is None
         self._ours, self._theirs, self._hidden = Seen(has_integers), Seen(has_integers), Hidden()
         self._choices, self._its_choices = Choices(), Choices()
         is_written = _can_be_written_down(case)

@@ -1,4 +1,4 @@
-"""The judge: growths are accepted if, and only if, an evaluation shows that outputs stay.
+"""The check: growths are accepted if, and only if, an evaluation shows that outputs stay.
 
 Pairs of programs that differ in one place come from ``pairs``.
 """
@@ -22,14 +22,14 @@ from primitive_examples import EXAMPLES
 from tiers import in_tiers, some
 
 import dogwood_jax as dw
+from dogwood_jax._check import reduced
+from dogwood_jax._check.check import check
+from dogwood_jax._check.evaluate import evaluate
+from dogwood_jax._check.reduced import LargerProgram, reduced_case
+from dogwood_jax._check.resize import in_sizes
 from dogwood_jax._growth import edited as editing
 from dogwood_jax._growth import grow as growing
 from dogwood_jax._growth.grown_sizes import GrownSizes
-from dogwood_jax._judge import twin
-from dogwood_jax._judge.evaluate import evaluate
-from dogwood_jax._judge.judge import judge
-from dogwood_jax._judge.resize import in_sizes
-from dogwood_jax._judge.twin import LargerProgram, twin_of
 from dogwood_jax._plan import decide
 from dogwood_jax._plan.depth.trial import Trial
 from dogwood_jax._plan.search import search
@@ -67,9 +67,11 @@ def test_a_pair_is_accepted_if_and_only_if_outputs_agree(kind: str) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("kind", [*pairs.KINDS][::2])
-def test_a_pair_is_decided_rightly_in_a_twin(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pair_is_decided_rightly_in_small_sizes(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Large pairs are evaluated in small sizes, whatever they hold."""
-    monkeypatch.setattr(twin, "_FEW", -1)
+    monkeypatch.setattr(reduced, "_FEW", -1)
     assert str(pairs.failure(kind, seed=0, is_large=True)) == "None"
 
 
@@ -168,14 +170,14 @@ FOUND = {
         behind(lambda y: jnp.exp(y - jnp.maximum(-jnp.inf, y.max(1, keepdims=True)))),
         YES,
     ),
-    "window_in_a_twin": Found(behind(attention(16)), behind(attention(32)), NO, **LARGER),
-    "position_in_a_twin": Found(
+    "window_in_a_reduced_model": Found(behind(attention(16)), behind(attention(32)), NO, **LARGER),
+    "position_in_a_reduced_model": Found(
         behind(lambda y: y.at[:, 10].multiply(2.0)),
         behind(lambda y: y.at[:, 20].multiply(2.0)),
         NO,
         **LARGER,
     ),
-    "bound_of_a_window_in_a_twin": Found(
+    "bound_of_a_window_in_a_reduced_model": Found(
         behind(attention(16)), behind(attention(16, jnp.less_equal)), NO, **LARGER
     ),
     "window_and_other_words": Found(
@@ -184,13 +186,13 @@ FOUND = {
         YES,
         **LARGER,
     ),
-    "window_that_no_twin_reaches": Found(
+    "window_that_no_reduced_model_reaches": Found(
         behind(attention(512)), behind(attention(1024)), NO, **LONG
     ),
-    "remainder_that_no_twin_reaches": Found(
+    "remainder_that_no_reduced_model_reaches": Found(
         behind(by_place(lambda k: k % 512)), behind(by_place(lambda k: k % 1024)), NO, **LONG
     ),
-    "clip_that_no_twin_reaches": Found(
+    "clip_that_no_reduced_model_reaches": Found(
         behind(by_place(lambda k: jnp.clip(k - 9, -8, 512))),
         behind(by_place(lambda k: jnp.clip(k - 9, -8, 1024))),
         NO,
@@ -227,8 +229,8 @@ def test_what_pairs_have_found(case: str) -> None:
 
 # Evaluating --------------------------------------------------------------------------------------
 
-# An example of each primitive that the judge computes itself, and some others. ``python
-# tests/test_judge.py`` tries all.
+# An example of each primitive that the check computes itself, and some others. ``python
+# tests/test_check.py`` tries all.
 OF_PRIMITIVES = {name: k for k in reversed(EXAMPLES) for name in EXAMPLES[k].reaches}
 SPREAD = sorted(
     {k for name, k in OF_PRIMITIVES.items() if name in FUNCTIONS} | {*[*EXAMPLES][::40]}
@@ -328,17 +330,17 @@ def test_a_program_fits_larger_sizes(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", in_tiers(SOME, short=ONE_OF_EACH_KIND))
-def test_a_growth_is_shown_by_its_twin(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_growth_is_shown_by_its_reduced_model(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even sizes of 2, 3 and 4 become others, so that no two that are mixed up go unnoticed."""
-    monkeypatch.setattr(twin, "_SHORT", 1)
+    monkeypatch.setattr(reduced, "_SHORT", 1)
     growth, larger = larger_of(name)
-    case = twin_of(growth, growth.widths.network.traced, LargerProgram(larger))
-    verdict = judge(case)
+    case = reduced_case(growth, growth.widths.network.traced, LargerProgram(larger))
+    verdict = check(case)
     assert verdict.is_shown, [*reasons(verdict)]
     assert verdict.samples >= 3
 
 
-def test_a_twin_keeps_the_ratio_that_a_recipe_depends_on() -> None:
+def test_a_reduced_model_keeps_the_ratio_that_a_recipe_depends_on() -> None:
     def apply(p: Any, x: Any) -> Any:
         h = x @ p["embed"]
         h = h / jnp.sqrt(jnp.mean(h * h, -1, keepdims=True) + 1e-3) * p["scale"][None]
@@ -394,7 +396,7 @@ def test_the_last_line_says_what_was_checked() -> None:
     assert f"{planned()}".splitlines()[-1] == "checked: equal to rounding in 18 samples"
 
 
-def test_the_last_line_names_the_sizes_of_a_twin() -> None:
+def test_the_last_line_names_the_sizes_of_a_reduced_model() -> None:
     shapes = {"up": f64(400, 500), "down": f64(500, 20)}
     growth = dw.plan(dw.trace(mlp, shapes, f64(90, 400)), {"up": 700})
     ((name, before, after),) = growth.evidence.sizes
@@ -414,7 +416,7 @@ def test_what_was_not_seen_is_named_with_its_line(units: int, loop: bool) -> Non
     """The equations of ``clip`` are those of a function that JAX has compiled."""
     first = clipped.__code__.co_firstlineno
     lines = [("max", 1), ("max", 2), ("min", 2)]
-    unseen = ", ".join(f"{name} (test_judge.py:{first + more})" for name, more in lines)
+    unseen = ", ".join(f"{name} (test_check.py:{first + more})" for name, more in lines)
     apply = (lambda p, x: jax.lax.map(lambda row: clipped(p, row), x)) if loop else clipped
     shapes = {"up": f64(400, units), "down": f64(units, 2)}
     growth = dw.plan(dw.trace(apply, shapes, f64(9, 400)), {"up": units + 2})
@@ -441,12 +443,12 @@ def test_an_error_says_for_which_inputs_outputs_are_not_finite(function: Any, in
 
 
 def problem(larger: Callable[..., Any]) -> str | None:
-    """Returns what the judge says of a larger program whose outputs are those of ``mlp``."""
+    """Returns what the check says of a larger program whose outputs are those of ``mlp``."""
     growth = planned()
     traced = growth.widths.network.traced
     shapes = {"up": f64(4, 7), "down": f64(7, 2)}
     its = dw.trace(larger, shapes, X).network.traced
-    verdict = judge(twin.claim(growth, traced, LargerProgram(its)))
+    verdict = check(reduced.claim(growth, traced, LargerProgram(its)))
     assert verdict.difference is None and verdict.samples == 18
     return verdict.problem or verdict.gradients
 

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from dogwood_jax._judge.claim import Side
-from dogwood_jax._judge.evaluate import is_finite
-from dogwood_jax._judge.hidden import EvaluatedStep, Steps, differ, names
-from dogwood_jax._judge.run import Drawn, Watch, run
-from dogwood_jax._judge.seen import Operation
+from dogwood_jax._check.claim import Side
+from dogwood_jax._check.evaluate import is_finite
+from dogwood_jax._check.hidden import EvaluatedStep, Steps, differ, names
+from dogwood_jax._check.run import Drawn, Watch, run
+from dogwood_jax._check.seen import Operation
 
 
 class _NotFinite(Watch):
