@@ -107,7 +107,7 @@ LINEN = {
     ),
 }
 # The others take long to compile.
-SHORT = ("batch norm", "residual")
+SHORT = ("batch norm",)
 
 
 def learning(module, x, weights):

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from decoders import TOKENS, by_transformers, saved
-from tiers import long
 
 from dogwood_jax import decoder
 from dogwood_jax.__main__ import main
@@ -46,17 +45,11 @@ def assert_same(small, large, old=24):
     np.testing.assert_allclose(theirs, by_transformers(small)[0], rtol=0, atol=3e-5)
 
 
-@pytest.mark.parametrize(
-    ("name", "more"),
-    [
-        long("llama", {"num_hidden_layers": 6}),
-        long("gemma2", {"hidden_size": 32, "num_hidden_layers": 6}),
-    ],
-)
-def test_everything_grows_at_once(name, more, tmp_path):
+@pytest.mark.long
+def test_everything_grows_at_once(tmp_path):
     """Gemma 2 multiplies by roots of its sizes, and its norms let new layers move outputs a lot."""
-    small, large = saved(tmp_path / "small", name), tmp_path / "large"
-    larger = LARGER | more
+    small, large = saved(tmp_path / "small", "gemma2"), tmp_path / "large"
+    larger = LARGER | {"hidden_size": 32, "num_hidden_layers": 6}
     said = main(["grow", str(small), str(large), *setting(larger), "--rows", "mean", "--seed", "0"])
     assert "checked: equal to rounding" in said
     # Heads keep their size where the file did not say it.

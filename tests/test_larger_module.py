@@ -118,6 +118,7 @@ def test_a_field_of_a_module_in_a_list() -> None:
     assert [layer.features for layer in larger.layers[::2]] == [4, 9, 2]
 
 
+@pytest.mark.long
 def test_a_ratio_and_a_number_of_layers_in_a_configuration_of_many_modules() -> None:
     module = Decoder(Config())
     sizes = {"Block_0/Dense_0": 40, "Block_1/Dense_0": 40}

@@ -46,7 +46,8 @@ CHOOSING = ("gradmax", "firefly")
 # Convolutions and second derivatives take long to compile.
 LONG = (
     "conv_1d shape_operations cnn cnn_training handwritten low_rank pinn tied_embedding vae "
-    "all_of_size_4 weight_norm width_1 complex_and_fourier weight_standardized embedding"
+    "all_of_size_4 weight_norm width_1 complex_and_fourier weight_standardized embedding "
+    "coupling_flow"
 ).split()
 DTYPES = ("float64", "bfloat16")
 

@@ -390,7 +390,7 @@ HEAVY = (
 )
 
 
-@pytest.mark.parametrize("name", some(GROWING, 4, long=HEAVY))
+@pytest.mark.parametrize("name", some(GROWING[::2], 2, long=HEAVY))
 def test_growth_is_data(name: str) -> None:
     widths, growth = old(name).widths, dataclasses.replace(grown_at_once(name)[1], structure=None)
     assert dw.from_json(dw.to_json(widths)) == widths
@@ -424,7 +424,7 @@ def assert_equal(found: Any, expected: Any) -> None:
 COSTLY = ("vit", "cnn_training", "groupnorm", "vae", "fused_qkv", "library_attention", "pinn")
 
 
-@pytest.mark.parametrize("name", some(NETWORKS, 5, long=COSTLY))
+@pytest.mark.parametrize("name", some([*NETWORKS][::2], 3, long=COSTLY))
 def test_what_cannot_grow_is_refused_with_the_reason(name: str) -> None:
     network, widths = NETWORKS[name], old(name).widths
     for width, expected in network.widths.items():

@@ -425,7 +425,7 @@ LONG = (
 )
 
 
-@pytest.mark.parametrize("name", some(TRAPS, 2, long=LONG))
+@pytest.mark.parametrize("name", some(TRAPS, 3, long=LONG))
 def test_trap(name: str) -> None:
     apply, shapes, fates = dataclasses.astuple(TRAPS[name])
     widths = dw.trace(apply, shapes, X)
