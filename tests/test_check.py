@@ -28,7 +28,7 @@ from dogwood_jax._check.evaluate import evaluate
 from dogwood_jax._check.reduced import LargerProgram, reduced_case
 from dogwood_jax._check.resize import in_sizes
 from dogwood_jax._growth import edited as editing
-from dogwood_jax._growth import grow as growing
+from dogwood_jax._growth import grown as growing
 from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._plan import decide
 from dogwood_jax._plan.depth.trial import Trial

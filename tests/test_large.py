@@ -11,7 +11,7 @@ import transformer
 
 import dogwood_jax as dw
 from dogwood_jax._base.trees import leaves_by_path
-from dogwood_jax._growth import grow as _grow
+from dogwood_jax._growth import grown as _grow
 from dogwood_jax._optimizer import kept as _kept
 
 

@@ -121,7 +121,7 @@ NAMED_FOR = {
     "_widths/rules": "which dimensions of operands and results are the same",
     "_widths/attention.py": "scores of attention are contractions of two activations",
     "_plan/search/problem.py": "epsilons are small numbers that are added",
-    "_check/tables.py": "an iota and a broadcast, a few rows at a time",
+    "_check/constant_tables.py": "an iota and a broadcast, a few rows at a time",
     "_check/evaluate.py": "how programs inside run, and bits that follow from places",
     "_check/resize.py": "which parameters are sizes",
     "_check/choices.py": "which sides a choice has, and how one is taken by force",

@@ -14,7 +14,7 @@ from flax import nnx
 from tiers import in_tiers, long
 
 import dogwood_jax as dw
-from dogwood_jax._check import tables
+from dogwood_jax._check import constant_tables as tables
 
 
 @pytest.fixture(autouse=True)

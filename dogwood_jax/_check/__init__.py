@@ -10,7 +10,7 @@ primitives.
 | ``reduced`` | the claim of a growth, in small sizes if the network is large |
 | ``check`` | both networks side by side, and when two numbers are the same |
 | ``gradients`` | whether gradients stay finite and reach new units |
-| ``tables`` | arrays that programs compute of nothing, compared in the real sizes |
+| ``constant_tables`` | arrays that programs compute of nothing, compared in the real sizes |
 | ``seen`` | which sides of operations samples have shown, and which numbers differ |
 | ``hidden`` | where both programs differ and no sample shows it |
 | ``cause`` | which operation makes both networks differ |

@@ -44,8 +44,8 @@ from dogwood_jax._check.samples import (
     merged_units,
 )
 from dogwood_jax._check.seen import BRANCHES, Seen, differing, rounding_in
-from dogwood_jax._growth.grow import grown as arrays_of_larger
-from dogwood_jax._growth.grow import without_choices
+from dogwood_jax._growth.grown import grown as arrays_of_larger
+from dogwood_jax._growth.grown import without_choices
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._program.subprograms import Key, entries, equations, every_constant, key_of
 

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 from dogwood_jax._base.trees import struct
 from dogwood_jax._check.choices import Choice, Chosen, dims_of, factors_of
 from dogwood_jax._check.claim import Case, Side, case_of
+from dogwood_jax._check.constant_tables import first_other_table
 from dogwood_jax._check.resize import CannotResize, in_sizes, least_sizes
-from dogwood_jax._check.tables import first_other_table
 from dogwood_jax._growth.edit import Edit
 from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._growth.growth import Change, Growth

@@ -8,7 +8,7 @@
 | ``several`` | several networks that become one |
 | ``renew`` | units that begin anew |
 | ``compare``, ``verify`` | how far the outputs of two networks are apart |
-| ``entries``, ``inputs``, ``mirrored``, ``rounding`` | what ``verify`` needs |
+| ``moved_entries``, ``inputs``, ``mirrored``, ``rounding`` | what ``verify`` needs |
 | ``stages`` | the growths of a training, for ``training`` and ``staged`` |
 | ``cost``, ``counts`` | parameters and FLOPs before and after a growth, in any sizes |
 | ``staged`` | what a training in stages costs |

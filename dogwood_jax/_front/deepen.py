@@ -33,7 +33,7 @@ from dogwood_jax._base.trees import (
 )
 from dogwood_jax._front.verify import verify_if_possible
 from dogwood_jax._growth.edit import Edit, Fill
-from dogwood_jax._growth.grow import edited_arrays, filled, places_of, problems_of_new
+from dogwood_jax._growth.grown import edited_arrays, filled, places_of, problems_of_new
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._plan.depth.fillings import new_layers
 from dogwood_jax._plan.depth.statistics import with_statistics

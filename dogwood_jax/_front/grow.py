@@ -6,7 +6,7 @@ from dogwood_jax._base.arguments import BOOLEAN, GROWTH, KEY, VARIABLES, expect,
 from dogwood_jax._base.described import described, library_of
 from dogwood_jax._base.trees import PyTree
 from dogwood_jax._growth.by_gradient import choose
-from dogwood_jax._growth.grow import grown
+from dogwood_jax._growth.grown import grown
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._growth.rounds import unshared
 

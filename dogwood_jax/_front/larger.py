@@ -10,7 +10,7 @@ from dogwood_jax._base.described import described, library_of
 from dogwood_jax._base.problems import Refused, listed
 from dogwood_jax._base.trees import apart, arrays_of, leaves_by_path, struct, struct_of
 from dogwood_jax._front.grow import grow
-from dogwood_jax._growth.grow import grown, without_choices
+from dogwood_jax._growth.grown import grown, without_choices
 from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._growth.modules.of_linen import LinenModule, method_of

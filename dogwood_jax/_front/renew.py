@@ -23,9 +23,9 @@ from dogwood_jax._base.described import described
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import PyTree, in_order_of, is_array, leaves_by_path, rebuilt
 from dogwood_jax._growth.explicit_axes import explicit_shardings, with_automatic_axes
-from dogwood_jax._growth.grow import expect_network
-from dogwood_jax._growth.renew import new_along, renewal, renewed
-from dogwood_jax._optimizer.renew import expect_renewable, renewed_state
+from dogwood_jax._growth.grown import expect_network
+from dogwood_jax._growth.renewed import new_along, renewal, renewed
+from dogwood_jax._optimizer.renewed_state import expect_renewable, renewed_state
 from dogwood_jax._plan.silence import SEEN, heard, silenced
 from dogwood_jax._widths.layout import units_of
 from dogwood_jax._widths.widths import Width, Widths, no_such

@@ -26,9 +26,9 @@ from dogwood_jax._base.failed_calls import explaining
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import PyTree, arrays_of, is_array, is_traced, leaves_by_path, mirrors
 from dogwood_jax._front.compare import Difference, differences, largest, numbers_by_path, output_at
-from dogwood_jax._front.entries import Entries
 from dogwood_jax._front.inputs import grown_inputs, with_values
 from dogwood_jax._front.mirrored import outputs_to_compare
+from dogwood_jax._front.moved_entries import Entries
 from dogwood_jax._front.rounding import changed, eps, nudged, sources, with_nudges
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._program.primitives.table import primitive

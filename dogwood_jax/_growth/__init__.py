@@ -19,12 +19,12 @@ Growths are made by ``plan`` and read by ``grow`` and ``grow_opt_state``. What c
 
 | file | what it does |
 |---|---|
-| ``grow`` | the stage itself: checks, one compiled function for each kind of array |
+| ``grown`` | the stage itself: checks, one compiled function for each kind of array |
 | ``edited`` | the edit of one array carried out: its map, then what new layers and experts add |
 | ``apply_map`` | the map of one array carried out: old units to new places, and fills |
 | ``draws`` | random entries |
 | ``pieces`` | an array that is too large for memory, some places along one axis at a time |
-| ``renew`` | units that stay where they are and begin anew |
+| ``renewed`` | units that stay where they are and begin anew |
 | ``rounds`` | arrays that are made alike share a compiled function; copies of shared arrays |
 | ``moves`` | moves of entries along axes that may be divided among devices |
 | ``explicit_axes`` | the same on meshes with explicit axes |

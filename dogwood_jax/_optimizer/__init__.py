@@ -10,7 +10,7 @@ In come the state, the growth and ``tx``; out comes the state for the grown para
 | ``larger_params`` | the larger network's parameters, as the optimizer sees them |
 | ``factored`` | second moments that are kept as means along two axes |
 | ``growable`` | the wrapper: one count for each cohort of entries, or for each unit |
-| ``renew`` | a state in which the entries of some units begin anew |
+| ``renewed_state`` | a state in which the entries of some units begin anew |
 | ``ages`` | when entries were born, and what share copies carry |
 | ``by_cohort`` | an optimizer's update in which every entry has the count of its cohort |
 

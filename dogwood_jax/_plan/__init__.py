@@ -17,7 +17,7 @@ comes a growth.
 | ``notes`` | what a caller has to mind of a change |
 | ``target`` | the sizes of widths, from the shapes of a larger model's arrays |
 | ``sized_names`` | names of arrays that carry sizes, which look like new layers |
-| ``larger`` | the larger network's own program, where there is one |
+| ``larger_model`` | the larger network's own program, where there is one |
 | ``shown`` | whether an evaluation shows that outputs stay, and of which larger program |
 | ``own_function`` | the network's own function in other sizes, or why it does not take them |
 | ``fewer_layers`` | a deep network with fewer layers, to ask its own function at less cost |

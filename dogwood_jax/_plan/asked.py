@@ -6,7 +6,7 @@ from typing import Any
 
 from dogwood_jax._base.trees import PyTree
 from dogwood_jax._growth.growth import Change, Growth
-from dogwood_jax._plan.larger import Larger
+from dogwood_jax._plan.larger_model import Larger
 from dogwood_jax._plan.target import sizes_of_target
 from dogwood_jax._widths.widths import Widths
 from dogwood_jax.strategies import DepthStrategy, Start, Strategy

@@ -24,7 +24,7 @@ from dogwood_jax._plan.depth.layers import UNSHOWN
 from dogwood_jax._plan.depth.repeated import NO_STREAM, scaled_layers
 from dogwood_jax._plan.experts.more_experts import counted_in_one
 from dogwood_jax._plan.experts.planned import experts_instead
-from dogwood_jax._plan.larger import ANOTHER, Larger, is_deeper, read_larger
+from dogwood_jax._plan.larger_model import ANOTHER, Larger, is_deeper, read_larger
 from dogwood_jax._plan.notes import notes_of
 from dogwood_jax._plan.numbers_of_sizes import tables_of
 from dogwood_jax._plan.obstacles import only_under_a_norm

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from dogwood_jax import strategies
 from dogwood_jax._plan.asked import Asked
-from dogwood_jax._plan.larger import Larger
+from dogwood_jax._plan.larger_model import Larger
 from dogwood_jax._plan.silence import SEEN, heard
 from dogwood_jax._widths.layout import Concat, Layout, Product, Units, units_of
 from dogwood_jax._widths.widths import Facts, Leaf, Widths

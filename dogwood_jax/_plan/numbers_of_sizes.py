@@ -11,9 +11,9 @@ from itertools import chain, product
 from math import isclose, log10
 from typing import Any, NamedTuple
 
+from dogwood_jax._check.constant_tables import tables_along
 from dogwood_jax._check.lines import is_of_library, line_of, with_line
 from dogwood_jax._check.resize import ratio_of_mean
-from dogwood_jax._check.tables import tables_along
 from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._growth.growth import Change, Growth
 from dogwood_jax._growth.modules.resizing import sizes_in

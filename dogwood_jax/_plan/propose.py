@@ -9,7 +9,7 @@ from dogwood_jax._growth.edit import Edit
 from dogwood_jax._growth.growth import Change, Growth
 from dogwood_jax._plan.asked import Asked, Copies, Request, in_way
 from dogwood_jax._plan.experts.planned import copies_of_experts
-from dogwood_jax._plan.larger import Larger
+from dogwood_jax._plan.larger_model import Larger
 from dogwood_jax._plan.notes import notes_of
 from dogwood_jax._plan.obstacles import refusals
 from dogwood_jax._plan.placements import placements

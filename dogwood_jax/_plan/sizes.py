@@ -15,7 +15,7 @@ from dogwood_jax._growth.modules.resizing import Resizing
 from dogwood_jax._plan.asked import Asked, Request
 from dogwood_jax._plan.experts.planned import experts_instead
 from dogwood_jax._plan.heads import ways_out_of_heads, with_copied_heads
-from dogwood_jax._plan.larger import NOT_AT_HAND, Larger, is_deeper
+from dogwood_jax._plan.larger_model import NOT_AT_HAND, Larger, is_deeper
 from dogwood_jax._plan.numbers_of_sizes import tables_of
 from dogwood_jax._plan.obstacles import OTHER_IMAGES, fewer, other_images
 from dogwood_jax._plan.own_function import WITH_TARGET

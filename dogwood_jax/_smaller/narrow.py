@@ -12,7 +12,7 @@ from dogwood_jax._base.trees import PyTree, in_order_of, leaves_by_path, rebuilt
 from dogwood_jax._front.grow import grow
 from dogwood_jax._front.plan import plan
 from dogwood_jax._growth.explicit_axes import explicit_shardings, with_automatic_axes
-from dogwood_jax._growth.grow import expect_network
+from dogwood_jax._growth.grown import expect_network
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._smaller.constant_units import Folded, with_constants_folded
 from dogwood_jax._smaller.removal import Removal

@@ -31,7 +31,7 @@ from dogwood_jax._base.trees import (
 from dogwood_jax._front.renew import never_renewed, renew
 from dogwood_jax._growth.explicit_axes import explicit_shardings, with_automatic_axes
 from dogwood_jax._growth.moves import along
-from dogwood_jax._growth.renew import new_along
+from dogwood_jax._growth.renewed import new_along
 from dogwood_jax._optimizer.growable import growable, has_growable
 from dogwood_jax._plan.depth.layers import axis_of_layers
 from dogwood_jax._smaller.symmetry import expect_arrays_of, hidden

@@ -415,7 +415,7 @@ MUTANTS = [
     ),
     Mutant(
         "renew of a state: renewed units keep their old ages",
-        "_optimizer/renew.py",
+        "_optimizer/renewed_state.py",
         "return with_ages_of(renewed, ages)",
         "return with_ages_of(renewed, opt_state)",
         "test_renew.py",
