@@ -54,6 +54,24 @@ def markdown(rows: Rows) -> str:
     return "\n".join(lines) + "\n"
 
 
+def in_short(rows: Rows, topics: Mapping[str, str]) -> str:
+    """Returns the table of the README: how many architectures of each topic grow in which way.
+
+    Args:
+        rows: the rows.
+        topics: of each architecture.
+    """
+    lines = []
+    for topic in dict.fromkeys(topics.values()):
+        its = [row for row in rows if topics[row["name"]] == topic]
+        layers = [row["layers"] for row in its if row["layers"]]
+        by_size = sum(_growable(row) == int(row["by_size"]) for row in its)
+        by_target = sum(row["by_target"] == row["sizes"] for row in its)
+        more = f"{layers.count('yes')} of {len(layers)}"
+        lines.append(f"| {topic} | {len(its)} | {by_size} | {by_target} | {more} |\n")
+    return "".join(lines)
+
+
 def _growable(row: Mapping[str, str]) -> int:
     return int(row["widths"]) - int(row["fixed"])
 

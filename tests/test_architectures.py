@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import pytest
 from architecture import load, measured
-from architecture_table import MARKDOWN, markdown, read
+from architecture_table import MARKDOWN, in_short, markdown, read
 from tiers import long
 
 ARCHITECTURES = load()
@@ -42,3 +42,12 @@ def test_all_architectures_are_recorded_in_order():
 
 def test_the_page_is_what_the_rows_say():
     assert MARKDOWN.read_text() == markdown(read())
+
+
+def test_the_readme_counts_the_rows():
+    topics = {
+        name: entry.build.__module__.removeprefix("architectures_")
+        for name, entry in ARCHITECTURES.items()
+    }
+    readme = (MARKDOWN.parents[2] / "README.md").read_text()
+    assert in_short(read(), topics) in readme
