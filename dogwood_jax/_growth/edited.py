@@ -46,7 +46,6 @@ class Randomness:
         key: the caller's key, or None.
 
     Attributes:
-        key: the key.
         words: a seed for each array whose units change, and one for each of ``growth.inserted``:
             twice ``uint32[arrays, 2]``; None where there is no key, or no array.
     """
@@ -55,7 +54,6 @@ class Randomness:
         changing = (path for path, leaf_map in growth.maps.items() if leaf_map.changes)
         self._places = {path: place for place, path in enumerate(changing)}
         self._rows = {edit.path: row for row, edit in enumerate(growth.inserted)}
-        self.key = key
         self.words = tuple(
             words_of(key, len(known)) if key is not None and known else None
             for known in (self._places, self._rows)

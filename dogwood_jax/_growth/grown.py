@@ -424,9 +424,12 @@ def _check(
             if change.strategy.choice is not None and change.strategy.choice.candidates > 1
         ]
     for change in growth.changes:
-        paths = {place.path for place in growth.widths[change.width].occurrences}
-        moved = (path for path in paths if (edit := growth.held[path]).layers or edit.path != path)
-        if change.strategy.choice is not None and any(moved):
+        if change.strategy.choice is None:
+            continue
+        held = {
+            place.path: growth.held[place.path] for place in growth.widths[change.width].occurrences
+        }
+        if any(edit.layers or edit.path != path for path, edit in held.items()):
             problems.append(
                 f"{change.width}: strategies.{change.strategy} looks at a loss, but its arrays go "
                 "elsewhere in the deeper model; grow it in a growth of its own"
