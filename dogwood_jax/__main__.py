@@ -17,6 +17,7 @@ from dogwood_jax.decoder._folders import maxtext as folder_maxtext
 from dogwood_jax.decoder._folders import shrink as folder_shrink
 from dogwood_jax.decoder._folders import upcycle as folder_upcycle
 from dogwood_jax.decoder._folders.models import draws
+from dogwood_jax.decoder._folders.numbers import SIZES
 
 _MODEL = "a folder of Hugging Face with config.json and safetensors"
 
@@ -37,11 +38,12 @@ def main(arguments: Sequence[str]) -> str:
     grow.add_argument("source", help=f"{_MODEL}; with GROWTH any .safetensors file, or a folder")
     grow.add_argument("growth", nargs="?", help="a file with what dw.to_json wrote of the growth")
     grow.add_argument("out", help="where the larger checkpoint goes")
-    _add_numbers(grow)
+    _add_numbers(grow, f"{', '.join(SIZES)} or layer_types, as far as the file has it")
     grow.add_argument(
         "--rows",
         choices=("mean", "random"),
-        help="what rows of new tokens begin with: the mean of old rows, or random numbers",
+        help="what rows of new tokens begin with: the mean of old rows, or random numbers (so it "
+        "is without --rows)",
     )
     _add_seed(grow)
     grow.add_argument(
@@ -70,7 +72,7 @@ def main(arguments: Sequence[str]) -> str:
     shrink = commands.add_parser("shrink", help="write a smaller model; its outputs are others")
     shrink.add_argument("source", help=_MODEL)
     shrink.add_argument("out", help="the folder to write")
-    _add_numbers(shrink)
+    _add_numbers(shrink, "intermediate_size, moe_intermediate_size or num_hidden_layers")
     shrink.add_argument(
         "--tokens",
         metavar="FILE",
@@ -82,13 +84,14 @@ def main(arguments: Sequence[str]) -> str:
     return answered(parser.prog, lambda: options.run(options))
 
 
-def _add_numbers(command: argparse.ArgumentParser) -> None:
+def _add_numbers(command: argparse.ArgumentParser, names: str) -> None:
     command.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="a new number of config.json, such as num_hidden_layers=40; may be given many times",
+        help="a new number of config.json, such as num_hidden_layers=40, of "
+        f"{names}; may be given many times",
     )
 
 

@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from decoders import TOKENS, by_transformers, saved
+from decoders import CONFIGS, TOKENS, by_transformers, saved
 
 from dogwood_jax import decoder
 from dogwood_jax.__main__ import main
+from dogwood_jax.decoder._folders import numbers
 
 # Transformers checks that hidden_size is a multiple of num_attention_heads.
 LARGER = {
@@ -52,9 +53,7 @@ def test_everything_grows_at_once(tmp_path):
     larger = LARGER | {"hidden_size": 32, "num_hidden_layers": 6}
     said = main(["grow", str(small), str(large), *setting(larger), "--rows", "mean", "--seed", "0"])
     assert "checked: equal to rounding" in said
-    # Heads keep their size where the file did not say it.
-    head_dim = config(small).get("head_dim", 4)
-    assert config(large) == {**config(small), **larger, "head_dim": head_dim}
+    assert config(large) == {**config(small), **larger}
     assert (large / "tokenizer.json").read_text() == "{}"
     assert_same(small, large)
     rows = decoder.load(large)[1]["model"]["embed_tokens"]["weight"]
@@ -72,6 +71,7 @@ def test_rounding_of_rescaled_arrays_is_told(tmp_path):
             ["grow", str(small), str(large), *setting({"hidden_size": size}), "--seed", "0"]
         )
         assert ("note: rescaled arrays are rounded to bfloat16" in said) == is_rounded
+        assert "note: config.json says head_dim = 4 now, because heads keep their size" in said
         assert decoder.load(large)[1]["model"]["norm"]["weight"].dtype == jnp.bfloat16
         if not is_rounded:
             assert_same(small, large)
@@ -86,6 +86,37 @@ def test_lists_of_layers_go_on_as_they_began(tmp_path):
     main([*arguments, "num_hidden_layers=5"])
     assert config(large)["layer_types"] == [*types, *types, types[0]]
     assert_same(small, large)
+
+
+@pytest.mark.parametrize(
+    ("name", "rule", "kinds"),
+    [("qwen2", {"max_window_layers": 3}, "fffsss"), ("gemma3_text", {}, "ssfssf")],
+)
+def test_a_list_of_layers_goes_on_as_the_file_tells(name, rule, kinds, tmp_path):
+    if name == "gemma3_text":
+        rule = {"sliding_window_pattern": None, "_sliding_window_pattern": 3}
+    types = [f"{'full' if kind == 'f' else 'sliding'}_attention" for kind in kinds]
+    count = CONFIGS[name].get("num_hidden_layers", 4)
+    old = {**CONFIGS[name], **rule, "num_hidden_layers": count, "layer_types": types[:count]}
+    problems = []
+    more = {"num_hidden_layers": 6}
+    found = numbers.completed(old, decoder.options_of(old), more, problems)
+    assert found["layer_types"] == types and problems == []
+
+
+@pytest.mark.parametrize(("more", "is_said"), [({"intermediate_size": 24}, False), (LARGER, True)])
+def test_heads_keep_their_size_and_the_file_says_it_where_it_does_not_follow(more, is_said):
+    old = CONFIGS["llama"]
+    found = numbers.completed(old, decoder.options_of(old), more, [])
+    assert ("head_dim" in found) == is_said
+    assert decoder.options_of({**old, **found}).head_dim == 4
+
+
+def test_the_commands_list_what_can_be_set(capsys):
+    for command, name in (("grow", "num_experts_per_tok"), ("shrink", "moe_intermediate_size")):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        assert name in capsys.readouterr().out
 
 
 def test_a_list_of_layers_that_repeats_nothing_must_be_given(tmp_path):

@@ -198,7 +198,8 @@ def _every_other(config: _Config) -> Sequence[bool]:
 
 
 def _but_for_each(config: _Config) -> Sequence[bool]:
-    step = config.size("sliding_window_pattern", 6)
+    name = "sliding_window_pattern"
+    step = config.size(f"_{name}" if f"_{name}" in config.numbers else name, 6)
     return [(n + 1) % step > 0 for n in range(config.layers)]
 
 

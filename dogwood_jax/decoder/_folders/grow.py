@@ -42,6 +42,7 @@ def grow(
     """
     old, problems = Model.of(source), list[str]()
     numbers = read(texts, old.config, problems)
+    asked = {*numbers}
     for name, new in numbers.items():
         before = old.config.get(name, getattr(old.options, name, None))
         if type(new) is type(before) is int and new < before:
@@ -68,4 +69,7 @@ def grow(
         strategy=filled or None,
         interface=grows,
     )
-    return write(old, larger, growth, out, seed, numbers)
+    said = write(old, larger, growth, out, seed, numbers)
+    if (size := numbers.get("head_dim")) is None or "head_dim" in asked:
+        return said
+    return f"{said}\nnote: config.json says head_dim = {size} now, because heads keep their size"

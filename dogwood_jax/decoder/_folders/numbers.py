@@ -5,12 +5,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dogwood_jax.checkpoint import config_json
-from dogwood_jax.decoder.options import Options
+from dogwood_jax.decoder.options import Options, options_of
 
 Numbers = Mapping[str, Any]
 
 # Numbers that say how large arrays are, and lists that have to follow them.
-_SIZES = (
+SIZES = (
     *("vocab_size", "hidden_size", "intermediate_size", "moe_intermediate_size"),
     *("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
     *("num_experts", "num_local_experts", "num_experts_per_tok"),
@@ -29,7 +29,7 @@ def read(texts: Iterable[str], config: Numbers, problems: list[str]) -> dict[str
         problems: receives a line for each text that says what it cannot.
     """
     numbers = dict[str, Any]()
-    known = [name for name in (*_SIZES, *_LISTS) if name in config or name in _OPTIONAL]
+    known = [name for name in (*SIZES, *_LISTS) if name in config or name in _OPTIONAL]
     for text in texts:
         name, sign, value = text.partition("=")
         if name not in config and (other := config_json.ALIASES.get(name)) in config:
@@ -44,7 +44,7 @@ def read(texts: Iterable[str], config: Numbers, problems: list[str]) -> dict[str
         except ValueError:
             problems.append(f"--set {text}: expected a value in JSON; got {value!r}")
             continue
-        if name in _SIZES and (type(numbers[name]) is not int or numbers[name] < 1):
+        if name in SIZES and (type(numbers[name]) is not int or numbers[name] < 1):
             problems.append(f"--set {text}: expected a positive whole number; got {value}")
     return numbers
 
@@ -52,9 +52,10 @@ def read(texts: Iterable[str], config: Numbers, problems: list[str]) -> dict[str
 def completed(config: Numbers, options: Options, numbers: Numbers, problems: list[str]) -> Numbers:
     """Returns new numbers with those that follow from them.
 
-    Without ``head_dim`` in the file, heads have ``hidden_size / num_attention_heads`` dimensions.
-    They keep their size, so the larger file says it. A list with an entry for each layer goes on as
-    it began.
+    Without ``head_dim`` in the file, heads have ``hidden_size / num_attention_heads`` dimensions,
+    or as many as is usual in their family. They keep their size, so the larger file says it, unless
+    it follows as before. A list with an entry for each layer goes on as the file's other numbers
+    tell, or as it began.
 
     Args:
         config: what the old file says.
@@ -63,23 +64,40 @@ def completed(config: Numbers, options: Options, numbers: Numbers, problems: lis
         problems: receives a line for what does not follow.
     """
     found = dict(numbers)
-    if config.get("head_dim") is None:
-        found.setdefault("head_dim", options.head_dim)
-    layers, types = numbers.get("num_hidden_layers"), config.get("layer_types")
-    if isinstance(types, list) and type(layers) is int and "layer_types" not in numbers:
-        period = next(p for p in range(1, len(types) + 1) if types[p:] == types[:-p])
-        if layers > len(types) and 2 * period > len(types):
-            problems.append(
-                "--set layer_types: needed, with an entry for each layer, because the old list "
-                "repeats nothing that could go on"
-            )
-        found["layer_types"] = [types[n % period] for n in range(layers)]
     hidden, heads = (
         numbers.get(name, config.get(name)) for name in ("hidden_size", "num_attention_heads")
     )
+    follows = options.hidden_size == options.head_dim * options.num_attention_heads
+    if config.get("head_dim") is None and not (follows and hidden == options.head_dim * heads):
+        found.setdefault("head_dim", options.head_dim)
+    layers, types = numbers.get("num_hidden_layers"), config.get("layer_types")
+    if isinstance(types, list) and type(layers) is int and "layer_types" not in numbers:
+        found["layer_types"] = _more_types(config, types, layers, problems)
     if options.hidden_size % options.num_attention_heads == 0 and hidden % heads:
         problems.append(
             f"hidden_size: expected a multiple of num_attention_heads {heads}, without which some "
             f"versions of transformers load no model; got {hidden}"
         )
     return found
+
+
+def _more_types(config: Numbers, types: list[Any], layers: int, problems: list[str]) -> list[Any]:
+    """Returns the kinds of attention of more layers.
+
+    Args:
+        config: what the old file says.
+        types: the old list.
+        layers: how many layers there are.
+        problems: receives a line if nothing tells.
+    """
+    told = options_of({**config, "num_hidden_layers": layers, "layer_types": None}).windows
+    by_rule = [f"{'full' if one is None else 'sliding'}_attention" for one in told]
+    if by_rule[: len(types)] == types:
+        return by_rule
+    period = next(p for p in range(1, len(types) + 1) if types[p:] == types[:-p])
+    if layers > len(types) and 2 * period > len(types):
+        problems.append(
+            "--set layer_types: needed, with an entry for each layer, because the old list "
+            "repeats nothing that could go on"
+        )
+    return [types[n % period] for n in range(layers)]
