@@ -72,6 +72,7 @@ def test_rounding_of_rescaled_arrays_is_told(tmp_path):
         )
         assert ("note: rescaled arrays are rounded to bfloat16" in said) == is_rounded
         assert "note: config.json says head_dim = 4 now, because heads keep their size" in said
+        assert said.splitlines()[-1].startswith("train on with a third of the rate")
         assert decoder.load(large)[1]["model"]["norm"]["weight"].dtype == jnp.bfloat16
         if not is_rounded:
             assert_same(small, large)

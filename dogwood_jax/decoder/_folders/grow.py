@@ -10,6 +10,10 @@ from dogwood_jax._front.plan import plan
 from dogwood_jax.decoder._folders.models import Model, expect_new, write
 from dogwood_jax.decoder._folders.numbers import completed, read
 
+_TRAIN_ON = (
+    "train on with a third of the rate, or with a warm-up: a new optimizer takes steps of full "
+    "length in all weights at once"
+)
 # Arrays whose rows are those of the vocabulary.
 _ROWS = ("model/embed_tokens/weight", "lm_head/weight")
 
@@ -69,7 +73,7 @@ def grow(
         strategy=filled or None,
         interface=grows,
     )
-    said = write(old, larger, growth, out, seed, numbers)
-    if (size := numbers.get("head_dim")) is None or "head_dim" in asked:
-        return said
-    return f"{said}\nnote: config.json says head_dim = {size} now, because heads keep their size"
+    said = [write(old, larger, growth, out, seed, numbers)]
+    if (size := numbers.get("head_dim")) is not None and "head_dim" not in asked:
+        said.append(f"note: config.json says head_dim = {size} now, because heads keep their size")
+    return "\n".join([*said, _TRAIN_ON])
