@@ -546,7 +546,6 @@ def test_the_state_is_that_of_the_larger_network(kind):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-13), found, wanted)
 
 
-@pytest.mark.long
 def test_experts_share_the_gradient_of_an_mlp():
     variables, tx = net.params(0, mlp=True), optax.chain(optax.trace(0.0), optax.adam(1e-3))
     old, new = net.network(), net.network("top-k, softmax", "ragged_dot")
