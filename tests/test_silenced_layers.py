@@ -1,4 +1,4 @@
-"""Which arrays of a new residual block are zero: the first ones of which a check shows it.
+"""Which arrays of a new residual block are zero: the first ones with which outputs stay.
 
 Zeros in the outgoing weights are not always possible. Weight norm divides by their norm, for
 example, so its scale is zero instead.

@@ -168,13 +168,13 @@ def reduced_case(growth: Growth, traced: Traced, larger: LargerProgram) -> Case:
     problem = ""
     for inputs in ("all", "first", "none"):
         try:
-            return _Twin(growth, traced, larger, inputs).case()
+            return _Reduced(growth, traced, larger, inputs).case()
         except (CannotResize, CannotShrink) as error:
             problem = problem or str(error)
     raise CannotShrink(problem)
 
 
-class _Twin:
+class _Reduced:
     def __init__(self, growth: Growth, traced: Traced, larger: LargerProgram, inputs: str) -> None:
         self._growth, self._traced, self._larger = growth, traced, larger
         self._left = 0

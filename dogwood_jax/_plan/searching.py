@@ -109,8 +109,7 @@ def _cases(growth: Growth, one: Compared) -> Iterator[Case]:
         replace(c, recipe=c.recipe or Recipe()) if c.new > c.old else c for c in growth.changes
     )
     begun = replace(growth, changes=tuple(changes))  # with recipes, the ratios of sizes stay
-    ways = [*choices_of(begun, one.its, as_it_is=as_it_is)]
-    for choices in ways or [()]:
+    for choices in choices_of(begun, one.its, as_it_is=as_it_is):
         case = claim(begun, growth.widths.network.traced, LargerProgram(one.its, {}, choices))
         if isinstance(case, Case):
             yield case

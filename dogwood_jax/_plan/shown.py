@@ -286,8 +286,7 @@ def _checked(
         as_it_is: whether the larger program chooses experts as it does, see ``choices_of``.
     """
     found, problems = list[tuple[Verdict, Evidence]](), list[NoCase]()
-    ways = [*choices_of(growth, its, as_it_is=as_it_is)]
-    for choices in ways or [()]:
+    for choices in choices_of(growth, its, as_it_is=as_it_is):
         checked = _verdict_on(growth, LargerProgram(its, numbers, choices))
         if isinstance(checked, ValueError):
             problems.append(checked)

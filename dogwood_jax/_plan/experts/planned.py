@@ -21,7 +21,7 @@ from dogwood_jax._widths.widths import Widths
 def choices_of(
     growth: Growth, larger: Traced | None, *, as_it_is: bool = False
 ) -> Iterator[tuple[Choice, ...]]:
-    """Yields what may be how many experts both programs choose, where experts are copied.
+    """Yields what may be how many experts both programs choose; one empty tuple if none are copied.
 
     Args:
         growth: the growth, of widths that know their program.
@@ -30,6 +30,7 @@ def choices_of(
     """
     copied = {change.width: change for change in growth.changes if change.strategy.is_gated}
     if not copied or growth.widths.network is None:
+        yield ()
         return
     ours: Traced = growth.widths.network.traced
     routers = Mixtures(growth.widths).routers
