@@ -362,6 +362,68 @@ def test_one_head_becomes_one_for_each_query_head() -> None:
     dw.plan(dw.trace(two, shapes_of(2), X), target=shapes_of(HEADS), target_apply=all_)
 
 
+def gated(p: Any, x: Any) -> Any:
+    return (jnp.tanh(x @ p["up"]) * jax.nn.sigmoid(x @ p["gate"] + p["bias"][None, None])) @ p[
+        "down"
+    ]
+
+
+GATED = fill({"up": f64(6, 8), "gate": f64(6, 1), "bias": f64(1), "down": f64(8, 3)}, 1)
+
+
+def scaled(p: Any, x: Any) -> Any:
+    return x + jnp.tanh(x @ p["up"]) @ p["down"] * p["scale"][None, None]
+
+
+SCALED = fill({"up": f64(6, 8), "down": f64(8, 6), "scale": f64(1)}, 1)
+
+
+def one_for_all(p: Any, x: Any) -> Any:
+    q, k, v = (jnp.einsum("btd,dhk->bthk", x, p[name]) for name in "qkv")
+    return jnp.einsum("bthk,hkd->btd", by_repeating(q, k, v), p["o"])
+
+
+ONE_FOR_ALL = fill({**shapes_of(1, split=True)[0], "o": f64(HEADS, VALUE, 6)}, 1)
+
+
+@pytest.mark.parametrize(
+    ("apply", "small", "sizes", "copied"),
+    [
+        (gated, GATED, {"gate": 8}, {"gate": (6, 8), "bias": (8,)}),
+        (gated, GATED, {"gate": 12, "up": 12}, {"gate": (6, 12), "bias": (12,)}),
+        (scaled, SCALED, {"scale": 6}, {"scale": (6,)}),
+        (one_for_all, ONE_FOR_ALL, {("k", 1): 4, ("v", 1): 4}, {"k": (6, 4, DIM)}),
+    ],
+)
+def test_a_unit_that_is_repeated_is_copied_where_its_function_takes_copies(
+    apply: Any, small: Any, sizes: Any, copied: dict[str, Any]
+) -> None:
+    """By sizes, and by the shapes of a target, without a function."""
+    widths, x = dw.trace(apply, small, X), jax.random.normal(jax.random.key(3), X.shape, float)
+    growth = dw.plan(widths, sizes)
+    wide = dw.grow(small, growth, key=jax.random.key(0))
+    for name, shape in copied.items():
+        axis = next(i for i, size in enumerate(small[name].shape) if size == 1)
+        assert wide[name].shape == shape
+        np.testing.assert_array_equal(wide[name], jnp.repeat(small[name], shape[axis], axis))
+    np.testing.assert_allclose(apply(wide, x), apply(small, x), rtol=1e-12, atol=1e-12)
+    by_target = dw.plan(widths, target=jax.tree.map(jnp.zeros_like, wide))
+    assert dw.grow(small, by_target, key=jax.random.key(0)).keys() == wide.keys()
+    assert growth.evidence is not None and growth.evidence.samples > 1
+    assert [c.width for c in by_target.changes] == [c.width for c in growth.changes]
+
+
+def test_a_unit_that_is_repeated_stays_where_its_function_takes_no_copies() -> None:
+    with pytest.raises(dw.Refused, match="gate: cannot grow from 1 to 3: an operation repeats it"):
+        dw.plan(dw.trace(gated, GATED, X), {"gate": 3})
+    with pytest.raises(dw.Refused, match="gate: its unit is copied; leave it out of strategy="):
+        strategy = {"gate": dw.strategies.zeros()}
+        dw.plan(dw.trace(gated, GATED, X), {"gate": 8}, strategy=strategy)
+    with pytest.raises(dw.Refused, match="up: what all of them share is copied in a growth of its"):
+        strategy = dw.strategies.random()
+        dw.plan(dw.trace(gated, GATED, X), {"gate": 12, "up": 12}, strategy=strategy)
+
+
 @pytest.mark.parametrize("kv", [1, 2])
 def test_copies_are_made_only_where_programs_are_compared(kv: int) -> None:
     widths = dw.trace(network(kv, by_groups), shapes_of(kv), X)

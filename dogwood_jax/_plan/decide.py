@@ -36,7 +36,7 @@ from dogwood_jax._plan.resampled import by_widths, inputs_of
 from dogwood_jax._plan.searching import searched_of
 from dogwood_jax._plan.shown import first_shown, fitting, shown, shown_by
 from dogwood_jax._plan.silence import SEEN, heard, silenced
-from dogwood_jax._plan.sizes import target_in_sizes, ways_out
+from dogwood_jax._plan.sizes import copies_a_unit, target_in_sizes, ways_out
 from dogwood_jax._widths.rules.registry import DRAWN
 
 _NO_PROGRAM = (
@@ -83,7 +83,8 @@ def decide(request: Request) -> Growth:
 
 def _tried(request: Request) -> Iterator[_Tried]:
     """Yields what becomes of one growth after the other."""
-    if request.target is None and request.target_apply is not None:
+    is_larger_known = request.target_apply is not None or copies_a_unit(request)
+    if request.target is None and is_larger_known:
         problems: list[str] = []
         target, sizes = target_in_sizes(request.widths, request.sizes, problems)
         if problems:

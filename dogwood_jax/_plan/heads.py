@@ -79,6 +79,9 @@ class Groups:
     def notes(self) -> Iterator[str]:
         """Yields what becomes of the heads."""
         for split in self.splits:
+            if split.heads in split.served:
+                yield f"{split.heads}: what all {split.times} shared is copied, one for each"
+                continue
             each, sharing = "one", "all"
             if split.before > 1:
                 each, sharing = "each", f"the {_either(split.sharing.values())}"
@@ -91,10 +94,10 @@ class Groups:
     def alone(self) -> Iterator[str]:
         """Yields that the heads grow alone, where both programs cannot be compared."""
         for split in self.splits:
-            yield (
-                f"{split.heads}: heads of keys and values are copied in a growth of their own, "
-                "without new layers and with strategies that keep outputs"
-            )
+            what = "heads of keys and values are copied in a growth of their own"
+            if split.heads in split.served:
+                what = "what all of them share is copied in a growth of its own"
+            yield f"{split.heads}: {what}, without new layers and with strategies that keep outputs"
 
     @property
     def divided(self) -> dict[str, str]:

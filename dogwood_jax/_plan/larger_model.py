@@ -26,6 +26,7 @@ from dogwood_jax._program.kernels import kernels_of, with_references
 from dogwood_jax._program.program import Program
 from dogwood_jax._widths.dims import LAYERS
 from dogwood_jax._widths.layout import Layout, Units, units_of
+from dogwood_jax._widths.reasons import kind_of
 from dogwood_jax._widths.trace import read_network, read_program
 from dogwood_jax._widths.widths import Network, Widths
 from dogwood_jax.strategies import DepthStrategy
@@ -257,14 +258,15 @@ def _read_by_own_function(
     """Reads the larger model by the network's own function, if that is the larger model's, too.
 
     It is where the target consists of modules that say the numbers it computes with, as in Equinox.
-    It is taken to be where it uses all of the target's new layers, and shapes alone tell the sizes.
-    A note says so.
+    It is taken to be where it uses all of the target's new layers, and shapes alone tell the sizes,
+    and where it takes copies of a single unit. A note says so.
     """
     network = widths.network
     if network is None:
         return Larger(shapes)
     modules = modules_say_numbers(jax.tree.structure(target))
-    if not modules and not is_deeper:
+    is_copied = not is_deeper and copies_single_units(widths, shapes)
+    if not (modules or is_deeper or is_copied):
         return Larger(shapes)
     try:
         program = Program(network.apply, target, network.inputs if inputs is None else inputs)
@@ -276,7 +278,7 @@ def _read_by_own_function(
         larger = read_larger(widths, target, network.apply, is_deeper=is_deeper, inputs=inputs)
     except ValueError as error:
         raise ValueError(f"{error}\n- {ANOTHER}") from error
-    if modules:
+    if modules or is_copied:
         return larger
     unsettled: list[str] = []  # another function may split a product otherwise, as into more heads
     sizes_of_target(widths, larger.shapes, {}, unsettled)
@@ -330,6 +332,18 @@ def is_deeper(widths: Widths, shapes: Mapping[str, Any]) -> bool:
         for path, leaf in known.items()
         if path in shapes and len(shapes[path].shape) == len(leaf.shape)
         if (axis := axis_of_layers(widths, leaf)[0]) is not None
+    )
+
+
+def copies_single_units(widths: Widths, shapes: Mapping[str, Any]) -> bool:
+    """Whether units become more that are repeated or dropped because there is one of them."""
+    return any(
+        new > old
+        and isinstance(axis, Units)
+        and kind_of(widths[axis.width].fixed or "") == "single"
+        for leaf in widths.leaves
+        if leaf.path in shapes
+        for axis, old, new in zip(leaf.axes, leaf.shape, shapes[leaf.path].shape, strict=False)
     )
 
 

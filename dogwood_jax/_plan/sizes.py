@@ -76,7 +76,12 @@ def asked_of(request: Request, larger: Larger | None, problems: list[str]) -> As
 
 
 def _with_strategies(asked: Asked, request: Request, problems: list[str]) -> Asked:
-    chosen = starts_by_name(asked.widths, request.strategy, asked.sizes, problems)
+    strategy = request.strategy
+    if isinstance(strategy, Mapping):
+        gone = [n for n in strategy if n in asked.before and n not in asked.widths]
+        problems += [f"{name}: its unit is copied; leave it out of strategy=" for name in gone]
+        strategy = {name: one for name, one in strategy.items() if name not in gone}
+    chosen = starts_by_name(asked.widths, strategy, asked.sizes, problems)
     if isinstance(request.strategy, Mapping):
         problems += [
             f"{name}: has a strategy, but does not grow; leave it out of strategy="
@@ -124,6 +129,17 @@ def _meets_numbers(asked: Asked) -> bool:
     """Whether a width grows along which there are numbers, which may follow from its size."""
     widths, sizes = asked.widths, asked.sizes
     return bool(tables_of(asked.before, [n for n in sizes if sizes[n] > widths[n].size]))
+
+
+def copies_a_unit(request: Request) -> bool:
+    """Whether a unit is to become several that is repeated or dropped because it is alone.
+
+    Then the network's own function in the new sizes shows where its copies go.
+    """
+    widths = request.widths
+    named = {} if widths.network is None else named_sizes(widths, request.sizes, [])
+    single = (n for n, size in named.items() if size > widths[n].size)
+    return any(kind_of(widths[name].fixed or "") == "single" for name in single)
 
 
 def target_in_sizes(

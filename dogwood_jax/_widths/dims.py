@@ -24,8 +24,8 @@ from dogwood_jax._widths.reasons import Reason
 _MOST_PIECES = 48
 _DEEPEST = 24
 
-DROPPED = "an operation drops it because its size is 1"
-REPEATED = "an operation repeats it because its size is 1"
+DROPPED = Reason("an operation drops it because its size is 1", "single")
+REPEATED = Reason("an operation repeats it because its size is 1", "single")
 PICKED = Reason("the largest of its units are picked", "picked")
 PICKS = "it counts the largest that are picked"
 DEVICES = "it counts the devices along an axis of a mesh"

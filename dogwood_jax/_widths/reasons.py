@@ -5,7 +5,7 @@ People read the sentence. Code asks for the kind, and never looks at the words.
 
 from typing import Any, Literal
 
-ReasonKind = Literal["", "must_stay", "silent", "drawn", "picked", "integers", "unread"]
+ReasonKind = Literal["", "must_stay", "silent", "drawn", "picked", "integers", "unread", "single"]
 
 
 class Reason(str):
@@ -21,6 +21,8 @@ class Reason(str):
             - ``"drawn"``: random numbers are drawn along it, which no array makes up for.
             - ``"picked"``: the largest of its units are picked.
             - ``"integers"``: weights are small integers, which have no halves.
+            - ``"single"``: an operation repeats or drops its unit because the unit is alone; copies
+              may do the same.
             - ``"unread"``: nothing reads the array, so only a larger model tells what grows.
     """
 
