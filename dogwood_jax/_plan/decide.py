@@ -9,7 +9,6 @@ caller reads why the one was that is right for most samples.
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
 import jax
 
@@ -51,17 +50,10 @@ _NO_WAY = (
 )
 
 
-class _Tried(NamedTuple):
-    """What has become of a growth that was tried.
-
-    Attributes:
-        found: the growth; if it is not accepted, why it is refused.
-        rank: of refusals, the one with the largest rank is told: that of the first larger model,
-            for most samples, of the last proposal, of its first growth.
-    """
-
-    found: Growth | Refused
-    rank: tuple[int, ...]
+# A growth that was tried, or why it is refused, and a rank. Of refusals, the one with the largest
+# rank is told: that of the first larger model, for most samples, of the last proposal, of its first
+# growth.
+_Tried = tuple[Growth | Refused, tuple[int, ...]]
 
 
 def decide(request: Request) -> Growth:
@@ -71,14 +63,14 @@ def decide(request: Request) -> Growth:
         ValueError: if none is, with all that speaks against the one that is right for most samples.
     """
     structure = None if request.target is None else jax.tree.structure(request.target)
-    told: _Tried | None = None
-    for tried in _tried(by_widths(request)):
-        if isinstance(tried.found, Growth):
-            return replace(tried.found, structure=structure)
-        if told is None or tried.rank > told.rank:
-            told = tried
-    assert told is not None and isinstance(told.found, Refused)
-    raise told.found
+    told: tuple[Refused, tuple[int, ...]] | None = None
+    for found, rank in _tried(by_widths(request)):
+        if isinstance(found, Growth):
+            return replace(found, structure=structure)
+        if told is None or rank > told[1]:
+            told = found, rank
+    assert told is not None
+    raise told[0]
 
 
 def _tried(request: Request) -> Iterator[_Tried]:
@@ -88,7 +80,7 @@ def _tried(request: Request) -> Iterator[_Tried]:
         problems: list[str] = []
         target, sizes = target_in_sizes(request.widths, request.sizes, problems)
         if problems:
-            yield _Tried(Refused(problems), (0,))
+            yield Refused(problems), (0,)
             return
         request = replace(request, target=target, sizes=sizes)
     if request.target is None:
@@ -111,7 +103,7 @@ def _tried(request: Request) -> Iterator[_Tried]:
         raise
     for number, one in enumerate(itertools.chain([larger], larger.others)):
         for found, rank in _tried_with(request, one):
-            yield _Tried(found, (-number, *rank))
+            yield found, (-number, *rank)
 
 
 def _tried_with(request: Request, larger: Larger | None) -> Iterator[_Tried]:
@@ -120,18 +112,17 @@ def _tried_with(request: Request, larger: Larger | None) -> Iterator[_Tried]:
     last: Growth | None = None
     for number, growth in enumerate(growths):
         if isinstance(growth, Refused):
-            yield _Tried(growth, (0, number, 0))
+            yield growth, (0, number, 0)
             return
         last = growth
         if not _is_claim(request, asked, growth):
-            its = _without_claim(request, asked, growth, larger)
-            yield _Tried(its, (0, number, 0))
+            yield _without_claim(request, asked, growth, larger), (0, number, 0)
             continue
         for turn, its in enumerate(_in_turn(request, asked, growth)):
             if isinstance(its, Refused):
                 its = its.after([*_heard_of(asked, growth), *asked.ways_out])
             samples = its.samples if isinstance(its, Refused) else 0
-            yield _Tried(its, (samples, number, -turn))
+            yield its, (samples, number, -turn)
     # In a multiple of the size, old units may keep their numbers; a router may choose as few.
     if last is not None and _is_claim(request, asked, last):
         grown = [change.width for change in last.changes]
@@ -143,10 +134,10 @@ def _by_own_numbers(request: Request, asked: Asked, growth: Growth) -> Iterator[
     """Yields what becomes of growths by the network's own function, as by another function."""
     widths = asked.widths
     if request.target is None and request.merge is None and widths.network is not None:
-        if not isinstance(Programs(growth, asked.before).compared.own, Rejected):
+        if not isinstance(Programs(growth, asked.before).own, Rejected):
             sizes, apply = asked.named, own_function(asked.before, growth.sizes)
             own = replace(request, widths=widths, sizes=sizes, target_apply=apply)
-            yield from (_Tried(its.found, (-1,)) for its in _tried(own))
+            yield from ((found, (-1,)) for found, _ in _tried(own))
 
 
 def _heard_of(asked: Asked, growth: Growth) -> Iterator[str]:

@@ -5,7 +5,7 @@ function in the new sizes, if it takes them. Else, as for a module whose config 
 the network's program written again in the new sizes.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 
 from dogwood_jax._base.trees import PyTree
@@ -16,43 +16,6 @@ from dogwood_jax._program.program import Program
 from dogwood_jax._widths.layout import units_of
 from dogwood_jax._widths.trace import Traced
 from dogwood_jax._widths.widths import Widths
-
-
-@dataclass(frozen=True)
-class Compared:
-    """A larger program, and the widths of the network that it is compared with.
-
-    Attributes:
-        widths: those of the layers that stand for all, or of the whole network.
-        own: the program of the network's own function, or what it raised; None for the larger
-            model's program.
-        larger: the widths of the larger model, or None.
-    """
-
-    widths: Widths
-    own: Program | Rejected | None
-    larger: Widths | None = None
-
-    @cached_property
-    def its(self) -> Traced | None:
-        """The larger program as it was read; None for the network's own in larger sizes."""
-        if self.larger is not None:
-            assert self.larger.network is not None
-            return self.larger.network.traced  # type: ignore[no-any-return]
-        return Traced(self.own) if isinstance(self.own, Program) else None
-
-    def of(self, growth: Growth) -> Growth:
-        """Returns a growth of the network as one of the layers that are compared."""
-        structure = None if self.larger is not None else growth.structure
-        known = {leaf.path: leaf for leaf in growth.widths.leaves}  # which weights are outgoing
-        leaves = tuple(known[leaf.path] for leaf in self.widths.leaves)
-        own = {units.width for leaf in leaves for axis in leaf.axes for units in units_of(axis)}
-        facts = tuple((name, its) for name, its in growth.widths.facts if name in own)
-        changes = tuple(change for change in growth.changes if change.width in own)
-        widths = replace(self.widths, leaves=leaves, facts=facts)
-        its = None if self.larger is None else {leaf.path for leaf in self.larger.leaves}
-        new = tuple(edit for edit in growth.inserted if its is None or edit.path in its)
-        return replace(growth, widths=widths, changes=changes, inserted=new, structure=structure)
 
 
 class Programs:
@@ -84,9 +47,48 @@ class Programs:
         """The layers that stand for all."""
         return fewer_layers(self.widths, self.sizes)
 
+    @property
+    def own(self) -> Program | Rejected | None:
+        """The network's own function in the new sizes, or what it raised; None for another one."""
+        found = self._compared[1]
+        return None if isinstance(found, Widths) else found
+
     @cached_property
-    def compared(self) -> Compared:
-        """The larger model's program, or that of the network's own function in the new sizes."""
+    def its(self) -> Traced | None:
+        """The larger program as it was read; None for the network's own in larger sizes."""
+        found = self._compared[1]
+        if isinstance(found, Widths):
+            assert found.network is not None
+            return found.network.traced  # type: ignore[no-any-return]
+        return Traced(found) if isinstance(found, Program) else None
+
+    @property
+    def are_of_fewer(self) -> bool:
+        """Whether only the layers are compared that stand for all."""
+        return self._compared[0] is not self.widths
+
+    def of(self, growth: Growth) -> Growth:
+        """Returns a growth of the network as one of the layers that are compared."""
+        compared, larger = self._compared
+        other = larger if isinstance(larger, Widths) else None
+        structure = None if other is not None else growth.structure
+        known = {leaf.path: leaf for leaf in growth.widths.leaves}  # which weights are outgoing
+        leaves = tuple(known[leaf.path] for leaf in compared.leaves)
+        own = {units.width for leaf in leaves for axis in leaf.axes for units in units_of(axis)}
+        facts = tuple((name, its) for name, its in growth.widths.facts if name in own)
+        changes = tuple(change for change in growth.changes if change.width in own)
+        widths = replace(compared, leaves=leaves, facts=facts)
+        there = None if other is None else {leaf.path for leaf in other.leaves}
+        new = tuple(edit for edit in growth.inserted if there is None or edit.path in there)
+        return replace(growth, widths=widths, changes=changes, inserted=new, structure=structure)
+
+    @cached_property
+    def _compared(self) -> tuple[Widths, Program | Rejected | Widths]:
+        """The widths that are compared, and with what.
+
+        It is the larger model, or the network's own function in the new sizes. If that raised, the
+        network's program is written again, for the layers that stand for all.
+        """
         widths, fewer = self.widths, self.fewer
         if self.larger is not None:
             return self._with_larger(self.larger)
@@ -94,25 +96,19 @@ class Programs:
             own = own_program(fewer.read, self.sizes, self.target, fewer.cut)
             is_like = isinstance(own, Program) and fewer.is_like_all(own, self.sizes)
             if is_like and (called := fewer.called(own)) is not None:  # type: ignore[arg-type]
-                return Compared(fewer.read, called)
+                return fewer.read, called
         own = own_program(widths, self.sizes, self.target, in_module=self._in_module)
-        few = None if fewer is None or isinstance(own, Rejected) else fewer.of(own)
-        if fewer is not None and few is not None:
-            return Compared(fewer.read, few)
-        return Compared(widths, own)
+        if fewer is None:
+            return widths, own
+        few = own if isinstance(own, Rejected) else fewer.of(own)
+        return (widths, own) if few is None else (fewer.read, few)
 
-    @property
-    def written_again(self) -> Compared:
-        """The network's program, to be written again in the new sizes."""
-        widths = self.widths if self.fewer is None else self.fewer.read
-        return Compared(widths, None)
-
-    def _with_larger(self, larger: Widths) -> Compared:
+    def _with_larger(self, larger: Widths) -> tuple[Widths, Widths]:
         """Returns some layers of both networks; or all layers."""
         assert larger.network is not None
         fewer, layers = self.fewer, larger.network.layers
         if fewer is not None and layers is None and len(larger.leaves) == len(fewer.read.leaves):
-            return Compared(fewer.read, None, larger)
+            return fewer.read, larger
         if fewer is None or layers is None or layers.prefixes != fewer.layers.prefixes:
-            return Compared(self.widths, None, larger)
-        return Compared(fewer.read, None, FewerLayers(larger, layers, fewer.kept).read)
+            return self.widths, larger
+        return fewer.read, FewerLayers(larger, layers, fewer.kept).read

@@ -11,8 +11,7 @@ from dogwood_jax._check.reduced import LargerProgram, claim
 from dogwood_jax._growth.growth import Change, Growth
 from dogwood_jax._plan.experts.planned import choices_of
 from dogwood_jax._plan.notes import notes_of
-from dogwood_jax._plan.own_function import Rejected
-from dogwood_jax._plan.programs import Compared, Programs
+from dogwood_jax._plan.programs import Programs
 from dogwood_jax._plan.search.problem import other_numbers
 from dogwood_jax._plan.search.search import searched
 from dogwood_jax._plan.silence import heard, silenced
@@ -47,14 +46,11 @@ def searched_of(
     open_names = {*heard(programs.network, names), *chosen}
     known = silenced(network, names, programs.network)
     open_names |= {name for name in names if every or known[name] != growth.widths[name]}
-    compared = programs.compared
-    if isinstance(compared.own, Rejected):
-        compared = programs.written_again
-    few = compared.of(growth)
-    for case in _cases(few, compared):
+    few = programs.of(growth)
+    for case in _cases(few, programs):
         for found in searched(few, case, chosen, alike, open_names):
             changes = found.changes
-            if programs.fewer is not None and compared.widths is not programs.widths:
+            if programs.fewer is not None and programs.are_of_fewer:
                 by_name = {change.width: change for change in changes}
                 changes = tuple(programs.fewer.of_all(growth, by_name))
             notes = dict.fromkeys(growth.notes)
@@ -101,16 +97,16 @@ def _alike(layers: LikeLayers | None) -> Iterator[Callable[[str], str]]:
     yield lambda path: pattern.sub(lambda match: without_numbers(match[0]), path)
 
 
-def _cases(growth: Growth, one: Compared) -> Iterator[Case]:
+def _cases(growth: Growth, programs: Programs) -> Iterator[Case]:
     """Yields what a growth claims, with recipes to be found."""
-    as_it_is = one.larger is not None
+    as_it_is, its = programs.larger is not None, programs.its
     assert growth.widths.network is not None
     changes = (
         replace(c, recipe=c.recipe or Recipe()) if c.new > c.old else c for c in growth.changes
     )
     begun = replace(growth, changes=tuple(changes))  # with recipes, the ratios of sizes stay
-    for choices in choices_of(begun, one.its, as_it_is=as_it_is):
-        case = claim(begun, growth.widths.network.traced, LargerProgram(one.its, {}, choices))
+    for choices in choices_of(begun, its, as_it_is=as_it_is):
+        case = claim(begun, growth.widths.network.traced, LargerProgram(its, {}, choices))
         if isinstance(case, Case):
             yield case
 

@@ -88,8 +88,7 @@ def shown_by(
         The growth, or why it is refused: the larger model computes something else, or nothing shows
         that it does not.
     """
-    one = programs.compared
-    checked = _checked(one.of(growth), one.its, as_it_is=True)
+    checked = _checked(programs.of(growth), programs.its, as_it_is=True)
     if isinstance(checked, OtherTable):
         return _contradicted("the larger model", [str(checked)])
     if isinstance(checked, ValueError):
@@ -165,11 +164,10 @@ def shown(
         The growth, or why it is refused: the network's own function computes something else in
         these sizes, or nothing shows that outputs stay.
     """
-    one = programs.compared
-    few, own = one.of(growth), one.own
+    few, own = programs.of(growth), programs.own
     if isinstance(own, Rejected):
-        return _written_again(growth, few, own, programs)
-    checked = _checked(few, one.its, as_it_is=as_it_is)
+        return _written_again(growth, few, own, programs.target)
+    checked = _checked(few, programs.its, as_it_is=as_it_is)
     if isinstance(checked, OtherTable):
         return _itself([str(checked)], way_out, Verdict())
     assert isinstance(own, Program)
@@ -196,21 +194,18 @@ def shown(
     return replace(growth, notes=(*growth.notes, *splits), evidence=found)
 
 
-def _written_again(
-    growth: Growth, few: Growth, own: Rejected, programs: Programs
-) -> Growth | Refused:
+def _written_again(growth: Growth, few: Growth, own: Rejected, target: PyTree) -> Growth | Refused:
     """Returns a growth with what the network's program shows, written again in the new sizes.
 
     Args:
         growth: the growth.
         few: the same of the layers that are compared.
         own: why the network's own function does not take these sizes.
-        programs: see ``Programs``.
+        target: the larger model's variables, or None.
     """
-    target = programs.target
     if problem := _rejected(few, own, target):
         return Refused([problem])
-    found = _rewritten(programs.written_again.of(growth), is_known=False)
+    found = _rewritten(few, is_known=False)
     if isinstance(found, Refused):
         return found
     if isinstance(found, ValueError):
@@ -254,7 +249,7 @@ def fitting(growth: Growth) -> Growth | Refused:
 
     A function that knows its sizes need not take them. A note says so.
     """
-    own = Programs(growth, growth.widths).compared.own
+    own = Programs(growth, growth.widths).own
     if not isinstance(own, Rejected):
         return growth
     if problem := _rejected(growth, own, None):
