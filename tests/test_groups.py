@@ -138,7 +138,8 @@ def test_heads_of_keys_and_values_are_copied(name: str) -> None:
     growth = dw.plan(widths, target=target, target_apply=large)
     assert len(growth.notes) == len(shapes)
     queries = "all query heads" if old == 1 else f"the {HEADS // old} query heads"
-    assert f" is copied {new // old} times, and {queries} that shared it" in growth.notes[0]
+    whose = "one for each" if new == HEADS and old == 1 else f"and {queries} that shared it"
+    assert f" is copied {new // old} times, {whose}" in growth.notes[0]
 
     @jax.jit
     def run(variables: Any) -> Any:

@@ -79,16 +79,13 @@ class Groups:
     def notes(self) -> Iterator[str]:
         """Yields what becomes of the heads."""
         for split in self.splits:
-            if split.heads in split.served:
-                yield f"{split.heads}: what all {split.times} shared is copied, one for each"
-                continue
             each, sharing = "one", "all"
             if split.before > 1:
                 each, sharing = "each", f"the {_either(split.sharing.values())}"
-            yield (
-                f"{split.heads}: {each} is copied {split.times} times, and {sharing} query heads "
-                "that shared it are divided among the copies"
-            )
+            whose = f"and {sharing} query heads that shared it are divided among the copies"
+            if split.heads in split.served:
+                each, whose = "what is one for all", "one for each"
+            yield f"{split.heads}: {each} is copied {split.times} times, {whose}"
 
     @property
     def alone(self) -> Iterator[str]:
