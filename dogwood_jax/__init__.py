@@ -84,6 +84,14 @@ if TYPE_CHECKING:
     from dogwood_jax._front.plan import plan
     from dogwood_jax._front.renew import renew
     from dogwood_jax._front.several import grow_several
+    from dogwood_jax._front.smaller.average import average
+    from dogwood_jax._front.smaller.dead import find_dead
+    from dogwood_jax._front.smaller.dormant import Utility, UtilityState, dormant, utility
+    from dogwood_jax._front.smaller.narrow import merge_symmetric, narrow
+    from dogwood_jax._front.smaller.recycling import recycling
+    from dogwood_jax._front.smaller.saliency import saliency
+    from dogwood_jax._front.smaller.shrink import shrink
+    from dogwood_jax._front.smaller.symmetry import activity, find_symmetric
     from dogwood_jax._front.staged import RunCost
     from dogwood_jax._front.verify import verify
     from dogwood_jax._front.widen import chain, widen
@@ -93,14 +101,6 @@ if TYPE_CHECKING:
     from dogwood_jax._optimizer.growable import growable
     from dogwood_jax._optimizer.opt_state import grow_opt_state
     from dogwood_jax._plan.experts.upcycle import upcycle
-    from dogwood_jax._smaller.average import average
-    from dogwood_jax._smaller.dead import find_dead
-    from dogwood_jax._smaller.dormant import Utility, UtilityState, dormant, utility
-    from dogwood_jax._smaller.narrow import merge_symmetric, narrow
-    from dogwood_jax._smaller.recycling import recycling
-    from dogwood_jax._smaller.saliency import saliency
-    from dogwood_jax._smaller.shrink import shrink
-    from dogwood_jax._smaller.symmetry import activity, find_symmetric
     from dogwood_jax._widths.layout import Concat, Layout, Product, Units
     from dogwood_jax._widths.trace import trace
     from dogwood_jax._widths.widths import Leaf, Occurrence, Recipe, Width, Widths
@@ -180,14 +180,14 @@ _NAMES_IN = {
     "_front.deepen": ("deepen",),
     "_front.staged": ("RunCost",),
     "_front.gain": ("Gain", "Gains", "gain"),
-    "_smaller.narrow": ("merge_symmetric", "narrow"),
-    "_smaller.average": ("average",),
-    "_smaller.saliency": ("saliency",),
-    "_smaller.shrink": ("shrink",),
-    "_smaller.dead": ("find_dead",),
-    "_smaller.dormant": ("Utility", "UtilityState", "dormant", "utility"),
-    "_smaller.recycling": ("recycling",),
-    "_smaller.symmetry": ("activity", "find_symmetric"),
+    "_front.smaller.narrow": ("merge_symmetric", "narrow"),
+    "_front.smaller.average": ("average",),
+    "_front.smaller.saliency": ("saliency",),
+    "_front.smaller.shrink": ("shrink",),
+    "_front.smaller.dead": ("find_dead",),
+    "_front.smaller.dormant": ("Utility", "UtilityState", "dormant", "utility"),
+    "_front.smaller.recycling": ("recycling",),
+    "_front.smaller.symmetry": ("activity", "find_symmetric"),
     "_front.verify": ("verify",),
     "_front.widen": ("chain", "widen"),
     "_growth.as_json": ("from_json", "to_json"),

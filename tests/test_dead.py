@@ -8,7 +8,7 @@ import pytest
 from tiers import long
 
 import dogwood_jax as dw
-from dogwood_jax._smaller import removal
+from dogwood_jax._front.smaller import removal
 
 RANDOM = np.random.default_rng(0)
 PARAMS = {"up": RANDOM.normal(size=(5, 8)), "down": RANDOM.normal(size=(8, 3))}

@@ -12,8 +12,8 @@ from jax.sharding import PartitionSpec as P
 from tiers import long
 
 import dogwood_jax as dw
-from dogwood_jax._smaller.readings import readings
-from dogwood_jax._smaller.symmetry import hidden
+from dogwood_jax._front.smaller.readings import readings
+from dogwood_jax._front.smaller.symmetry import hidden
 
 
 def normal(seed, *shape):

@@ -11,7 +11,7 @@ from dogwood_jax._program.primitives.table import PRIMITIVES
 PACKAGE = Path(dogwood_jax.__file__).parent
 # Each room, or public file, imports only what stands before it.
 ORDER = (
-    "_base strategies _program _widths _growth _check _plan _optimizer _front _smaller "
+    "_base strategies _program _widths _growth _check _plan _optimizer _front "
     "nnx keras plotting mnist training keras_h5 checkpoint decoder __main__"
 ).split()
 KERAS_ORDER = "_files _kinds _weights _models _front __main__".split()
@@ -133,7 +133,7 @@ NAMED_FOR = {
     "_optimizer/by_cohort.py": "branches, each with its lanes",
     "_program/shards.py": "what devices compute together",
     "_program/program.py": "sums of products that sum over nothing",
-    "_smaller/readings.py": "what loops run",
+    "_front/smaller/readings.py": "what loops run",
     "_front/rounding.py": "which casts round, and what loops run",
     "_plan/experts/routers.py": "where the largest are chosen, and what finds the chosen ones",
 }

@@ -12,5 +12,6 @@
 | ``stages`` | the growths of a training, for ``training`` and ``staged`` |
 | ``cost``, ``counts`` | parameters and FLOPs before and after a growth, in any sizes |
 | ``staged`` | what a training in stages costs |
+| ``smaller/`` | a room of its own: networks with fewer units |
 | ``gain`` | which new unit or layer would lower the loss most at first |
 """

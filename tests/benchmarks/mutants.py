@@ -479,31 +479,31 @@ MUTANTS = [
         "shared = {path: sum(along.values()) > 2 for",
         "test_gain.py",
     ),
-    # _smaller
+    # _front/smaller
     Mutant(
         "shrink: units go by their scores, whatever they cost",
-        "_smaller/shrink.py",
+        "_front/smaller/shrink.py",
         "cuts.append((sum(gone) / (saved * (size - left - before)), number))",
         "cuts.append((sum(gone) / (size - left - before), number))",
         "test_shrink.py",
     ),
     Mutant(
         "saliency: scores of copies are added up without root and square",
-        "_smaller/saliency.py",
+        "_front/smaller/saliency.py",
         "np.sqrt(own[..., [first, *others]]).sum(axis=-1) ** 2",
         "own[..., [first, *others]].sum(axis=-1)",
         "test_shrink.py",
     ),
     Mutant(
         "merge_symmetric: only units of equal outgoing weights are merged",
-        "_smaller/narrow.py",
+        "_front/smaller/narrow.py",
         "widths[name], tolerance=tolerance, outgoing=False)",
         "widths[name], tolerance=tolerance)",
         "test_narrow.py",
     ),
     Mutant(
         "dormant: with tau=0, units that are never active are not found",
-        "_smaller/dormant.py",
+        "_front/smaller/dormant.py",
         "idle = reading.activity <= tau * mean",
         "idle = reading.activity < tau * mean",
         "test_dormant.py",

@@ -14,8 +14,8 @@ import numpy as np
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import PyTree
 from dogwood_jax._front.grow import grow
+from dogwood_jax._front.smaller.saliency import saliency
 from dogwood_jax._growth.growth import Growth
-from dogwood_jax._smaller.saliency import saliency
 from dogwood_jax.checkpoint.safetensors_files import one_by_one
 from dogwood_jax.decoder._folders.models import Model
 from dogwood_jax.decoder.folder import load, names

@@ -17,12 +17,12 @@ from dogwood_jax._check.evaluate import Undecided, widened
 from dogwood_jax._check.resize import CannotResize, in_sizes
 from dogwood_jax._check.run import NUDGE, Watch, run
 from dogwood_jax._check.samples import FAMILIES, Arguments, SampleFamily, Samples
+from dogwood_jax._front.smaller.constant_units import Folded
 from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._plan.depth.removed import smaller_program, whole_program
 from dogwood_jax._plan.own_function import Rejected, own_program
 from dogwood_jax._program.subprograms import entries
-from dogwood_jax._smaller.constant_units import Folded
 from dogwood_jax._widths.widths import Widths
 
 Values = Mapping[str, Any]

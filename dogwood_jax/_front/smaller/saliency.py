@@ -24,13 +24,13 @@ from dogwood_jax._base.arguments import (
 from dogwood_jax._base.failed_calls import explaining
 from dogwood_jax._base.trees import PyTree, is_array, leaves_by_path, rebuilt
 from dogwood_jax._front.plan import plan
+from dogwood_jax._front.smaller.dead import find_dead
+from dogwood_jax._front.smaller.layer_scores import layer_scores
+from dogwood_jax._front.smaller.symmetry import find_symmetric, weights_of
 from dogwood_jax._growth.by_layer import stack_of
 from dogwood_jax._plan.own_function import Rejected, own_program
 from dogwood_jax._plan.searching import for_removal
 from dogwood_jax._plan.silence import SEEN, heard
-from dogwood_jax._smaller.dead import find_dead
-from dogwood_jax._smaller.layer_scores import layer_scores
-from dogwood_jax._smaller.symmetry import find_symmetric, weights_of
 from dogwood_jax._widths.layout import units_along
 from dogwood_jax._widths.widths import Width, Widths
 

@@ -21,8 +21,8 @@ from dogwood_jax._base.arguments import (
 )
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import PyTree
-from dogwood_jax._smaller.readings import Reading, readings
-from dogwood_jax._smaller.symmetry import expect_arrays_of, hidden
+from dogwood_jax._front.smaller.readings import Reading, readings
+from dogwood_jax._front.smaller.symmetry import expect_arrays_of, hidden
 from dogwood_jax._widths.widths import Widths
 
 

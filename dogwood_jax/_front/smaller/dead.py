@@ -12,11 +12,11 @@ from dogwood_jax._base.arguments import VARIABLES, WIDTHS, ArgumentKind, expect
 from dogwood_jax._base.trees import PyTree, in_order_of, leaves_by_path, rebuilt
 from dogwood_jax._check.evaluate import widened
 from dogwood_jax._front.plan import plan
+from dogwood_jax._front.smaller.constant_units import moves_constants, with_constants_folded
+from dogwood_jax._front.smaller.removal import Removal
+from dogwood_jax._front.smaller.symmetry import expect_width, weights_of
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._plan.silence import heard, silenced
-from dogwood_jax._smaller.constant_units import moves_constants, with_constants_folded
-from dogwood_jax._smaller.removal import Removal
-from dogwood_jax._smaller.symmetry import expect_width, weights_of
 from dogwood_jax._widths.layout import units_along
 from dogwood_jax._widths.widths import Width, Widths
 

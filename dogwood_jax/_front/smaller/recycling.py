@@ -29,12 +29,12 @@ from dogwood_jax._base.trees import (
     struct_of,
 )
 from dogwood_jax._front.renew import never_renewed, renew
+from dogwood_jax._front.smaller.symmetry import expect_arrays_of, hidden
 from dogwood_jax._growth.explicit_axes import explicit_shardings, with_automatic_axes
 from dogwood_jax._growth.moves import along
 from dogwood_jax._growth.renewed import new_along
 from dogwood_jax._optimizer.growable import growable, has_growable
 from dogwood_jax._plan.depth.layers import axis_of_layers
-from dogwood_jax._smaller.symmetry import expect_arrays_of, hidden
 from dogwood_jax._widths.layout import units_along
 from dogwood_jax._widths.widths import Width, Widths, no_such
 from dogwood_jax.strategies import Initializer, glorot

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from dogwood_jax._base.trees import PyTree, concrete, in_order_of, leaves_by_path, rebuilt
+from dogwood_jax._front.smaller.symmetry import as_function_of
 from dogwood_jax._growth.growth import Change, Growth
 from dogwood_jax._growth.shardings import placement
-from dogwood_jax._smaller.symmetry import as_function_of
 from dogwood_jax._widths.layout import units_along
 from dogwood_jax._widths.widths import Network, Occurrence, Widths
 

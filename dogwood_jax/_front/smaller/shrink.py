@@ -22,11 +22,11 @@ from dogwood_jax._base.trees import PyTree, leaves_by_path
 from dogwood_jax._front.counts import Counts
 from dogwood_jax._front.grow import grow
 from dogwood_jax._front.plan import plan
+from dogwood_jax._front.smaller.narrow import without_units
+from dogwood_jax._front.smaller.saliency import Loss, Scores, copies, refusal, saliency
 from dogwood_jax._growth.by_layer import stack_of
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._plan.depth.removed import layers_of
-from dogwood_jax._smaller.narrow import without_units
-from dogwood_jax._smaller.saliency import Loss, Scores, copies, refusal, saliency
 from dogwood_jax._widths.dims import LAYERS
 from dogwood_jax._widths.widths import Width, Widths, no_such
 

@@ -11,12 +11,12 @@ from dogwood_jax._base.arguments import BY_WIDTH, NAMES, VARIABLES, WIDTHS, expe
 from dogwood_jax._base.trees import PyTree, in_order_of, leaves_by_path, rebuilt
 from dogwood_jax._front.grow import grow
 from dogwood_jax._front.plan import plan
+from dogwood_jax._front.smaller.constant_units import Folded, with_constants_folded
+from dogwood_jax._front.smaller.removal import Removal
+from dogwood_jax._front.smaller.symmetry import find_symmetric
 from dogwood_jax._growth.explicit_axes import explicit_shardings, with_automatic_axes
 from dogwood_jax._growth.grown import expect_network
 from dogwood_jax._growth.growth import Growth
-from dogwood_jax._smaller.constant_units import Folded, with_constants_folded
-from dogwood_jax._smaller.removal import Removal
-from dogwood_jax._smaller.symmetry import find_symmetric
 from dogwood_jax._widths.widths import Widths
 
 
