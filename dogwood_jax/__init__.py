@@ -14,27 +14,26 @@ The public names, each with a docstring of its own (``help(dw.plan)``):
         grow                grows the arrays
         larger              the module of the larger network
         verify              runs both networks, and raises if outputs moved
-        compare             how far the outputs of two networks are apart: Difference
+        compare             how far the outputs of two networks are apart
         strategies          how new units and layers are filled in
         deepen              inserts layers that compute the identity
         upcycle             more experts, or experts in place of an MLP
-        grow_several        several networks become one mixture of experts
         widen, chain        Dense layers that the caller names, without tracing
     Train on
         growable            wraps an optimizer once, before training
         grow_opt_state      grows the state of an Optax optimizer
         renew               makes new units of dormant ones while training runs
         recycling           wraps an optimizer, which then does so by itself
-        training            fit, distill, evaluate, and stages between which a network grows
+        training            fit, distill, evaluate, stages between which a network grows, several
+                            networks that become one, units that are replaced in each step
     Choose
-        cost                parameters, FLOPs and memory before and after: Cost, RunCost
-        gain                where one more unit would lower a loss most: Gains, Gain
+        cost                parameters, FLOPs and memory before and after
+        gain                where one more unit would lower a loss most
     Shrink
         narrow              removes units or layers
         shrink              narrows to a budget of parameters, FLOPs or memory, or removes layers
         saliency, activity  how much each unit or layer matters
         dormant             units that are hardly active beside others
-        utility             chooses a few units to replace in each step
         find_dead           units that can go without a change
         find_symmetric      units that no training step can tell apart
         merge_symmetric     folds them into one
@@ -49,11 +48,9 @@ The public names, each with a docstring of its own (``help(dw.plan)``):
     Data and pictures
         mnist               handwritten digits
         plotting            weights, learning curves
-    What the data types hold
-        Width, Occurrence, Recipe, Leaf, Layout, Units, Product, Concat  in Widths
-        Change, Edit, Evidence                                           in Growth
-        Refused                                                          raised by plan
-        Utility, UtilityState                                            of utility
+    Types
+        Refused             the error of a growth that cannot be planned
+        typing              what else functions take and return: Width, Change, Difference, ...
 """
 
 # Each name is loaded from its file when it is first used (PEP 562), so that importing the package
@@ -73,62 +70,41 @@ if TYPE_CHECKING:
         plotting,
         strategies,
         training,
+        typing,
     )
     from dogwood_jax._base.problems import Refused
-    from dogwood_jax._front.compare import Difference, compare
-    from dogwood_jax._front.cost import Cost, cost
+    from dogwood_jax._front.compare import compare
+    from dogwood_jax._front.cost import cost
     from dogwood_jax._front.deepen import deepen
-    from dogwood_jax._front.gain import Gain, Gains, gain
+    from dogwood_jax._front.gain import gain
     from dogwood_jax._front.grow import grow
     from dogwood_jax._front.larger import larger
     from dogwood_jax._front.plan import plan
     from dogwood_jax._front.renew import renew
-    from dogwood_jax._front.several import grow_several
     from dogwood_jax._front.smaller.average import average
     from dogwood_jax._front.smaller.dead import find_dead
-    from dogwood_jax._front.smaller.dormant import Utility, UtilityState, dormant, utility
+    from dogwood_jax._front.smaller.dormant import dormant
     from dogwood_jax._front.smaller.narrow import merge_symmetric, narrow
     from dogwood_jax._front.smaller.recycling import recycling
     from dogwood_jax._front.smaller.saliency import saliency
     from dogwood_jax._front.smaller.shrink import shrink
     from dogwood_jax._front.smaller.symmetry import activity, find_symmetric
-    from dogwood_jax._front.staged import RunCost
     from dogwood_jax._front.verify import verify
     from dogwood_jax._front.widen import chain, widen
     from dogwood_jax._growth.as_json import from_json, to_json
-    from dogwood_jax._growth.edit import Edit
-    from dogwood_jax._growth.growth import Change, Evidence, Growth
+    from dogwood_jax._growth.growth import Growth
     from dogwood_jax._optimizer.growable import growable
     from dogwood_jax._optimizer.opt_state import grow_opt_state
     from dogwood_jax._plan.experts.upcycle import upcycle
-    from dogwood_jax._widths.layout import Concat, Layout, Product, Units
     from dogwood_jax._widths.trace import trace
-    from dogwood_jax._widths.widths import Leaf, Occurrence, Recipe, Width, Widths
+    from dogwood_jax._widths.widths import Widths
 
 __version__ = "0.3.0.dev0"
 
 
 __all__ = [
-    "Change",
-    "Concat",
-    "Cost",
-    "Difference",
-    "Edit",
-    "Evidence",
-    "Gain",
-    "Gains",
     "Growth",
-    "Layout",
-    "Leaf",
-    "Occurrence",
-    "Product",
-    "Recipe",
     "Refused",
-    "RunCost",
-    "Units",
-    "Utility",
-    "UtilityState",
-    "Width",
     "Widths",
     "activity",
     "average",
@@ -145,7 +121,6 @@ __all__ = [
     "gain",
     "grow",
     "grow_opt_state",
-    "grow_several",
     "growable",
     "keras",
     "keras_h5",
@@ -164,8 +139,8 @@ __all__ = [
     "to_json",
     "trace",
     "training",
+    "typing",
     "upcycle",
-    "utility",
     "verify",
     "widen",
 ]
@@ -175,37 +150,35 @@ _NAMES_IN = {
     "_base.problems": ("Refused",),
     "_front.grow": ("grow",),
     "_front.larger": ("larger",),
-    "_front.compare": ("Difference", "compare"),
-    "_front.cost": ("Cost", "cost"),
+    "_front.compare": ("compare",),
+    "_front.cost": ("cost",),
     "_front.deepen": ("deepen",),
-    "_front.staged": ("RunCost",),
-    "_front.gain": ("Gain", "Gains", "gain"),
+    "_front.gain": ("gain",),
     "_front.smaller.narrow": ("merge_symmetric", "narrow"),
     "_front.smaller.average": ("average",),
     "_front.smaller.saliency": ("saliency",),
     "_front.smaller.shrink": ("shrink",),
     "_front.smaller.dead": ("find_dead",),
-    "_front.smaller.dormant": ("Utility", "UtilityState", "dormant", "utility"),
+    "_front.smaller.dormant": ("dormant",),
     "_front.smaller.recycling": ("recycling",),
     "_front.smaller.symmetry": ("activity", "find_symmetric"),
     "_front.verify": ("verify",),
     "_front.widen": ("chain", "widen"),
     "_growth.as_json": ("from_json", "to_json"),
-    "_growth.growth": ("Change", "Evidence", "Growth"),
-    "_growth.edit": ("Edit",),
+    "_growth.growth": ("Growth",),
     "_optimizer.growable": ("growable",),
     "_optimizer.opt_state": ("grow_opt_state",),
     "_front.plan": ("plan",),
     "_front.renew": ("renew",),
-    "_front.several": ("grow_several",),
     "_plan.experts.upcycle": ("upcycle",),
-    "_widths.layout": ("Concat", "Layout", "Product", "Units"),
     "_widths.trace": ("trace",),
-    "_widths.widths": ("Leaf", "Occurrence", "Recipe", "Width", "Widths"),
+    "_widths.widths": ("Widths",),
 }
 _HOMES = {name: module for module, names in _NAMES_IN.items() for name in names}
 # Names that are gone, or that are looked for and were never there: what to use instead.
 _INSTEAD = {
+    "grow_several": "is in dw.training: dw.training.grow_several",
+    "utility": "is in dw.training: dw.training.utility",
     "scale_by_growth": "is gone: use dw.growable(tx), which wraps an optimizer once, before "
     "training",
     "equinox": "is not needed: modules of Equinox are variables of the plain functions, as in "
@@ -217,6 +190,8 @@ def __getattr__(name: str) -> Any:
     if name in _INSTEAD:
         raise AttributeError(f"dogwood_jax.{name} {_INSTEAD[name]}")
     if name not in __all__:
+        if name[0].isupper() and hasattr(importlib.import_module(f"{__name__}.typing"), name):
+            raise AttributeError(f"dogwood_jax.{name} is in dw.typing: dw.typing.{name}")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = importlib.import_module(f"{__name__}.{_HOMES.get(name, name)}")
     if name in _HOMES:

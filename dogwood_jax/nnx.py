@@ -263,7 +263,7 @@ def narrow(
 
 
 @takes_inputs
-def compare(old_model: nnx.Module, new_model: nnx.Module, *inputs: Any) -> dw.Difference:
+def compare(old_model: nnx.Module, new_model: nnx.Module, *inputs: Any) -> dw.typing.Difference:
     """Measures how far the outputs of two modules are apart, as ``dogwood_jax.compare`` does.
 
     Both modules run in evaluation mode.
@@ -288,7 +288,7 @@ def verify(
     *inputs: Any,
     growth: dw.Growth | None = None,
     key: jax.Array | None = None,
-) -> dw.Difference:
+) -> dw.typing.Difference:
     """Runs a module and the one that it became, and raises if outputs moved beyond rounding.
 
     Both modules run in evaluation mode. All else is as by ``dogwood_jax.verify``.

@@ -183,7 +183,7 @@ class Growth(NamedTuple):
     at: int  # FLOPs spent before
     before: float  # test loss
     after: float
-    difference: dw.Difference  # of the outputs for some windows
+    difference: dw.typing.Difference  # of the outputs for some windows
 
 
 def grown(text: Text, key: jax.Array, rounds: int, budget: int) -> tuple[Network, list[Growth]]:

@@ -105,7 +105,7 @@ def optimizer(way: Way) -> Any:
 
 def learning(way: Way, widths: dw.Widths, tx: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Returns how a learner begins, and how it learns a batch of images."""
-    utility = dw.utility(apply, widths, share=way.share) if way.share else None
+    utility = dw.training.utility(apply, widths, share=way.share) if way.share else None
 
     def begin(key: jax.Array) -> Learner:
         params = init(key, way.sizes[0])

@@ -87,7 +87,7 @@ class Module:
         return nnx.merge(graph, drawn(state))
 
 
-def verified(verify: Callable[..., dw.Difference], *args: Any, **options: Any) -> float:
+def verified(verify: Callable[..., dw.typing.Difference], *args: Any, **options: Any) -> float:
     """Returns the relative difference; that outputs moved is not taken for a refusal."""
     try:
         return verify(*args, **options).relative
@@ -228,7 +228,7 @@ def measured(entry: Architecture) -> Row:
     )
 
 
-def _of_a_window(width: dw.Width) -> bool:
+def _of_a_window(width: dw.typing.Width) -> bool:
     """Whether it is no choice of the architecture: an axis of size 1, or of a kernel's window."""
     return bool(width.fixed) and (width.size == 1 or "spatial" in width.fixed)
 

@@ -1348,9 +1348,9 @@ def changing(program: Program, request: Request, widths: dw.Widths) -> dict[str,
 
 
 def _last(layout: Any) -> str | None:
-    if isinstance(layout, dw.Units):
+    if isinstance(layout, dw.typing.Units):
         return layout.width
-    return _last(layout.parts[-1]) if isinstance(layout, dw.Concat) else None
+    return _last(layout.parts[-1]) if isinstance(layout, dw.typing.Concat) else None
 
 
 def judge(

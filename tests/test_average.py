@@ -143,13 +143,15 @@ def test_experts_come_from_each_network_and_the_rest_is_averaged():
     widths = dw.trace(dense, several[0], X)
     growth = dw.upcycle(widths, target=target, target_apply=stacked)
     with pytest.warns(UserWarning, match=r"networks by [\d.]+%, [\d.]+% \(root mean square"):
-        mixed = dw.grow_several(several, growth, key=jax.random.key(1), target_apply=stacked)
+        mixed = dw.training.grow_several(
+            several, growth, key=jax.random.key(1), target_apply=stacked
+        )
     for expert, source in enumerate((0, 1, 0)):
         for name in ("up", "down"):
             np.testing.assert_array_equal(mixed[name][expert], several[source][name])
     np.testing.assert_allclose(mixed["out"], (several[0]["out"] + several[1]["out"]) / 2, rtol=1e-6)
     assert stacked(mixed, X).shape == (TIME, 2)
-    alone = dw.grow_several(several[:1], growth, key=jax.random.key(1))
+    alone = dw.training.grow_several(several[:1], growth, key=jax.random.key(1))
     jax.tree.map(
         np.testing.assert_array_equal, alone, dw.grow(several[0], growth, key=jax.random.key(1))
     )
@@ -159,9 +161,9 @@ def test_a_growth_without_experts_is_refused():
     (one,) = sources(1)
     growth = dw.plan(dw.trace(dense, one, X), {"up": 9})
     with pytest.raises(ValueError, match="puts no experts in the place of an MLP"):
-        dw.grow_several([one], growth)
+        dw.training.grow_several([one], growth)
     with pytest.raises(TypeError, match="sources must be a list"):
-        dw.grow_several(one, growth)
+        dw.training.grow_several(one, growth)
 
 
 @pytest.mark.parametrize("fused", [long("runs"), "pairs"])
@@ -194,4 +196,4 @@ def test_more_networks_than_experts_are_refused():
     target = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
     growth = dw.upcycle(dw.trace(dense, several[0], X), target=target, target_apply=stacked)
     with pytest.raises(ValueError, match="4 networks are more than the 3 experts"):
-        dw.grow_several(several, growth, key=jax.random.key(1))
+        dw.training.grow_several(several, growth, key=jax.random.key(1))

@@ -7,7 +7,7 @@ import pytest
 import dogwood_jax as dw
 
 
-def difference(old: object, new: object) -> dw.Difference:
+def difference(old: object, new: object) -> dw.typing.Difference:
     return dw.compare(lambda v: v, old, lambda v: v, new)
 
 

@@ -289,7 +289,7 @@ def by_algorithm(params, batches, decay, maturity, share):
 @pytest.mark.parametrize("share", [0.03137, long(1.0)])
 def test_utility_is_that_of_continual_backprop(share):
     batches = normal(8, 40, 16, 4)
-    tracked = dw.utility(mlp, traced(), decay=0.9, maturity=5, share=share)
+    tracked = dw.training.utility(mlp, traced(), decay=0.9, maturity=5, share=share)
     expected = [*by_algorithm(PARAMS, batches, 0.9, 5, share)]
 
     def step(state, x):
@@ -304,7 +304,7 @@ def test_utility_is_that_of_continual_backprop(share):
 
 
 def test_updates_are_traced_once_and_need_shapes_to_begin():
-    tracked = dw.utility(mlp, traced(), maturity=2, share=0.2)
+    tracked = dw.training.utility(mlp, traced(), maturity=2, share=0.2)
     traces = []
 
     @jax.jit

@@ -17,6 +17,7 @@ from networks import fill
 import dogwood_jax as dw
 from dogwood_jax._widths.reasons import Reason, kind_of
 from dogwood_jax._widths.widths import Facts
+from dogwood_jax.typing import Concat, Leaf, Product, Units
 
 
 def layer(inputs, units, seed=0):
@@ -153,7 +154,7 @@ def test_pickles(value):
 def test_files_keep_the_kinds_of_reasons():
     reasons = (Reason("the constant 0.3 scales it", "must_stay"), "another reason")
     facts = Facts(8, notes=(*reasons, Reason("a table", "unread")))
-    widths = dw.Widths((dw.Leaf("w", (8,), (dw.Units("w", 8, "incoming"),)),), (("w", facts),))
+    widths = dw.Widths((Leaf("w", (8,), (Units("w", 8, "incoming"),)),), (("w", facts),))
     for copy in (pickle.loads(pickle.dumps(widths)), dw.from_json(dw.to_json(widths))):
         assert copy == widths and hash(copy) == hash(widths)
         assert [kind_of(note) for note in copy["w"].notes] == ["must_stay", "", "unread"]
@@ -369,10 +370,10 @@ def test_plan_needs_sizes_or_a_target():
 
 def hidden_with(**known):
     """Returns the widths of one hidden layer with something known of its width."""
-    units, x, y = (dw.Units(name, 3, "incoming") for name in ("units", "x", "y"))
+    units, x, y = (Units(name, 3, "incoming") for name in ("units", "x", "y"))
     leaves = (
-        dw.Leaf("in", (3, 3), (x, units)),
-        dw.Leaf("out", (3, 3), (dw.Units("units", 3, "outgoing"), y)),
+        Leaf("in", (3, 3), (x, units)),
+        Leaf("out", (3, 3), (Units("units", 3, "outgoing"), y)),
     )
     return dw.Widths(leaves, (("x", Facts(3)), ("units", Facts(3, **known)), ("y", Facts(3))))
 
@@ -552,11 +553,11 @@ def test_grow_says_what_does_not_fit_in_fresh():
 
 
 def incoming(name, size):
-    return dw.Units(name, size, "incoming")
+    return Units(name, size, "incoming")
 
 
 def outgoing(name, size):
-    return dw.Units(name, size, "outgoing")
+    return Units(name, size, "outgoing")
 
 
 @pytest.mark.parametrize("channels_first", [False, True])
@@ -567,8 +568,8 @@ def test_channels_grow_through_a_flatten(strategy, channels_first):
     parts = (channels, places) if channels_first else (places, channels)
     widths = dw.Widths(
         (
-            dw.Leaf("conv", (4, 3), (outgoing("x", 4), incoming("conv", 3)), "random", (0,), (1,)),
-            dw.Leaf("dense", (15, 2), (dw.Product(parts), incoming("y", 2)), "random", (0,), (1,)),
+            Leaf("conv", (4, 3), (outgoing("x", 4), incoming("conv", 3)), "random", (0,), (1,)),
+            Leaf("dense", (15, 2), (Product(parts), incoming("y", 2)), "random", (0,), (1,)),
         ),
         (("x", Facts(4)), ("conv", Facts(3)), ("place", Facts(5)), ("y", Facts(2))),
     )
@@ -591,14 +592,14 @@ def test_channels_grow_through_a_flatten(strategy, channels_first):
 def test_value_heads_grow_inside_a_fused_projection():
     # query | key | value, each heads * dim; here the dim of the values grows inside each head.
     def part(dim):
-        return dw.Product((incoming("heads", 2), incoming(dim, 3)))
+        return Product((incoming("heads", 2), incoming(dim, 3)))
 
-    fused = dw.Concat((part("dim"), part("dim"), part("value")))
-    merged = dw.Product((outgoing("heads", 2), outgoing("value", 3)))
+    fused = Concat((part("dim"), part("dim"), part("value")))
+    merged = Product((outgoing("heads", 2), outgoing("value", 3)))
     widths = dw.Widths(
         (
-            dw.Leaf("qkv", (4, 18), (outgoing("x", 4), fused), "random", (0,), (1,)),
-            dw.Leaf("out", (6, 4), (merged, incoming("y", 4)), "random", (0,), (1,)),
+            Leaf("qkv", (4, 18), (outgoing("x", 4), fused), "random", (0,), (1,)),
+            Leaf("out", (6, 4), (merged, incoming("y", 4)), "random", (0,), (1,)),
         ),
         tuple((n, Facts(s)) for n, s in {"x": 4, "heads": 2, "dim": 3, "value": 3, "y": 4}.items()),
     )
@@ -624,7 +625,7 @@ def test_value_heads_grow_inside_a_fused_projection():
 
 
 def test_kinds_of_leaves_say_what_new_entries_are():
-    leaves = tuple(dw.Leaf(kind, (3,), (incoming("units", 3),), kind) for kind in ("zeros", "ones"))
+    leaves = tuple(Leaf(kind, (3,), (incoming("units", 3),), kind) for kind in ("zeros", "ones"))
     widths = dw.Widths(leaves, (("units", Facts(3)),))
     wide = dw.grow(
         {"zeros": np.full(3, 2.0), "ones": np.full(3, 2.0)}, dw.plan(widths, {"units": 5})

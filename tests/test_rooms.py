@@ -11,7 +11,7 @@ from dogwood_jax._program.primitives.table import PRIMITIVES
 PACKAGE = Path(dogwood_jax.__file__).parent
 # Each room, or public file, imports only what stands before it.
 ORDER = (
-    "_base strategies _program _widths _growth _check _plan _optimizer _front "
+    "_base strategies _program _widths _growth _check _plan _optimizer _front typing "
     "nnx keras plotting mnist training keras_h5 checkpoint decoder __main__"
 ).split()
 KERAS_ORDER = "_files _kinds _weights _models _front __main__".split()

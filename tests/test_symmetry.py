@@ -11,6 +11,7 @@ import pytest
 import dogwood_jax as dw
 from dogwood_jax._growth.growth import Change
 from dogwood_jax._widths.widths import Facts
+from dogwood_jax.typing import Concat, Leaf, Product, Units
 
 
 def make_params(sizes, seed=0, dtype="float32"):
@@ -138,8 +139,8 @@ def test_complex_weights_differ_in_their_imaginary_parts():
     params = make_params((5, 12, 3), dtype="complex64")
     plant(params, 7, 2)
     leaves = (
-        dw.Leaf("dense_1/kernel", (5, 12), (dw.Units("x", 5, "outgoing"), units("incoming"))),
-        dw.Leaf("dense_2/kernel", (12, 3), (units("outgoing"), dw.Units("y", 3, "incoming"))),
+        Leaf("dense_1/kernel", (5, 12), (Units("x", 5, "outgoing"), units("incoming"))),
+        Leaf("dense_2/kernel", (12, 3), (units("outgoing"), Units("y", 3, "incoming"))),
     )
     facts = (("x", Facts(5)), ("dense_1", Facts(12)), ("y", Facts(3)))
     width = dw.Widths(leaves, facts)["dense_1"]
@@ -149,19 +150,19 @@ def test_complex_weights_differ_in_their_imaginary_parts():
 
 
 def units(role, size=12):
-    return dw.Units("dense_1", size, role)
+    return Units("dense_1", size, role)
 
 
 def test_units_of_composite_axes():
     # Four units, each spread over three places of a flattened axis, beside two that are not units.
-    flat = dw.Concat(
+    flat = Concat(
         (
-            dw.Product((dw.Units("place", 3, "outgoing"), units("outgoing", 4))),
-            dw.Units("y", 2, "outgoing"),
+            Product((Units("place", 3, "outgoing"), units("outgoing", 4))),
+            Units("y", 2, "outgoing"),
         )
     )
     widths = dw.Widths(
-        (dw.Leaf("kernel", (14, 5), (flat, dw.Units("out", 5, "incoming"))),),
+        (Leaf("kernel", (14, 5), (flat, Units("out", 5, "incoming"))),),
         (("place", Facts(3)), ("dense_1", Facts(4)), ("y", Facts(2)), ("out", Facts(5))),
     )
     kernel = np.random.default_rng(0).normal(size=(14, 5))

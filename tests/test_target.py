@@ -14,24 +14,25 @@ import dogwood_jax as dw
 from dogwood_jax._plan import target as _target
 from dogwood_jax._widths import layout as _layout
 from dogwood_jax._widths.widths import Facts
+from dogwood_jax.typing import Concat, Leaf, Product, Units
 
 
 def units(name, size):
-    return dw.Units(name, size, "incoming")
+    return Units(name, size, "incoming")
 
 
 def times(*parts):
-    return dw.Product(parts)
+    return Product(parts)
 
 
 def joined(*parts):
-    return dw.Concat(parts)
+    return Concat(parts)
 
 
 def make(sizes, arrays, fixed=()):
     """Returns widths of these sizes in arrays given by the layout of each axis."""
     leaves = tuple(
-        dw.Leaf(path, tuple(map(_layout.size_of, axes)), axes) for path, axes in arrays.items()
+        Leaf(path, tuple(map(_layout.size_of, axes)), axes) for path, axes in arrays.items()
     )
     facts = {name: Facts(size, fixed="sorted" if name in fixed else None) for name, size in sizes}
     return dw.Widths(leaves, tuple(facts.items()))

@@ -23,7 +23,7 @@ import dogwood_jax as dw
 load()
 
 
-def places(width: dw.Width) -> set[str]:
+def places(width: dw.typing.Width) -> set[str]:
     return {" ".join(str(o).split()[:2]).replace("params/", "") for o in width.occurrences}
 
 
@@ -56,7 +56,7 @@ def test_widths(name: str) -> None:
             assert width.interface == expected.interface, width
 
 
-def is_one(width: dw.Width | Expected) -> bool:
+def is_one(width: dw.typing.Width | Expected) -> bool:
     return width.size == 1 and bool(width.fixed)
 
 

@@ -139,17 +139,17 @@ def learns(growth: dw.Growth, width: str, gradient: Mapping[str, Any]) -> bool:
     """Whether any of the zeros that silence a width's new units towards old ones has a gradient."""
     sizes = {change.width: change.new for change in growth.changes}
 
-    def among(layout: dw.Layout, new: bool) -> np.ndarray:
+    def among(layout: dw.typing.Layout, new: bool) -> np.ndarray:
         """Which entries of an axis are old units', or the new units' that are outgoing there."""
-        if isinstance(layout, dw.Units):
+        if isinstance(layout, dw.typing.Units):
             is_new = np.arange(sizes.get(layout.width, layout.size)) >= layout.size
             outgoing = layout.width == width and layout.role != "incoming"
             return is_new & outgoing if new else ~is_new
-        if isinstance(layout, dw.Concat):
+        if isinstance(layout, dw.typing.Concat):
             return np.concatenate([among(part, new) for part in layout.parts])
         return box(layout.parts, new).ravel()
 
-    def box(layouts: Sequence[dw.Layout], new: bool) -> np.ndarray:
+    def box(layouts: Sequence[dw.typing.Layout], new: bool) -> np.ndarray:
         """The same of axes together: old units on all axes, or new ones on just one of them."""
         boxes = [
             functools.reduce(

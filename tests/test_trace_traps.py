@@ -401,7 +401,7 @@ def own_derivative(p: Any, x: Any) -> Any:
 # The checks --------------------------------------------------------------------------------------
 
 
-def width_at(widths: dw.Widths, place: str) -> dw.Width:
+def width_at(widths: dw.Widths, place: str) -> dw.typing.Width:
     """The width at a place or of this name; of a composite axis, the first that can grow."""
     if place in widths:
         return widths[place]

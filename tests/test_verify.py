@@ -634,12 +634,12 @@ class Small(nnx.Module):
 @pytest.fixture
 def wrong_rule(monkeypatch):
     """Returns what makes new units random on both sides from then on."""
-    rule = dw.Change.along
+    rule = dw.typing.Change.along
 
     def wrong(*arguments):
         return replace(rule(*arguments), fill="free")
 
-    return lambda: monkeypatch.setattr(dw.Change, "along", wrong)
+    return lambda: monkeypatch.setattr(dw.typing.Change, "along", wrong)
 
 
 @pytest.mark.long

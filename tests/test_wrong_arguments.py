@@ -59,7 +59,7 @@ UP = WIDTHS["up"]
 GROWTH = dw.plan(WIDTHS, {"up": 12})
 GROWTH_IN_PARAMS = dw.plan(WIDTHS_IN_PARAMS, {"up": 12})
 WIDE = {"up": dense(4, 12), "down": dense(12, 2)}
-UTILITY_WIDE = dw.utility(apply, dw.trace(apply, WIDE, X)).init(WIDE)
+UTILITY_WIDE = dw.training.utility(apply, dw.trace(apply, WIDE, X)).init(WIDE)
 OTHER_STATE = optax.adam(1e-3).init({"in": dense(4, 6), "out": dense(6, 2)})
 SGD = optax.sgd(0.1, momentum=0.9)
 SAME_NAMES_STATE = SGD.init({"up": dense(4, 5), "down": dense(5, 2)})
@@ -761,27 +761,27 @@ CALLS: dict[str, tuple[Callable[[], Any], list[str]]] = {
         ["tau must be a number, got the str '0.1'"],
     ),
     "utility: of other kinds": (
-        lambda: dw.utility(apply, WIDTHS, maturity=1.5, share="1"),
+        lambda: dw.training.utility(apply, WIDTHS, maturity=1.5, share="1"),
         ["maturity must be an integer", "share must be a number"],
     ),
     "utility: swapped": (
-        lambda: dw.utility(WIDTHS, apply),
+        lambda: dw.training.utility(WIDTHS, apply),
         ["wrong order"],
     ),
     "utility: out of range": (
-        lambda: dw.utility(apply, WIDTHS, decay=1.0, maturity=-1, share=0),
+        lambda: dw.training.utility(apply, WIDTHS, decay=1.0, maturity=-1, share=0),
         ["decay must be", "got 1.0", "maturity must be", "got -1", "share must be", "got 0"],
     ),
     "utility: other variables": (
-        lambda: dw.utility(apply, WIDTHS).init(IN_PARAMS),
+        lambda: dw.training.utility(apply, WIDTHS).init(IN_PARAMS),
         ["up/kernel", "variables['params']"],
     ),
     "utility: no state": (
-        lambda: dw.utility(apply, WIDTHS).update(PARAMS, PARAMS, X),
+        lambda: dw.training.utility(apply, WIDTHS).update(PARAMS, PARAMS, X),
         ["state must be the state that utility.init returns"],
     ),
     "utility: the state of another network": (
-        lambda: dw.utility(apply, WIDTHS).update(UTILITY_WIDE, PARAMS, X),
+        lambda: dw.training.utility(apply, WIDTHS).update(UTILITY_WIDE, PARAMS, X),
         ["{'up': (12,)}", "{'up': (8,)}", "begin anew"],
     ),
     "saliency: no batch": (

@@ -68,7 +68,7 @@ def grow_several(
         >>> larger = {name: jax.ShapeDtypeStruct(s, jnp.float32) for name, s in larger.items()}
         >>> widths = dw.trace(apply, one, jnp.ones((5, 3)))
         >>> growth = dw.upcycle(widths, target=larger, target_apply=mixture)
-        >>> mixed = dw.grow_several([one, other], growth, key=jax.random.key(0))
+        >>> mixed = dw.training.grow_several([one, other], growth, key=jax.random.key(0))
         >>> mixed["up"][:, 0, 0].tolist()
         [1.0, 2.0]
 

@@ -132,7 +132,7 @@ def _inspect(options: argparse.Namespace) -> str:
     return table(rows)
 
 
-def _growable(widths: dw.Widths) -> list[dw.Width]:
+def _growable(widths: dw.Widths) -> list[dw.typing.Width]:
     """Returns the widths that can grow without changing a prediction."""
     return [width for width in widths.values() if not width.fixed]
 

@@ -92,6 +92,8 @@ devices. Or they are arrays, either the same in each process, or global ones, as
 ``seconds`` is refused there, because clocks differ.
 """
 
+from dogwood_jax._front.several import grow_several
+from dogwood_jax._front.smaller.dormant import utility
 from dogwood_jax._front.stages import Apply, Stage
 from dogwood_jax.training.distill import distill
 from dogwood_jax.training.loop import Preprocess, Run, evaluate, fit, scale_uint8
@@ -108,5 +110,7 @@ __all__ = [
     "distill",
     "evaluate",
     "fit",
+    "grow_several",
     "scale_uint8",
+    "utility",
 ]

@@ -188,7 +188,7 @@ def utility(
         >>> apply = lambda params, x: jax.nn.relu(x @ params["up"]) @ params["down"]
         >>> params = {"up": jnp.array([[1.0, -1.0, 2.0]]), "down": jnp.ones((3, 1))}
         >>> x = jnp.ones((5, 1))
-        >>> tracked = dw.utility(apply, dw.trace(apply, params, x), maturity=1, share=0.4)
+        >>> tracked = dw.training.utility(apply, dw.trace(apply, params, x), maturity=1, share=0.4)
         >>> state = tracked.init(params)
         >>> for _ in range(2):
         ...     masks, state = tracked.update(state, params, x)
