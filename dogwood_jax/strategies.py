@@ -3,23 +3,21 @@
 A strategy says what becomes of the two sides of a new unit: its *incoming* weights, which decide
 what it computes, and its *outgoing* weights, which decide what it changes.
 
-==================  ========  ========  ==========  =======================================
-strategy            incoming  outgoing  preserving  gradient of new units at the first step
-==================  ========  ========  ==========  =======================================
-`zero_outgoing()`   random    zero      yes         outgoing nonzero, incoming zero
-`zeros()`           zero      zero      yes         both zero, for ever where f(0) = 0
-`mean()`            mean      zero      yes         outgoing nonzero, the same for all
-`random()`          random    random    no          both nonzero
-`replicate()`       copied    shared    yes         that of the copied unit
-`zero_incoming()`   zero      random    yes         incoming nonzero, outgoing zero
-`tile()`            copied    shared    yes         that of the copied unit
-`hyperclone()`      copied    shared    yes         that of the copied unit
-`paired()`          random    opposed   yes         both nonzero
-`shrink_perturb()`  random    random    no          both nonzero
-`gradmax()`         zero      chosen    yes         incoming largest, outgoing zero
-`gradmax()`, in     chosen    zero      yes         outgoing large, incoming zero
-`firefly()`         chosen    zero      yes         outgoing large, incoming zero
-==================  ========  ========  ==========  =======================================
+| strategy           | incoming | outgoing | preserving | gradient of new units at the first step |
+|---|---|---|---|---|
+| `zero_outgoing()`  | random   | zero     | yes        | outgoing nonzero, incoming zero |
+| `zeros()`          | zero     | zero     | yes        | both zero, for ever where f(0) = 0 |
+| `mean()`           | mean     | zero     | yes        | outgoing nonzero, the same for all |
+| `random()`         | random   | random   | no         | both nonzero |
+| `replicate()`      | copied   | shared   | yes        | that of the copied unit |
+| `zero_incoming()`  | zero     | random   | yes        | incoming nonzero, outgoing zero |
+| `tile()`           | copied   | shared   | yes        | that of the copied unit |
+| `hyperclone()`     | copied   | shared   | yes        | that of the copied unit |
+| `paired()`         | random   | opposed  | yes        | both nonzero |
+| `shrink_perturb()` | random   | random   | no         | both nonzero |
+| `gradmax()`        | zero     | chosen   | yes        | incoming largest, outgoing zero |
+| `gradmax()`, in    | chosen   | zero     | yes        | outgoing large, incoming zero |
+| `firefly()`        | chosen   | zero     | yes        | outgoing large, incoming zero |
 
 A function of your own is a strategy, too: it takes the widths, a name, a size and a new size, and
 returns `start(incoming=..., outgoing=...)`.
