@@ -89,7 +89,8 @@ def _said(cell: Any) -> str:
         elif output.output_type == "execute_result":
             parts.append(output.data["text/plain"] + "\n")
     lines = "".join(parts).split("\n")
-    return "\n".join(line.rstrip() for line in lines).strip("\n")
+    said = "\n".join(line.rstrip() for line in lines).strip("\n")
+    return re.sub(r"\b\d{6,}\.py\b", "page.py", said)  # what IPython calls a block
 
 
 def _drawn(cell: Any) -> Iterator[bytes]:
@@ -106,7 +107,9 @@ _SECTIONS = {
     "Returns": "Returns",
     "Yields": "Yields",
     "Raises": "Raises",
+    "Warns": "Warns",
     "Example": "Example",
+    "Reference": "Reference",
 }
 
 
