@@ -6,8 +6,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
-
 from dogwood_jax import checkpoint
 from dogwood_jax._base.command import WholeNames, answered, show
 from dogwood_jax._growth.as_json import from_json
@@ -16,7 +14,7 @@ from dogwood_jax.decoder._folders import grow as folder_grow
 from dogwood_jax.decoder._folders import maxtext as folder_maxtext
 from dogwood_jax.decoder._folders import shrink as folder_shrink
 from dogwood_jax.decoder._folders import upcycle as folder_upcycle
-from dogwood_jax.decoder._folders.models import draws
+from dogwood_jax.decoder._folders.models import key_of
 from dogwood_jax.decoder._folders.numbers import SIZES
 
 _MODEL = "a folder of Hugging Face with config.json and safetensors"
@@ -72,7 +70,10 @@ def main(arguments: Sequence[str]) -> str:
     shrink = commands.add_parser("shrink", help="write a smaller model; its outputs are others")
     shrink.add_argument("source", help=_MODEL)
     shrink.add_argument("out", help="the folder to write")
-    _add_numbers(shrink, "intermediate_size, moe_intermediate_size or num_hidden_layers")
+    _add_numbers(
+        shrink,
+        "intermediate_size, moe_intermediate_size or num_hidden_layers, or parameters=0.7, a share",
+    )
     shrink.add_argument(
         "--tokens",
         metavar="FILE",
@@ -128,9 +129,7 @@ def _grow_as_planned(options: argparse.Namespace) -> str:
         raise ValueError(
             f"{options.growth}: expected a growth, which dw.plan returns; found widths"
         )
-    if options.seed is None and draws(growth):
-        raise ValueError("--seed N: needed, because some new weights are random")
-    key = None if options.seed is None else jax.random.key(options.seed)
+    key = key_of(options.seed, growth)
     names, config = (
         None if file is None else json.loads(Path(file).read_text())
         for file in (options.names, options.config)

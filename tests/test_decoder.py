@@ -1,5 +1,6 @@
 """The decoder of open models: its logits are those of transformers, and what it refuses."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -132,3 +133,35 @@ def test_layers_of_two_kinds_that_alternate_are_like_each_other_in_pairs():
     widths = dw.trace(partial(decoder.apply, options), decoder.shapes(options), tokens)
     pairs = widths.network.layers.prefixes
     assert pairs[:2] == tuple((f"model/layers/{n}", f"model/layers/{n + 1}") for n in (0, 2))
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3_moe"])
+def test_what_was_trained_goes_back_to_a_folder(name, tmp_path):
+    options, variables = decoder.load(saved(tmp_path / "old", name))
+    trained = jax.tree.map(lambda array: jnp.asarray(array, jnp.bfloat16) * 2, variables)
+    decoder.save(tmp_path / "new", options, trained)
+    again = decoder.load(tmp_path / "new")
+    assert again[0] == options and again[0].config == options.config
+    jax.tree.map(np.testing.assert_array_equal, again[1], trained)
+    assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(again[1]))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "old"]
+
+
+def test_a_folder_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    options, variables = decoder.load(saved(tmp_path / "old", "llama"))
+    with pytest.raises(FileExistsError):
+        decoder.save(tmp_path / "old", options, variables)
+    variables["model"]["norm"] = {"weight": np.ones(3), "other": np.ones(1)}
+    with pytest.raises(ValueError, match="are not those of options") as error:
+        decoder.save(tmp_path / "new", options, variables)
+    assert str(error.value).splitlines()[1:] == [
+        "- model/norm/weight: expected (16,), got (3,)",
+        "- model/norm/other: expected no such array",
+    ]
+    monkeypatch.setattr(decoder.folder.json, "dumps", None)
+    _, variables = decoder.load(tmp_path / "old")
+    with pytest.raises(TypeError):
+        decoder.save(tmp_path / "new", options, variables)
+    with pytest.raises(ValueError, match="options are of no config.json"):
+        decoder.save(tmp_path / "new", replace(options, config={}), variables)
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]

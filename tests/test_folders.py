@@ -192,6 +192,29 @@ def test_units_and_layers_with_small_weights_go(name, tmp_path):
             np.testing.assert_array_equal(ups[1], ups[0][sorted(np.argsort(scores)[-8:])])
 
 
+@pytest.mark.parametrize("name", ["llama", "mixtral"])
+def test_a_share_of_parameters_stays(name, tmp_path):
+    large, small = saved(tmp_path / "large", name), tmp_path / "small"
+    main(["shrink", str(large), str(small), "--set", "parameters=0.8"])
+    counts = [
+        sum(leaf.size for leaf in jax.tree.leaves(decoder.load(one)[1])) for one in (large, small)
+    ]
+    assert 0.7 < counts[1] / counts[0] <= 0.8
+    assert config(small)["intermediate_size"] % 4 == 0  # as 20 is
+    deep = ["shrink", str(large), str(tmp_path / "deep"), "--set", "num_hidden_layers=2"]
+    main([*deep, "--set", "parameters=0.5"])
+    assert config(tmp_path / "deep")["num_hidden_layers"] == 2
+    for share, message in (
+        ("parameters=0.05", r"with the fewest hidden units there are 0\.\d+ of today's parameters"),
+        ("parameters=2", "expected one share of today's, such as parameters=0.7"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            main(["shrink", str(large), str(tmp_path / "out"), "--set", share])
+    with pytest.raises(SystemExit, match="leave out intermediate_size"):
+        both = ["--set", "parameters=0.8", "--set", "intermediate_size=8"]
+        main(["shrink", str(large), str(tmp_path / "out"), *both])
+
+
 @pytest.mark.long
 def test_the_loss_of_texts_tells_which_layers_go(tmp_path):
     large, small, texts = (

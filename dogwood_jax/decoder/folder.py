@@ -1,16 +1,22 @@
-"""Weights of a decoder in a folder of Hugging Face: ``load``, ``described`` and ``names``."""
+"""Weights of a decoder in a folder of Hugging Face: ``load``, ``save`` and ``names``."""
 
+import json
 import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+
 from dogwood_jax._base.problems import listed
-from dogwood_jax._base.trees import PyTree, leaves_by_path
+from dogwood_jax._base.trees import PyTree, leaves_by_path, struct
 from dogwood_jax.checkpoint import config_json
 from dogwood_jax.checkpoint import load as load_arrays
 from dogwood_jax.checkpoint import shapes as shapes_of_arrays
+from dogwood_jax.checkpoint.draft import expect_free
 from dogwood_jax.checkpoint.kinds import CheckpointError
 from dogwood_jax.decoder.model import shapes
 from dogwood_jax.decoder.options import Options, options_of
@@ -58,6 +64,67 @@ def load(folder: str | os.PathLike[str]) -> tuple[Options, PyTree]:
     return options, load_arrays(folder, names=names(options))
 
 
+def save(folder: str | os.PathLike[str], options: Options, variables: PyTree) -> None:
+    """Writes a model to a folder, as ``save_pretrained`` of transformers does.
+
+    ``load`` gives the same again, and so does ``from_pretrained``. The tokenizer is not written:
+    copy its files from the folder that the model came from.
+
+    Args:
+        folder: a folder that is not there yet. It appears whole or not at all.
+        options: those of the model, from ``load`` or ``options_of``, whose ``config.json`` is
+            written.
+        variables: its arrays, as ``shapes`` has them, in any dtype.
+
+    Raises:
+        ValueError: if ``options`` are of no file, or arrays are missing, too many or of other
+            shapes; all of these in one message.
+        OSError: if there is something at ``folder``, or it cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> import jax, jax.numpy as jnp
+        >>> from dogwood_jax import decoder
+        >>> options = decoder.options_of(dict(
+        ...     model_type="llama", vocab_size=9, hidden_size=4, intermediate_size=8,
+        ...     num_hidden_layers=1, num_attention_heads=2, rms_norm_eps=1e-6, rope_theta=1e4))
+        >>> variables = jax.tree.map(lambda a: jnp.ones(a.shape), decoder.shapes(options))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     decoder.save(f"{folder}/model", options, variables)
+        ...     again = decoder.load(f"{folder}/model")
+        >>> again[0] == options, jax.tree.all(jax.tree.map(jnp.array_equal, again[1], variables))
+        (True, True)
+    """
+    from safetensors.numpy import save_file
+
+    out = Path(folder).absolute()
+    if not options.config:
+        raise ValueError("decoder.save: options are of no config.json; take those of options_of")
+    expect_free(out, is_folder=True)
+    leaves, expected = leaves_by_path(variables), leaves_by_path(shapes(options))
+    problems = [
+        f"{path}: expected {known.shape}, "
+        + (f"got {np.shape(leaves[path])}" if path in leaves else "got none")
+        for path, known in expected.items()
+        if path not in leaves or np.shape(leaves[path]) != known.shape
+    ]
+    problems += [f"{path}: expected no such array" for path in leaves if path not in expected]
+    if problems:
+        raise ValueError(listed("decoder.save: variables are not those of options", problems))
+    tensors = {
+        path.replace("/", "."): np.ascontiguousarray(array) for path, array in _tensors(leaves)
+    }
+    beside = out.with_name(f".{out.name}.{os.getpid()}")
+    beside.mkdir()
+    try:
+        save_file(tensors, beside / "model.safetensors", metadata={"format": "pt"})
+        (beside / config_json.NAME).write_text(json.dumps(dict(options.config), indent=2) + "\n")
+        beside.rename(out)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+
+
 def described(folder: Path) -> tuple[Mapping[str, Any], Options, PyTree]:
     """Returns what a folder's ``config.json`` says, its options, and the shapes of its arrays.
 
@@ -75,10 +142,10 @@ def described(folder: Path) -> tuple[Mapping[str, Any], Options, PyTree]:
     stored = leaves_by_path(shapes_of_arrays(folder))
     expected = dict(_tensors(leaves_by_path(shapes(options))))
     problems = [
-        f"{path}: expected {shape}, "
+        f"{path}: expected {known.shape}, "
         + (f"found {stored[path].shape}" if path in stored else "found none")
-        for path, shape in expected.items()
-        if path not in stored or stored[path].shape != shape
+        for path, known in expected.items()
+        if path not in stored or stored[path].shape != known.shape
     ]
     problems += [f"{path}: expected no such tensor" for path in stored if path not in expected]
     if problems:
@@ -92,14 +159,16 @@ def described(folder: Path) -> tuple[Mapping[str, Any], Options, PyTree]:
     return config, options, shapes_of_arrays(folder, names=names(options))
 
 
-def _tensors(leaves: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Yields the tensors that hold leaves, with ``/`` for ``.``, and their shapes."""
+def _tensors(leaves: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yields the tensors that hold leaves, or their shapes, by names with ``/`` for ``.``."""
     for path, leaf in leaves.items():
-        if "/experts/" in path:
-            for n in range(leaf.shape[0]):
-                yield path.replace("/experts/", f"/experts/{n}/"), leaf.shape[1:]
-        else:
-            yield path, leaf.shape
+        if "/experts/" not in path:
+            yield path, leaf
+            continue
+        for n in range(leaf.shape[0]):
+            is_shape = isinstance(leaf, jax.ShapeDtypeStruct)
+            one = struct(leaf.shape[1:], leaf.dtype) if is_shape else leaf[n]
+            yield path.replace("/experts/", f"/experts/{n}/"), one
 
 
 def names(options: Options) -> dict[str, str]:

@@ -71,6 +71,7 @@ class Options:
         embed_scale: what embeddings are multiplied by.
         tie_word_embeddings: whether the embeddings are also the last projection.
         experts: the experts; None for an MLP in every layer.
+        config: what the file says, which ``save`` writes again. It is no part of a comparison.
     """
 
     vocab_size: int
@@ -94,6 +95,7 @@ class Options:
     embed_scale: float
     tie_word_embeddings: bool
     experts: Experts | None
+    config: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 _BEFORE = ("input_layernorm", None, "post_attention_layernorm", None)
@@ -337,6 +339,7 @@ def options_of(config: Mapping[str, Any]) -> Options:
         embed_scale=hidden**0.5 if family.is_gemma else 1.0,
         tie_word_embeddings=bool(c.get("tie_word_embeddings", family.is_gemma)),
         experts=family.experts(c),
+        config=dict(config),
     )
     if options.experts and options.experts.chosen > options.experts.number:
         c.problem(

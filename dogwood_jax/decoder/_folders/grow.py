@@ -7,12 +7,17 @@ from typing import Literal
 from dogwood_jax import strategies
 from dogwood_jax._base.problems import listed
 from dogwood_jax._front.plan import plan
-from dogwood_jax.decoder._folders.models import Model, expect_new, write
+from dogwood_jax.decoder._folders.models import NEEDS_SEED, Model, expect_new, write
 from dogwood_jax.decoder._folders.numbers import completed, read
 
 _TRAIN_ON = (
     "train on with a third of the rate, or with a warm-up: a new optimizer takes steps of full "
     "length in all weights at once"
+)
+# More of these have random weights. Planning may take long, so they ask for a seed before.
+_RANDOM = (
+    *("hidden_size", "intermediate_size", "moe_intermediate_size"),
+    *("num_hidden_layers", "num_attention_heads", "head_dim"),
 )
 # Arrays whose rows are those of the vocabulary.
 _ROWS = ("model/embed_tokens/weight", "lm_head/weight")
@@ -46,10 +51,12 @@ def grow(
     """
     old, problems = Model.of(source), list[str]()
     numbers = read(texts, old.config, problems)
-    asked = {*numbers}
+    asked, more = {*numbers}, set[str]()
     for name, new in numbers.items():
         before = old.config.get(name, getattr(old.options, name, None))
-        if type(new) is type(before) is int and new < before:
+        if type(new) is type(before) is int and new > before:
+            more.add(name)
+        elif type(new) is type(before) is int and new < before:
             problems.append(f"--set {name}={new}: expected at least {before}; shrink takes less")
     if not numbers and not problems:
         problems.append("--set NAME=VALUE: needed, such as --set num_hidden_layers=40")
@@ -58,6 +65,8 @@ def grow(
         problems.append("--rows: goes with --set vocab_size=N, a larger vocabulary")
     if not problems:
         numbers = dict(completed(old.config, old.options, numbers, problems))
+    if seed is None and (more & {*_RANDOM} or (grows and rows != "mean")):
+        problems.append(NEEDS_SEED)
     if problems:
         raise ValueError(listed(f"{source} cannot grow so", problems))
     larger = old.with_numbers(numbers)

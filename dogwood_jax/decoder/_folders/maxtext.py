@@ -16,7 +16,7 @@ from dogwood_jax._base.trees import PyTree, leaves_by_path, struct
 from dogwood_jax._front.plan import plan
 from dogwood_jax._widths.trace import trace
 from dogwood_jax.checkpoint.draft import expect_free
-from dogwood_jax.decoder._folders.models import draws, expect_new
+from dogwood_jax.decoder._folders.models import expect_new, key_of
 
 # Where MaxText keeps parameters. It makes keys of random numbers anew; there is one for each layer.
 _NAMES = {"params/params/{*rest}": "{*rest}", "nnx_aux/{*rest}": None}
@@ -76,14 +76,12 @@ def grow(
         target_apply=target_apply,
         interface="vocab_size" in numbers,
     )
-    if seed is None and draws(growth):
-        raise ValueError("--seed N: needed, because some new weights are random")
     has_state = "opt_state" in checkpoint.shapes(step)
     checkpoint.grow(
         step,
         growth,
         out,
-        key=None if seed is None else jax.random.key(seed),
+        key=key_of(seed, growth),
         tx=tx if has_state else None,
         names=_NAMES,
     )

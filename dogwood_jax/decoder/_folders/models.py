@@ -23,6 +23,7 @@ from dogwood_jax.decoder.folder import described, names
 from dogwood_jax.decoder.model import apply, shapes
 from dogwood_jax.decoder.options import Options, options_of
 
+NEEDS_SEED = "--seed N: needed, because some new weights are random"
 # What the model is traced with: the batch and the tokens of a text.
 _TOKENS = struct((2, 8), jnp.int32)
 
@@ -71,6 +72,11 @@ class Model:
             found.setdefault(name, []).append(width.name)
         return found
 
+    @property
+    def parameters(self) -> int:
+        """How many numbers its arrays hold."""
+        return sum(prod(leaf.shape) for leaf in jax.tree.leaves(self.variables))
+
     def with_numbers(self, numbers: Mapping[str, Any]) -> "Model":
         """Returns the model with other numbers in its file, with arrays of the old dtypes."""
         config = {**self.config, **numbers}
@@ -94,14 +100,11 @@ def write(
         ValueError: if weights are drawn and there is no seed.
         OSError: if there is something already, or a file cannot be read or written.
     """
-    if seed is None and draws(growth):
-        raise ValueError("--seed N: needed, because some new weights are random")
-    key = None if seed is None else jax.random.key(seed)
+    key = key_of(seed, growth)
     table = names(old.options) | names(new.options)
     checkpoint.grow(old.folder, growth, out, key=key, names=table, config=numbers)
-    before, after = (_parameters(model.variables) for model in (old, new))
     said = "\n".join([str(growth), *_rounding(old, growth)])
-    return f"{said}\n{out}: {after:,} parameters; {old.folder} has {before:,}"
+    return f"{said}\n{out}: {new.parameters:,} parameters; {old.folder} has {old.parameters:,}"
 
 
 def expect_new(out: Path) -> None:
@@ -109,9 +112,13 @@ def expect_new(out: Path) -> None:
     expect_free(out.resolve(), is_folder=True)
 
 
-def draws(growth: Growth) -> bool:
-    """Whether some of the new weights are random."""
-    return any(e.is_random or (e.map is not None and e.map.needs) for e in growth.edits.values())
+def key_of(seed: int | None, growth: Growth) -> jax.Array | None:
+    """Returns the key for random weights; raises ValueError if there are some, and no seed."""
+    if seed is not None:
+        return jax.random.key(seed)
+    if any(e.is_random or (e.map is not None and e.map.needs) for e in growth.edits.values()):
+        raise ValueError(NEEDS_SEED)
+    return None
 
 
 def _rounding(model: Model, growth: Growth) -> Iterator[str]:
@@ -125,10 +132,6 @@ def _rounding(model: Model, growth: Growth) -> Iterator[str]:
             "as much as computing in that dtype moves them; factors that are powers of two round "
             "nothing, such as those of four times the hidden_size"
         )
-
-
-def _parameters(variables: PyTree) -> int:
-    return sum(prod(leaf.shape) for leaf in jax.tree.leaves(variables))
 
 
 def _pattern(path: str) -> str:

@@ -1,5 +1,6 @@
 """Fewer hidden units and layers, from folder to folder: ``shrink``."""
 
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from dogwood_jax.decoder._folders.models import Model, expect_new, write
 from dogwood_jax.decoder._folders.numbers import read
 from dogwood_jax.decoder._folders.scores import LAYERS, Scores, by_loss, by_norm
 
-_COUNT = "num_hidden_layers"
+_COUNT, _SHARE = "num_hidden_layers", "parameters"
 
 
 def shrink(source: Path, out: Path, texts: Iterable[str], *, tokens: Path | None = None) -> str:
@@ -25,7 +26,8 @@ def shrink(source: Path, out: Path, texts: Iterable[str], *, tokens: Path | None
         source: the folder of the larger model.
         out: the folder to write.
         texts: new numbers, ``"NAME=VALUE"``: ``intermediate_size``, or ``moe_intermediate_size``
-            of experts, and ``num_hidden_layers``.
+            of experts, and ``num_hidden_layers``. In the place of hidden units, ``parameters`` is a
+            share of today's, such as 0.7: all MLPs lose the same share of their units.
         tokens: a file with texts as ids, ``int[texts, time]``: a ``.npy`` file, or lists in JSON.
             Units and layers go by what the loss of the next token rises by without them. It takes
             the model in memory. Without a file, those go that have the smallest weights, which are
@@ -39,14 +41,18 @@ def shrink(source: Path, out: Path, texts: Iterable[str], *, tokens: Path | None
     """
     old, problems = Model.of(source), list[str]()
     units, known = old.hidden_units, [*old.hidden_units, _COUNT]
+    shares, texts = _shares(texts, problems)
     numbers = read(texts, old.config, problems)
     for name, new in numbers.items():
         if name not in known:
             problems.append(f"--set {name}: expected one of {', '.join(known)}")
         elif type(new) is int and new >= old.config[name]:
             problems.append(f"--set {name}={new}: expected less than {old.config[name]}")
-    if not numbers and not problems:
+    if not (numbers or shares) and not problems:
+        known = [*known, _SHARE]
         problems.append(f"--set NAME=VALUE: needed, with one of {', '.join(known)}")
+    if shares and not problems:
+        numbers |= _within(old, numbers, shares[0], problems)
     if problems:
         raise ValueError(listed(f"{source} cannot shrink so", problems))
     expect_new(out)
@@ -69,6 +75,52 @@ def shrink(source: Path, out: Path, texts: Iterable[str], *, tokens: Path | None
     growth = plan(old.widths, keep=keep)
     said = write(old, smaller, growth, out, None, numbers)
     return "\n".join([said, *_losses(scores, smaller, growth)])
+
+
+def _shares(texts: Iterable[str], problems: list[str]) -> tuple[list[float], list[str]]:
+    """Returns the share of parameters that is asked for, if one is, and the other texts."""
+    shares, others = list[float](), list[str]()
+    for text in texts:
+        name, _, value = text.partition("=")
+        if name.strip() != _SHARE:
+            others.append(text)
+            continue
+        try:
+            share = float(value)
+        except ValueError:
+            share = 0.0
+        if not 0 < share < 1 or shares:
+            problems.append(f"--set {text}: expected one share of today's, such as {_SHARE}=0.7")
+        shares.append(share)
+    return shares, others
+
+
+def _within(
+    old: Model, numbers: Mapping[str, Any], share: float, problems: list[str]
+) -> dict[str, int]:
+    """Returns the most hidden units with which a model has no more than a share of parameters."""
+    if both := [name for name in numbers if name in old.hidden_units]:
+        problems.append(f"--set {_SHARE}: says how many hidden units stay; leave out {both[0]}")
+        return {}
+    sizes = {name: old.config[name] for name in old.hidden_units}
+    # Sizes stay multiples of what they are multiples of, up to 64.
+    steps = {name: min(size & -size, 64) for name, size in sizes.items()}
+    layers = range(numbers.get(_COUNT, old.options.num_hidden_layers))
+    counted = {**numbers, **_of_layers(old, [*layers])}
+
+    def units(kept: float) -> dict[str, int]:
+        return {name: int(sizes[name] * kept / n) * n or n for name, n in steps.items()}
+
+    most = share * old.parameters
+    kept = [n / 1024 for n in range(1024)]
+    count = bisect_right(kept, most, key=lambda n: old.with_numbers(counted | units(n)).parameters)
+    if not count:
+        least = old.with_numbers(counted | units(0.0)).parameters / old.parameters
+        problems.append(
+            f"--set {_SHARE}={share:g}: with the fewest hidden units there are {least:.2g} of "
+            f"today's parameters; set {_COUNT}, too"
+        )
+    return units(kept[max(count - 1, 0)])
 
 
 def _largest(scores: np.ndarray, number: int) -> list[int]:
