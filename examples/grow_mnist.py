@@ -184,27 +184,46 @@ def picture(experiments: Sequence[Experiment], epochs: int) -> Any:
     """Returns a figure of the units' incoming weights and of the learning curves."""
     from matplotlib.figure import Figure
 
-    columns = max(len(experiment.networks) for experiment in experiments)
-    figure = Figure(figsize=(2.6 * columns + 7, 3.8 * len(experiments)), layout="constrained")
-    figure.suptitle(SEEN, fontsize=11)
-    rows = figure.subfigures(len(experiments), 2, width_ratios=(2.6 * columns, 7), squeeze=False)
-    for (left, right), experiment in zip(rows, experiments, strict=True):
-        panels = left.subplots(1, columns, squeeze=False)[0]
-        for ax in panels:
-            ax.axis("off")
-        for ax, (name, variables) in zip(panels, experiment.networks.items(), strict=False):
-            ax.axis("on")
-            plotting.units(kernel_of(variables), ax=ax).set_title(name, fontsize=10)
-            # All panels are equally large, however many tiles are in each.
-            ax.set_adjustable("datalim")
-            ax.set_box_aspect(1)
+    # The weights of many units are too small to see.
+    networks = experiments[0].networks
+    figure = Figure(figsize=(2.3 * len(networks), 7), layout="constrained")
+    figure.suptitle(SEEN, fontsize=10)
+    top, bottom = figure.subfigures(2, 1, height_ratios=(3, 4))
+    panels = top.subplots(1, len(networks), squeeze=False)[0]
+    for ax, (name, variables) in zip(panels, networks.items(), strict=True):
+        plotting.units(kernel_of(variables), ax=ax).set_title(name, fontsize=9)
+        # All panels are equally large, however many tiles are in each.
+        ax.set_adjustable("datalim")
+        ax.set_box_aspect(1)
+    plots = bottom.subplots(1, len(experiments), squeeze=False)[0]
+    for ax, experiment in zip(plots, experiments, strict=True):
         units, wide_units = experiment.rows[0].units, experiment.rows[-1].units
-        ax = right.subplots()
         curves = {name: experiment.curves[name] for name in COLORS if name in experiment.curves}
         ax.set_prop_cycle(color=[COLORS[name] for name in curves])
         plotting.curves(curves, grown_at=epochs, ylabel="test accuracy", ax=ax)
         ax.set_title(f"{units} hidden unit{'s' * (units > 1)}, then {wide_units}; one seed")
     return figure
+
+
+def verdict(experiment: Experiment) -> str:
+    """Returns what happened, in a sentence, and when one would do this."""
+    rows = {row.name: row for row in experiment.rows}
+    small, on = rows["trained"], rows["widened: zero_outgoing, trained on"]
+    scratch = rows["from scratch, equal FLOPs"]
+    moved = max(row.change for row in experiment.rows if row.change is not None)
+    ahead = on.accuracy - scratch.accuracy
+    when = (
+        "Growing pays here"
+        if ahead > 0.005
+        else "The large network from scratch is better here: grow a network that is trained already"
+        if ahead < -0.005
+        else "Both are about as good: grow where the small network is trained already"
+    )
+    return (
+        f"{small.units} to {on.units} units: no output moved by more than {moved:.1g}, and "
+        f"training went on from {small.accuracy:.1%} to {on.accuracy:.1%}. From scratch, "
+        f"{scratch.units} units come to {scratch.accuracy:.1%} with as many FLOPs. {when}."
+    )
 
 
 def write_table(experiments: Sequence[Experiment], out: Path) -> None:
@@ -235,6 +254,7 @@ def main(arguments: list[str] | None = None) -> list[Experiment]:
             )
             for units, wide_units, strategies in sizes
         ]
+    print("", *map(verdict, experiments), "", sep="\n")
     write_table(experiments, options.out)
     picture(experiments, options.epochs).savefig(options.out / "grow_mnist.png", dpi=150)
     print(f"written to {options.out}: {', '.join(sorted(p.name for p in options.out.iterdir()))}")

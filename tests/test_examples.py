@@ -335,6 +335,16 @@ def test_a_curve_has_one_color_and_ends_as_the_table_says(grown):
     assert len(set(colors.values())) == len(colors) == 4  # three curves, and the growth
 
 
+def test_the_main_example_says_what_happened(grown):
+    (small, large), _ = grown
+    first, second = map(grow_mnist.verdict, (small, large))
+    on = row(large, "widened: zero_outgoing, trained on").accuracy
+    assert first.startswith("1 to 2 units: no output moved by more than ")
+    assert f"training went on from {large.rows[0].accuracy:.1%} to {on:.1%}" in second
+    rows = [r._replace(accuracy=0.1) if "scratch" in r.name else r for r in large.rows]
+    assert grow_mnist.verdict(large._replace(rows=rows)).endswith("Growing pays here.")
+
+
 def test_files_and_picture_are_written(grown):
     experiments, out = grown
     assert sorted(path.name for path in out.iterdir()) == [
