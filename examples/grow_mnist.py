@@ -170,8 +170,8 @@ def largest_change(old: Variables, new: Variables, images: np.ndarray) -> float:
 
 
 SEEN = (
-    "Growing changes no old unit. New units learn if their incoming weights begin random and their"
-    " outgoing ones zero (zero_outgoing). A unit that is all zero never learns (zeros)."
+    "Growing changes no old unit. New units learn if their incoming weights begin random and\n"
+    "their outgoing ones zero (zero_outgoing). A unit that is all zero never learns (zeros)."
 )
 COLORS = {
     "from scratch": "black",
@@ -188,7 +188,7 @@ def picture(experiments: Sequence[Experiment], epochs: int) -> Any:
     networks = experiments[0].networks
     figure = Figure(figsize=(2.3 * len(networks), 7), layout="constrained")
     figure.suptitle(SEEN, fontsize=10)
-    top, bottom = figure.subfigures(2, 1, height_ratios=(3, 4))
+    (top,), (bottom,) = figure.subfigures(2, 1, height_ratios=(3, 4), squeeze=False)
     panels = top.subplots(1, len(networks), squeeze=False)[0]
     for ax, (name, variables) in zip(panels, networks.items(), strict=True):
         plotting.units(kernel_of(variables), ax=ax).set_title(name, fontsize=9)

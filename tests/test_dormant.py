@@ -323,12 +323,8 @@ def test_updates_are_traced_once_and_need_shapes_to_begin():
 # Activity -----------------------------------------------------------------------------------------
 
 
-def test_activity_of_one_width_is_deprecated():
+def test_activity_is_told_of_each_width_that_may_change():
     found = dw.activity(mlp, PARAMS, traced(), X)
-    assert found.keys() == {FIRST, SECOND}
-    with pytest.warns(
-        DeprecationWarning, match=r"use activity\(.*widths.*\)\['hidden/0'\]"
-    ) as told:
-        old = dw.activity(mlp, PARAMS, traced()[FIRST], X)
-    assert told[0].filename == __file__
-    np.testing.assert_array_equal(old, found[FIRST])
+    assert {name: each.shape for name, each in found.items()} == {FIRST: (8,), SECOND: (6,)}
+    with pytest.raises(TypeError, match="widths must be the Widths that dw.trace returns"):
+        dw.activity(mlp, PARAMS, traced()[FIRST], X)

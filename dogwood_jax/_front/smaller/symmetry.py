@@ -1,6 +1,5 @@
 """Find units that are alike, and how active each is: ``find_symmetric``, ``activity``."""
 
-import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
@@ -72,7 +71,9 @@ def find_symmetric(
 
 
 @takes_inputs
-def activity(apply: Callable[..., Any], variables: PyTree, widths: Widths, *inputs: Any) -> Any:
+def activity(
+    apply: Callable[..., Any], variables: PyTree, widths: Widths, *inputs: Any
+) -> dict[str, jax.Array]:
     """Measures how much each unit contributes to a network's outputs.
 
     The contribution of a unit is the derivative of the outputs by a factor on all its outgoing
@@ -81,8 +82,7 @@ def activity(apply: Callable[..., Any], variables: PyTree, widths: Widths, *inpu
     Args:
         apply: the function of variables and inputs that was traced.
         variables: pytree of the network's arrays.
-        widths: its widths, from ``trace`` or ``chain``. One ``Width`` in their place is deprecated;
-            then the result is that of its units alone.
+        widths: its widths, from ``trace`` or ``chain``.
         *inputs: a batch of inputs.
 
     Returns:
@@ -104,25 +104,15 @@ def activity(apply: Callable[..., Any], variables: PyTree, widths: Widths, *inpu
         >>> dw.activity(apply, params, dw.trace(apply, params, x), x)["up"].tolist()
         [3.0, 4.0]
     """
-    one: Any = widths  # what stood in their place
-    is_one = WIDTH.fits(one)
     expect(
         "activity(apply, variables, widths, *inputs)",
         apply=(FUNCTION, apply),
         variables=(VARIABLES, variables),
-        widths=(WIDTH if is_one else WIDTHS, widths),
+        widths=(WIDTHS, widths),
     )
     expect_call("activity", "apply", apply, variables, *inputs)
-    units = [one] if is_one else hidden(widths)
+    units = hidden(widths)
     expect_arrays_of("activity", variables, units)
-    if is_one:
-        warnings.warn(
-            "activity(apply, variables, width, *inputs) is deprecated; use "
-            f"activity(apply, variables, widths, *inputs)[{one.name!r}]",
-            DeprecationWarning,
-            stacklevel=3,
-        )
-        return _activity(apply, variables, one, *inputs)
     return {width.name: _activity(apply, variables, width, *inputs) for width in units}
 
 
