@@ -26,6 +26,7 @@ def parse(
     *,
     counts: Mapping[str, tuple[int, str]] = EPOCHS,
     digits: bool = True,
+    flags: Mapping[str, str] | None = None,
     quick: Mapping[str, int] | None = None,
 ) -> argparse.Namespace:
     """Parses the command line, and makes sure that what it asks for can be had.
@@ -35,6 +36,7 @@ def parse(
         arguments: the command line; that of the process by default.
         counts: options that are integers, 1 or more: name, default and what it is.
         digits: whether the example trains on MNIST.
+        flags: options without a value: name and what it does.
         quick: what some of the counts are with ``--quick``.
 
     Returns:
@@ -54,6 +56,8 @@ def parse(
         )
     for name, (default, meaning) in counts.items():
         parser.add_argument(f"--{name}", type=_at_least_one, default=default, help=meaning)
+    for name, meaning in (flags or {}).items():
+        parser.add_argument(f"--{name}", action="store_true", help=meaning)
     parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers")
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for what is written")
     if quick:

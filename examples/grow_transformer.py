@@ -1,32 +1,38 @@
-"""Grow a transformer as it learns to write like Python's documentation, one character at a time.
+"""A trained language model gets wider, then deeper, and its loss goes on without a jump.
 
-A small network gets wider (residual stream, attention heads, MLP), then deeper, without changing a
-prediction, and its optimizer's state grows along. Beside it, the large network learns from scratch
-with the same number of floating-point operations.
+The small transformer was trained on the sources of Python's standard library, one character at a
+time, and is beside this file; ``--anew`` trains it again. It grows in its residual stream, heads
+and MLPs, and then by layers, with the state of its optimizer. Two others are beside it: one that
+grows with random weights in all new places, and the large one from scratch, for as many
+floating-point operations.
 """
 
+import csv
 import dataclasses
-from pydoc_data.topics import topics
+import time
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import flax.serialization
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from command_line import bar, fit, parse, run, say
+from growing.data import CHARACTERS, Text
 
 import dogwood_jax as dw
-from dogwood_jax import training
+from dogwood_jax import strategies, training
 
 Variables = dict[str, Any]
 
-CHARACTERS = 96  # the printable ones of ASCII and the end of a line
 CONTEXT = 64  # characters that the network sees
 HEAD_DIM = 12
-TX = dw.growable(optax.adam(2e-3))
+TX = dw.growable(optax.adam(1e-3))
 STEPS, BATCH_SIZE = 50, 32  # of a round
 WINDOW = jax.ShapeDtypeStruct((1, CONTEXT), jnp.int32)
+TRAINED = Path(__file__).with_suffix(".msgpack")  # the small model with its optimizer
 
 
 class Block(nn.Module):
@@ -88,39 +94,18 @@ class Transformer(nn.Module):
         return 6 * (sum(kernels) + 2 * CONTEXT * self.depth * self.heads * HEAD_DIM)
 
 
-SMALL = Transformer(stream=32, heads=2, mlp=64, depth=2)
-WIDE = Transformer(stream=48, heads=4, mlp=192, depth=2)
-DEEP = Transformer(stream=48, heads=4, mlp=192, depth=4)
+SMALL = Transformer(stream=72, heads=6, mlp=288, depth=3)
+WIDE = Transformer(stream=108, heads=9, mlp=432, depth=3)
+DEEP = Transformer(stream=108, heads=9, mlp=432, depth=6)
 
 
-class Text(NamedTuple):
-    """Python's documentation as numbers below ``CHARACTERS``, in a training and a test part."""
+class Point(NamedTuple):
+    """Where a network is in its training."""
 
-    train: np.ndarray  # int32 [characters]
-    test: np.ndarray
-
-    def round(self, key: jax.Array) -> tuple[np.ndarray, np.ndarray]:
-        """Returns windows ``[n, CONTEXT]`` to train on, and what follows each character."""
-        shape = STEPS * BATCH_SIZE, 1
-        starts = jax.random.randint(key, shape, 0, len(self.train) - CONTEXT)
-        return _windows(self.train, np.asarray(starts))
-
-    def tests(self) -> tuple[np.ndarray, np.ndarray]:
-        """Returns all windows of the test part."""
-        return _windows(self.test, np.arange(0, len(self.test) - CONTEXT, CONTEXT)[:, None])
-
-
-def _windows(text: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    places = starts + np.arange(CONTEXT)
-    return text[places], text[places + 1]
-
-
-def load() -> Text:
-    """Returns the help texts that ship with Python; they differ a little between its versions."""
-    text = "\n".join(topics[name] for name in sorted(topics))
-    codes = np.frombuffer(text.encode("ascii", "replace"), np.uint8).astype(np.int32)
-    numbers = np.where(codes == ord("\n"), CHARACTERS - 1, np.clip(codes - 32, 0, CHARACTERS - 2))
-    return Text(*np.split(numbers, [len(numbers) * 9 // 10]))
+    step: int
+    flops: int  # spent so far
+    seconds: float
+    loss: float  # on windows of files that are held out, in nats a character
 
 
 class Network(NamedTuple):
@@ -128,169 +113,191 @@ class Network(NamedTuple):
 
     model: Transformer
     variables: Variables
-    opt_state: Any = None
-    points: tuple[tuple[int, float], ...] = ()  # FLOPs spent and test loss after each round
+    opt_state: Any
+    points: tuple[Point, ...]
 
     @property
-    def spent(self) -> int:
-        """FLOPs spent so far."""
-        return self.points[-1][0] if self.points else 0
+    def last(self) -> Point:
+        """Where it is."""
+        return self.points[-1]
+
+
+def start(model: Transformer, text: Text, key: jax.Array) -> Network:
+    """Returns a new network."""
+    variables = jax.jit(model.init)(key, jnp.zeros(WINDOW.shape, WINDOW.dtype))
+    network = Network(model, variables, TX.init(variables), ())
+    return network._replace(points=(Point(0, 0, 0.0, loss(network, text)),))
 
 
 def loss(network: Network, text: Text) -> float:
-    """Returns the test loss, in nats a character."""
-    return training.evaluate(network.model.apply, network.variables, text.tests())[0]
+    """Returns the loss on the windows that are held out."""
+    return training.evaluate(network.model.apply, network.variables, text.test)[0]
 
 
-def train(network: Network, text: Text, key: jax.Array, *, rounds: int, budget: int) -> Network:
-    """Trains for some rounds, or for as many as the budget of FLOPs allows."""
-    cost = network.model.flops() * STEPS * BATCH_SIZE * CONTEXT
-    for _ in range(min(rounds, (budget - network.spent) // cost)):
-        round_key, fit_key = jax.random.split(jax.random.fold_in(key, len(network.points)))
+def train(network: Network, text: Text, key: jax.Array, *, rounds: int) -> Network:
+    """Trains for some rounds, and tests after each."""
+    flops = network.model.flops() * STEPS * BATCH_SIZE * CONTEXT
+    rng = np.random.default_rng(np.asarray(jax.random.bits(key, (4,), np.uint32)))
+    for number in range(rounds):
+        started, last = time.perf_counter(), network.last
         variables, opt_state, _ = fit(
             network.model.apply,
             network.variables,
             TX,
-            text.round(round_key),
+            text.draw(rng, STEPS * BATCH_SIZE),
             epochs=1,
             batch_size=BATCH_SIZE,
-            key=fit_key,
+            key=jax.random.fold_in(key, number),
             opt_state=network.opt_state,
-            step=cost,
+            step=flops,
         )
         network = network._replace(variables=variables, opt_state=opt_state)
-        point = network.spent + cost, loss(network, text)
+        spent = last.seconds + time.perf_counter() - started
+        point = Point(last.step + STEPS, last.flops + flops, spent, loss(network, text))
         network = network._replace(points=(*network.points, point))
     return network
 
 
-def grow(network: Network, model: Transformer, key: jax.Array) -> Network:
-    """Grows to the size of another model: stream, heads, MLPs, and blocks that it lacks."""
+def grow(network: Network, model: Transformer, text: Text, key: jax.Array, **how: Any) -> Network:
+    """Grows to the size of another model: stream, heads, MLPs, and blocks that it lacks.
+
+    The loss behind the growth is a point of its own, at the same step.
+    """
     # With more units that are zero, the mean of squares in a norm is smaller: so must epsilon be.
     epsilon = network.model.epsilon * network.model.stream / model.stream
     model = dataclasses.replace(model, epsilon=epsilon)
     widths = dw.trace(network.model.apply, network.variables, WINDOW)
     target = jax.eval_shape(model.init, key, WINDOW)
-    growth = dw.plan(widths, target=target, target_apply=model.apply)
+    growth = dw.plan(widths, target=target, target_apply=model.apply, **how)
     variables = dw.grow(network.variables, growth, key=key)
     opt_state = dw.grow_opt_state(network.opt_state, growth, TX)
-    return Network(model, variables, opt_state, network.points)
+    grown = Network(model, variables, opt_state, network.points)
+    behind = network.last._replace(loss=loss(grown, text))
+    return grown._replace(points=(*network.points, behind))
 
 
-class Growth(NamedTuple):
-    """When a network grew, and what that did to the predictions."""
-
-    at: int  # FLOPs spent before
-    before: float  # test loss
-    after: float
-    difference: dw.typing.Difference  # of the outputs for some windows
+def trained(text: Text, key: jax.Array, rounds: int) -> Network:
+    """Returns the small model, trained anew."""
+    init_key, fit_key = jax.random.split(key)
+    return train(start(SMALL, text, init_key), text, fit_key, rounds=rounds)
 
 
-def grown(text: Text, key: jax.Array, rounds: int, budget: int) -> tuple[Network, list[Growth]]:
-    """Trains the small network, then the wide one, then the deep one, until nothing is left."""
-    init_key, fit_key, wide_key, deep_key = jax.random.split(key, 4)
-    network = start(SMALL, init_key)
-    growths = []
-    for model, grow_key in (WIDE, wide_key), (DEEP, deep_key):
-        old = train(network, text, fit_key, rounds=rounds, budget=budget)
-        network = grow(old, model, grow_key)
-        windows = text.tests()[0][:32]
-        difference = dw.compare(
-            jax.jit(old.model.apply),
-            old.variables,
-            jax.jit(network.model.apply),
-            network.variables,
-            windows,
-        )
-        growths.append(Growth(*old.points[-1], loss(network, text), difference))
-    return train(network, text, fit_key, rounds=budget, budget=budget), growths
+def save(network: Network, path: Path) -> None:
+    """Writes a network with its optimizer and all points."""
+    state = {name: value for name, value in network._asdict().items() if name != "model"}
+    path.write_bytes(flax.serialization.to_bytes(state))
 
 
-def start(model: Transformer, key: jax.Array) -> Network:
-    """Returns a new network."""
-    return Network(model, jax.jit(model.init)(key, jnp.zeros(WINDOW.shape, WINDOW.dtype)))
+def load(path: Path) -> Network:
+    """Reads a small model that ``save`` wrote."""
+    shapes = jax.eval_shape(SMALL.init, jax.random.key(0), WINDOW)
+    known = {"variables": shapes, "opt_state": jax.eval_shape(TX.init, shapes)}
+    read = flax.serialization.msgpack_restore(path.read_bytes())
+    state = {name: flax.serialization.from_state_dict(known[name], read[name]) for name in known}
+    points = [
+        Point(*(read["points"][str(i)][f] for f in Point._fields))
+        for i in range(len(read["points"]))
+    ]
+    return Network(SMALL, points=tuple(points), **jax.tree.map(jnp.asarray, state))
+
+
+def further(network: Network, text: Text, key: jax.Array, rounds: int, *, exact: bool) -> Network:
+    """Returns the small model as it goes on: wide, then deep.
+
+    Args:
+        network: the small model.
+        text: what it reads.
+        key: for new weights, and for what is read.
+        rounds: of each size.
+        exact: whether outputs stay; otherwise all that is new is random.
+    """
+    ways: list[dict[str, Any]] = [{}, {}]
+    if not exact:
+        ways = [{"strategy": strategies.random()}, {"depth": strategies.new_layers()}]
+    for model, how in zip((WIDE, DEEP), ways, strict=True):
+        key, grow_key, fit_key = jax.random.split(key, 3)
+        network = grow(network, model, text, grow_key, **how)
+        network = train(network, text, fit_key, rounds=rounds)
+    return network
 
 
 class Result(NamedTuple):
-    """What came of all seeds."""
+    """What came of the small model in two ways, and of the large one from scratch."""
 
-    scratch: list[Network]
-    grown: list[Network]
-    growths: list[list[Growth]]
+    grown: Network
+    random: Network
+    scratch: Network
+
+
+def jumps(network: Network) -> list[tuple[Point, Point]]:
+    """Returns the points before and behind each growth."""
+    pairs = zip(network.points, network.points[1:], strict=False)
+    return [(a, b) for a, b in pairs if a.step == b.step]
 
 
 def verdict(result: Result) -> str:
-    """Returns what the measurements say, in a sentence."""
-    ends = [np.array([n.points[-1][1] for n in ns]) for ns in (result.scratch, result.grown)]
-    (scratch, grown), spreads = (
-        [end.mean() for end in ends],
-        [end.std(ddof=1) if len(end) > 1 else 0.0 for end in ends],
-    )
-    clear = abs(scratch - grown) > np.linalg.norm(spreads)
-    outcome = ("growing pays" if grown < scratch else "growing costs") if clear else "no difference"
-    total = result.scratch[0].spent
-    reached = next(
-        (f for f, value in mean_points(result.grown) if value <= scratch + spreads[0]), None
-    )
-    when = "never" if reached is None else f"after {reached / total:.0%} of the FLOPs"
+    """Returns what the measurements say."""
+    grown, random, scratch = (network.last for network in result)
+    moved = max(abs(b.loss - a.loss) for a, b in jumps(result.grown))
+    up = " and ".join(f"{b.loss - a.loss:.2f}" for a, b in jumps(result.random))
     return (
-        f"With {total:.3g} FLOPs, the test loss is {scratch:.3f} ± {spreads[0]:.3f} nats a "
-        f"character from scratch, and {grown:.3f} ± {spreads[1]:.3f} grown: {outcome}. Grown, it "
-        f"comes within one standard deviation of that from scratch {when}."
+        f"Where the model grows, the loss moves by {moved:.1g} at most, and by {up} where new "
+        f"weights are random. At the end it is {grown.loss:.3f} grown, {random.loss:.3f} with "
+        f"random new weights, and {scratch.loss:.3f} from scratch with the same "
+        f"{scratch.flops:.2g} FLOPs."
     )
-
-
-def mean_points(networks: list[Network]) -> list[tuple[float, float]]:
-    """Returns FLOPs and mean test loss after each round."""
-    return [tuple(pair) for pair in np.mean([network.points for network in networks], axis=0)]
-
-
-def size_of(model: Transformer) -> str:
-    """Returns how large a network is."""
-    return f"{model.depth} layers of {model.stream} units"
 
 
 def picture(result: Result) -> Any:
-    """Returns a figure of the mean test loss against FLOPs, with the growths marked."""
+    """Returns a figure of the loss against steps, with the growths marked."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 3.8), layout="constrained")
+    figure = Figure(figsize=(8, 4.2), layout="constrained")
     ax = figure.subplots()
-    total = result.scratch[0].spent
-    for label, color, networks in (
-        (f"from scratch: {size_of(DEEP)}", "black", result.scratch),
-        (f"grows twice, begins with {size_of(SMALL)}", "C0", result.grown),
-    ):
-        spent, losses = np.transpose(mean_points(networks))
-        ax.plot(spent / total, losses, color=color, marker=".", label=label)
-        every = np.array([network.points for network in networks])[..., 1]
-        ax.fill_between(spent / total, every.min(0), every.max(0), color=color, alpha=0.2, lw=0)
-        end = spent[-1] / total, losses[-1]
+    names = "grows, outputs stay", "grows, new weights random", "large from scratch, equal FLOPs"
+    for name, color, network in zip(names, ("C0", "C3", "0.4"), result, strict=True):
+        steps, _, _, losses = np.transpose(network.points)
+        ax.plot(steps, losses, color=color, label=name, zorder=3 if color == "C0" else 2)
         ax.annotate(
             f"{losses[-1]:.2f}",
-            end,
-            xytext=(6, 0),
+            (steps[-1], losses[-1]),
+            xytext=(5, 0),
             textcoords="offset points",
             verticalalignment="center",
             color=color,
         )
-    bottom = ax.get_ylim()[0]
-    names = f"to {WIDE.stream}\nunits", f"to {DEEP.depth}\nlayers"
-    for name, growths in zip(names, zip(*result.growths, strict=True), strict=True):
-        at = growths[0].at / total
-        ax.plot(at, np.mean([growth.before for growth in growths]), "o", color="C3", markersize=8)
-        ax.axvline(at, color="C3", linestyle="--", linewidth=1)
-        ax.text(at + 0.01, bottom, f"grows\n{name}", color="C3", verticalalignment="bottom")
-    ax.set_xlim(right=1.09)  # room for the labels of the ends
-    ax.set(
-        xlabel="FLOPs spent, as a share of those from scratch", ylabel="test loss, nats a character"
-    )
-    count = len(result.grown)
-    seeds = "one seed" if count == 1 else f"mean and range of {count} seeds"
-    ax.set_title(f"Transformer of characters of Python's documentation, {seeds}", fontsize="medium")
-    ax.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
-    ax.legend()
+    lows = [network.last.loss for network in result]
+    top = max(b.loss for network in result for _, b in jumps(network))
+    ax.set_ylim(min(lows) - 0.05, max(top, max(lows)) + 0.1)
+    for (at, _), model in zip(jumps(result.grown), (WIDE, DEEP), strict=True):
+        ax.axvline(at.step, color="C0", linestyle="--", linewidth=1)
+        label = f" {model.depth} layers of\n {model.stream} units"
+        ax.text(at.step, ax.get_ylim()[1], label, color="C0", verticalalignment="top")
+    ax.set(xlabel="steps", ylabel="loss on held-out files, nats a character")
+    ax.set_title("A transformer that reads Python's standard library", fontsize="medium")
+    ax.legend(loc="upper center")
     return figure
+
+
+HEADER = f"{'network':<34}{'weights':>9}{'steps':>7}{'FLOPs':>9}{'seconds':>9}{'loss':>8}"
+
+
+def row(name: str, network: Network) -> str:
+    """Returns a row of the table."""
+    weights, last = sum(leaf.size for leaf in jax.tree.leaves(network.variables)), network.last
+    spent = f"{last.flops:>9.2g}{last.seconds:>9.0f}"
+    return f"{name:<34}{weights:>9,}{last.step:>7}{spent}{last.loss:>8.3f}"
+
+
+def write(result: Result, folder: Path) -> None:
+    """Writes all points and the picture."""
+    with (folder / "grow_transformer.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(("network", *Point._fields))
+        for name, network in result._asdict().items():
+            rows.writerows((name, *point) for point in network.points)
+    picture(result).savefig(folder / "grow_transformer.png", dpi=110)
+    print(f"\nwritten to {folder}: grow_transformer.csv, grow_transformer.png")
 
 
 def main(arguments: list[str] | None = None) -> Result:
@@ -298,36 +305,34 @@ def main(arguments: list[str] | None = None) -> Result:
     options = parse(
         __doc__,
         arguments,
-        counts={
-            "rounds": (24, f"of {STEPS} steps of the large network from scratch"),
-            "seeds": (3, "how often each is run"),
-        },
+        counts={"rounds": (40, f"of {STEPS} steps in each size, thrice as many of the small one")},
+        flags={"anew": "train the small model again, and write it to the folder, too"},
         digits=False,
     )
-    text = load()
-    budget = options.rounds * DEEP.flops() * STEPS * BATCH_SIZE * CONTEXT
-    result = Result([], [], [])
-    print(f"{'seed':>4} {'network':<13} {'FLOPs':>9} {'test loss':>10} {'grown from':>11}  outputs")
-    with bar(2 * budget * options.seeds):
-        for seed, key in enumerate(jax.random.split(jax.random.key(options.seed), options.seeds)):
-            init_key, fit_key = jax.random.split(key)
-            scratch = start(DEEP, init_key)
-            scratch = train(scratch, text, fit_key, rounds=options.rounds, budget=budget)
-            network, growths = grown(text, key, max(1, options.rounds // 4), budget)
-            for name, growth in zip(("wide", "deep"), growths, strict=True):
-                say(
-                    f"{seed:>4} {name:<13} {'':>9} {growth.after:>10.4f} {growth.before:>11.4f}  "
-                    f"{growth.difference}"
-                )
-            for name, trained in ("grown", network), ("from scratch", scratch):
-                flops, end = trained.points[-1]
-                say(f"{seed:>4} {name:<13} {flops:>9.3g} {end:>10.4f}")
-            result.scratch.append(scratch)
-            result.grown.append(network)
-            result.growths.append(growths)
-    print("\n" + verdict(result))
-    picture(result).savefig(options.out / "grow_transformer.png", dpi=100)
-    print(f"\nwritten to {options.out}: grow_transformer.png")
+    text = Text(half=0, context=CONTEXT, tests=500)
+    keys = jax.random.split(jax.random.key(options.seed), 3)
+    costs = [model.flops() * STEPS * BATCH_SIZE * CONTEXT for model in (SMALL, WIDE, DEEP)]
+    print(HEADER)
+    begun = 3 * options.rounds if options.anew else 0
+    total = options.rounds * (costs[1] + costs[2])
+    small = None if options.anew else load(TRAINED)
+    spent = 3 * options.rounds * costs[0] if small is None else small.last.flops
+    with bar(begun * costs[0] + 3 * total + spent):
+        if small is None:
+            small = trained(text, keys[0], begun)
+            save(small, options.out / TRAINED.name)
+        say(row("small, trained", small))
+        found: list[Network] = []
+        for name, exact in ("grown, outputs stay", True), ("grown, new weights random", False):
+            found.append(further(small, text, keys[1], options.rounds, exact=exact))
+            say(row(name, found[-1]))
+        scratch = start(DEEP, text, keys[2])
+        scratch = train(scratch, text, keys[2], rounds=round(found[0].last.flops / costs[2]))
+        say(row("large, from scratch", scratch))
+    grown, random = found
+    result = Result(grown, random, scratch)
+    print(f"\n{verdict(result)}")
+    write(result, options.out)
     return result
 
 
