@@ -257,15 +257,8 @@ def picture(result: Result) -> Any:
     names = "grows, outputs stay", "grows, new weights random", "large from scratch, equal FLOPs"
     for name, color, network in zip(names, ("C0", "C3", "0.4"), result, strict=True):
         steps, _, _, losses = np.transpose(network.points)
-        ax.plot(steps, losses, color=color, label=name, zorder=3 if color == "C0" else 2)
-        ax.annotate(
-            f"{losses[-1]:.2f}",
-            (steps[-1], losses[-1]),
-            xytext=(5, 0),
-            textcoords="offset points",
-            verticalalignment="center",
-            color=color,
-        )
+        label = f"{name}: ends at {losses[-1]:.3f}"
+        ax.plot(steps, losses, color=color, label=label, zorder=3 if color == "C0" else 2)
     lows = [network.last.loss for network in result]
     top = max(b.loss for network in result for _, b in jumps(network))
     ax.set_ylim(min(lows) - 0.05, max(top, max(lows)) + 0.1)
@@ -275,7 +268,7 @@ def picture(result: Result) -> Any:
         ax.text(at.step, ax.get_ylim()[1], label, color="C0", verticalalignment="top")
     ax.set(xlabel="steps", ylabel="loss on held-out files, nats a character")
     ax.set_title("A transformer that reads Python's standard library", fontsize="medium")
-    ax.legend(loc="upper center")
+    ax.legend(loc="upper center", bbox_to_anchor=(0.33, 1.0))
     return figure
 
 

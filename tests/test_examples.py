@@ -530,7 +530,8 @@ def test_the_story_is_told(story):
     ]
     (ax,) = grow_transformer.picture(result).axes
     labels = [text.get_text() for text in ax.get_legend().get_texts()]
-    assert labels == [
+    assert labels[0].endswith(f": ends at {result.grown.last.loss:.3f}")
+    assert [label.partition(":")[0] for label in labels] == [
         "grows, outputs stay",
         "grows, new weights random",
         "large from scratch, equal FLOPs",
