@@ -52,7 +52,8 @@ def widen(
         key: PRNG key, needed if the strategy draws random weights.
 
     Returns:
-        The parameters with wider layers, in the same tree structure and dtypes.
+        The parameters with wider layers, in the same tree structure and dtypes. For the optimizer's
+        state, pass ``plan(chain(params, order), {layer: units})`` to ``grow_opt_state``.
 
     Raises:
         TypeError: if arguments are of the wrong kind, or in the wrong order.

@@ -524,6 +524,20 @@ MUTANTS = [
         'return [Units(split.copies, 1, "incoming", layout.produced), layout]',
         "test_groups.py",
     ),
+    Mutant(
+        "plan: a unit that is repeated is copied only with target_apply=",
+        "_plan/sizes.py",
+        'return any(kind_of(widths[name].fixed or "") == "single" for name in single)',
+        "return False",
+        "test_groups.py",
+    ),
+    Mutant(
+        "decoder: save leaves a part of a folder behind when it fails",
+        "decoder/folder.py",
+        "shutil.rmtree(beside, ignore_errors=True)",
+        "pass",
+        "test_decoder.py",
+    ),
     # _plan/experts
     Mutant(
         "experts: experts that a loss would fall without count as useless",

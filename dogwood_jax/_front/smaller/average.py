@@ -55,7 +55,8 @@ def average(
             own, if it takes the smaller arrays.
 
     Returns:
-        The smaller variables, with their dtypes. Arrays that no group names stay as they are.
+        The smaller variables, with their dtypes. Arrays that no group names stay as they are. No
+        growth says what means are, so the optimizer begins anew.
 
     Raises:
         TypeError: if arguments are of the wrong kind.
