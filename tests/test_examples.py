@@ -381,7 +381,7 @@ def test_panels_of_units_are_equally_large(grown):
     figure = grow_mnist.picture(grown[0], 1)
     figure.draw_without_rendering()
     sizes = [ax.get_window_extent().size for ax in figure.axes if ax.images]
-    assert len(sizes) == 5 + 3
+    assert len(sizes) == 5  # those of 32 and 128 units would be too small to see
     np.testing.assert_allclose(sizes, [sizes[0]] * len(sizes), rtol=0.01)
 
 

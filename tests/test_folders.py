@@ -78,6 +78,14 @@ def test_rounding_of_rescaled_arrays_is_told(tmp_path):
             assert_same(small, large)
 
 
+def test_a_window_that_no_text_reached_is_told(tmp_path):
+    small = saved(tmp_path / "small", "mistral", sliding_window=64)
+    arguments = ["grow", str(small), str(tmp_path / "large"), "--seed", "0"]
+    said = main([*arguments, "--set", "intermediate_size=24"])
+    assert "not seen: lt (model.py:" in said
+    assert "note: lt is the sliding window, which is longer than the texts" in said
+
+
 @pytest.mark.long
 def test_lists_of_layers_go_on_as_they_began(tmp_path):
     types = [f"{kind}_attention" for kind in ("sliding", "full")]

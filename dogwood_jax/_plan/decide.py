@@ -79,10 +79,11 @@ def _tried(request: Request) -> Iterator[_Tried]:
     if request.target is None and is_larger_known:
         problems: list[str] = []
         target, sizes = target_in_sizes(request.widths, request.sizes, problems)
-        if problems:
+        if problems and request.target_apply is not None:
             yield Refused(problems), (0,)
             return
-        request = replace(request, target=target, sizes=sizes)
+        if not problems:
+            request = replace(request, target=target, sizes=sizes)
     if request.target is None:
         yield from _tried_with(request, None)
         return

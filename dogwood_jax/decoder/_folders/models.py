@@ -103,7 +103,7 @@ def write(
     key = key_of(seed, growth)
     table = names(old.options) | names(new.options)
     checkpoint.grow(old.folder, growth, out, key=key, names=table, config=numbers)
-    said = "\n".join([str(growth), *_rounding(old, growth)])
+    said = "\n".join([str(growth), *_unseen(growth), *_rounding(old, growth)])
     return f"{said}\n{out}: {new.parameters:,} parameters; {old.folder} has {old.parameters:,}"
 
 
@@ -119,6 +119,12 @@ def key_of(seed: int | None, growth: Growth) -> jax.Array | None:
     if any(e.is_random or (e.map is not None and e.map.needs) for e in growth.edits.values()):
         raise ValueError(NEEDS_SEED)
     return None
+
+
+def _unseen(growth: Growth) -> Iterator[str]:
+    """Yields what the comparison in the decoder is that came out one way alone."""
+    if growth.evidence and any(one.startswith("lt (model.py") for one in growth.evidence.unseen):
+        yield "note: lt is the sliding window, which is longer than the texts that were evaluated"
 
 
 def _rounding(model: Model, growth: Growth) -> Iterator[str]:
