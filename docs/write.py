@@ -176,11 +176,9 @@ def _signature(name: str, value: Any) -> str:
         default = "" if p.default is p.empty else f"={_default(p.default)}"
         parts.append(f"{star}{p.name}{default}")
     call = f"{name}({', '.join(parts)})"
-    return (
-        call
-        if len(call) <= 85
-        else "".join((f"{name}(\n", *(f"    {p},\n" for p in parts), ")"))
-    )
+    if len(call) <= 85:
+        return call
+    return "".join((f"{name}(\n", *(f"    {part},\n" for part in parts), ")"))
 
 
 def _default(value: Any) -> str:
@@ -280,9 +278,8 @@ REGIONS = {"api": _api, "file": _file}
 # -----------------------------------------------------------------------------------
 
 
-_MEASURED = re.compile(
-    r"\d\.\d|\de[-+]\d|\b0\b"
-)  # in a line whose numbers may differ
+# What stands in a line whose numbers may differ.
+_MEASURED = re.compile(r"\d\.\d|\de[-+]\d|\b0\b")
 
 
 def without_numbers(text: str) -> str:

@@ -7,7 +7,6 @@ grows with random weights in all new places, and the large one from scratch, for
 floating-point operations.
 """
 
-import csv
 import dataclasses
 import time
 from pathlib import Path
@@ -19,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from command_line import bar, fit, parse, run, say
+from command_line import bar, fit, parse, run, say, write
 from growing.data import CHARACTERS, Text
 
 import dogwood_jax as dw
@@ -106,6 +105,16 @@ class Point(NamedTuple):
     flops: int  # spent so far
     seconds: float
     loss: float  # on windows of files that are held out, in nats a character
+
+
+class Row(NamedTuple):
+    """A point of one of the networks, as it is written."""
+
+    network: str
+    step: int
+    flops: int
+    seconds: float
+    loss: float
 
 
 class Network(NamedTuple):
@@ -282,17 +291,6 @@ def row(name: str, network: Network) -> str:
     return f"{name:<34}{weights:>9,}{last.step:>7}{spent}{last.loss:>8.3f}"
 
 
-def write(result: Result, folder: Path) -> None:
-    """Writes all points and the picture."""
-    with (folder / "grow_transformer.csv").open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(("network", *Point._fields))
-        for name, network in result._asdict().items():
-            rows.writerows((name, *point) for point in network.points)
-    picture(result).savefig(folder / "grow_transformer.png", dpi=110)
-    print(f"\nwritten to {folder}: grow_transformer.csv, grow_transformer.png")
-
-
 def main(arguments: list[str] | None = None) -> Result:
     """Runs the example; returns what was measured."""
     options = parse(
@@ -325,7 +323,8 @@ def main(arguments: list[str] | None = None) -> Result:
     grown, random = found
     result = Result(grown, random, scratch)
     print(f"\n{verdict(result)}")
-    write(result, options.out)
+    rows = [Row(n, *point) for n, its in result._asdict().items() for point in its.points]
+    write(rows, picture(result), options.out, "grow_transformer")
     return result
 
 

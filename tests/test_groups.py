@@ -364,9 +364,8 @@ def test_one_head_becomes_one_for_each_query_head() -> None:
 
 
 def gated(p: Any, x: Any) -> Any:
-    return (jnp.tanh(x @ p["up"]) * jax.nn.sigmoid(x @ p["gate"] + p["bias"][None, None])) @ p[
-        "down"
-    ]
+    units = jnp.tanh(x @ p["up"])
+    return (units * jax.nn.sigmoid(x @ p["gate"] + p["bias"][None, None])) @ p["down"]
 
 
 GATED = fill({"up": f64(6, 8), "gate": f64(6, 1), "bias": f64(1), "down": f64(8, 3)}, 1)

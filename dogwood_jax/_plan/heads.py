@@ -50,6 +50,11 @@ class Split(NamedTuple):
         """Name of the width of the copies."""
         return copies_of(self.heads)
 
+    @property
+    def is_for_each(self) -> bool:
+        """Whether each query head has a copy of a single head."""
+        return self.heads in self.served
+
 
 def copies_of(heads: str) -> str:
     """Returns the name of the width of the copies of heads."""
@@ -83,7 +88,7 @@ class Groups:
             if split.before > 1:
                 each, sharing = "each", f"the {_either(split.sharing.values())}"
             whose = f"and {sharing} query heads that shared it are divided among the copies"
-            if split.heads in split.served:
+            if split.is_for_each:
                 each, whose = "what is one for all", "one for each"
             yield f"{split.heads}: {each} is copied {split.times} times, {whose}"
 
@@ -92,7 +97,7 @@ class Groups:
         """Yields that the heads grow alone, where both programs cannot be compared."""
         for split in self.splits:
             what = "heads of keys and values are copied in a growth of their own"
-            if split.heads in split.served:
+            if split.is_for_each:
                 what = "what all of them share is copied in a growth of its own"
             yield f"{split.heads}: {what}, without new layers and with strategies that keep outputs"
 
@@ -108,8 +113,8 @@ class Groups:
 
     @property
     def is_for_each(self) -> bool:
-        """Whether each query head has a copy of a single head."""
-        return any(group == heads for group, heads in self.divided.items())
+        """Whether there is a copy of a single head for each query head."""
+        return any(split.is_for_each for split in self.splits)
 
     def asked(self, sizes: Mapping[str, int]) -> dict[str, int]:
         """Returns the sizes that are asked for, with copies in the place of more heads."""

@@ -28,7 +28,7 @@ from dogwood_jax._widths.dims import LAYERS
 from dogwood_jax._widths.layout import Layout, Units, units_of
 from dogwood_jax._widths.reasons import kind_of
 from dogwood_jax._widths.trace import read_network, read_program
-from dogwood_jax._widths.widths import Network, Widths
+from dogwood_jax._widths.widths import Network, Width, Widths
 from dogwood_jax.strategies import DepthStrategy
 
 _ITS_OWN = "new layers compute what the network's own function computes with them"
@@ -259,7 +259,7 @@ def _read_by_own_function(
 
     It is where the target consists of modules that say the numbers it computes with, as in Equinox.
     It is taken to be where it uses all of the target's new layers, and shapes alone tell the sizes,
-    and where it takes copies of a single unit. A note says so.
+    and where it takes copies of a single unit. Of new layers, a note says so.
     """
     network = widths.network
     if network is None:
@@ -335,12 +335,15 @@ def is_deeper(widths: Widths, shapes: Mapping[str, Any]) -> bool:
     )
 
 
+def is_single(width: Width) -> bool:
+    """Whether an operation repeats or drops the width's unit, because the unit is alone."""
+    return kind_of(width.fixed or "") == "single"
+
+
 def copies_single_units(widths: Widths, shapes: Mapping[str, Any]) -> bool:
-    """Whether units become more that are repeated or dropped because there is one of them."""
+    """Whether single units become more."""
     return any(
-        new > old
-        and isinstance(axis, Units)
-        and kind_of(widths[axis.width].fixed or "") == "single"
+        new > old and isinstance(axis, Units) and is_single(widths[axis.width])
         for leaf in widths.leaves
         if leaf.path in shapes
         for axis, old, new in zip(leaf.axes, leaf.shape, shapes[leaf.path].shape, strict=False)

@@ -15,7 +15,7 @@ from dogwood_jax._growth.modules.resizing import Resizing
 from dogwood_jax._plan.asked import Asked, Request
 from dogwood_jax._plan.experts.planned import experts_instead
 from dogwood_jax._plan.heads import ways_out_of_heads, with_copied_heads
-from dogwood_jax._plan.larger_model import NOT_AT_HAND, Larger, is_deeper
+from dogwood_jax._plan.larger_model import NOT_AT_HAND, Larger, is_deeper, is_single
 from dogwood_jax._plan.numbers_of_sizes import tables_of
 from dogwood_jax._plan.obstacles import OTHER_IMAGES, fewer, other_images
 from dogwood_jax._plan.own_function import WITH_TARGET
@@ -132,14 +132,13 @@ def _meets_numbers(asked: Asked) -> bool:
 
 
 def copies_a_unit(request: Request) -> bool:
-    """Whether a unit is to become several that is repeated or dropped because it is alone.
+    """Whether a single unit is to become several.
 
     Then the network's own function in the new sizes shows where its copies go.
     """
     widths = request.widths
     named = {} if widths.network is None else named_sizes(widths, request.sizes, [])
-    single = (n for n, size in named.items() if size > widths[n].size)
-    return any(kind_of(widths[name].fixed or "") == "single" for name in single)
+    return any(size > widths[n].size and is_single(widths[n]) for n, size in named.items())
 
 
 def target_in_sizes(

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from dogwood_jax._base.trees import PyTree, leaves_by_path, struct
 from dogwood_jax.checkpoint import config_json
 from dogwood_jax.checkpoint import load as load_arrays
 from dogwood_jax.checkpoint import shapes as shapes_of_arrays
-from dogwood_jax.checkpoint.draft import expect_free
+from dogwood_jax.checkpoint.draft import draft, expect_free
 from dogwood_jax.checkpoint.kinds import CheckpointError
 from dogwood_jax.decoder.model import shapes
 from dogwood_jax.decoder.options import Options, options_of
@@ -101,28 +100,17 @@ def save(folder: str | os.PathLike[str], options: Options, variables: PyTree) ->
     if not options.config:
         raise ValueError("decoder.save: options are of no config.json; take those of options_of")
     expect_free(out, is_folder=True)
-    leaves, expected = leaves_by_path(variables), leaves_by_path(shapes(options))
-    problems = [
-        f"{path}: expected {known.shape}, "
-        + (f"got {np.shape(leaves[path])}" if path in leaves else "got none")
-        for path, known in expected.items()
-        if path not in leaves or np.shape(leaves[path]) != known.shape
-    ]
-    problems += [f"{path}: expected no such array" for path in leaves if path not in expected]
-    if problems:
+    leaves = leaves_by_path(variables)
+    if problems := [*_misfits(leaves_by_path(shapes(options)), leaves, "got", "array")]:
         raise ValueError(listed("decoder.save: variables are not those of options", problems))
     tensors = {
         path.replace("/", "."): np.ascontiguousarray(array) for path, array in _tensors(leaves)
     }
-    beside = out.with_name(f".{out.name}.{os.getpid()}")
-    beside.mkdir()
-    try:
-        save_file(tensors, beside / "model.safetensors", metadata={"format": "pt"})
-        (beside / config_json.NAME).write_text(json.dumps(dict(options.config), indent=2) + "\n")
-        beside.rename(out)
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
+    config = json.dumps(dict(options.config), indent=2)
+    size = sum(array.nbytes for array in tensors.values())
+    with draft(out, "decoder.save", is_folder=True, size=size) as begun:
+        save_file(tensors, begun.folder / "model.safetensors", metadata={"format": "pt"})
+        (begun.folder / config_json.NAME).write_text(f"{config}\n")
 
 
 def described(folder: Path) -> tuple[Mapping[str, Any], Options, PyTree]:
@@ -141,14 +129,7 @@ def described(folder: Path) -> tuple[Mapping[str, Any], Options, PyTree]:
     options = options_of(config)
     stored = leaves_by_path(shapes_of_arrays(folder))
     expected = dict(_tensors(leaves_by_path(shapes(options))))
-    problems = [
-        f"{path}: expected {known.shape}, "
-        + (f"found {stored[path].shape}" if path in stored else "found none")
-        for path, known in expected.items()
-        if path not in stored or stored[path].shape != known.shape
-    ]
-    problems += [f"{path}: expected no such tensor" for path in stored if path not in expected]
-    if problems:
+    if problems := [*_misfits(expected, stored, "found", "tensor")]:
         raise CheckpointError(
             listed(
                 f"{folder}: the tensors are not those that config.json describes; load the model "
@@ -157,6 +138,17 @@ def described(folder: Path) -> tuple[Mapping[str, Any], Options, PyTree]:
             )
         )
     return config, options, shapes_of_arrays(folder, names=names(options))
+
+
+def _misfits(
+    expected: Mapping[str, Any], arrays: Mapping[str, Any], came: str, what: str
+) -> Iterator[str]:
+    """Yields which arrays are missing, of other shapes or too many."""
+    for path, known in expected.items():
+        shape = np.shape(arrays[path]) if path in arrays else None
+        if shape != known.shape:
+            yield f"{path}: expected {known.shape}, {came} {'none' if shape is None else shape}"
+    yield from (f"{path}: expected no such {what}" for path in arrays if path not in expected)
 
 
 def _tensors(leaves: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -54,9 +54,11 @@ def grow(
     asked, more = {*numbers}, set[str]()
     for name, new in numbers.items():
         before = old.config.get(name, getattr(old.options, name, None))
-        if type(new) is type(before) is int and new > before:
+        if not type(new) is type(before) is int:
+            continue
+        if new > before:
             more.add(name)
-        elif type(new) is type(before) is int and new < before:
+        elif new < before:
             problems.append(f"--set {name}={new}: expected at least {before}; shrink takes less")
     if not numbers and not problems:
         problems.append("--set NAME=VALUE: needed, such as --set num_hidden_layers=40")
