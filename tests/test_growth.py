@@ -15,7 +15,7 @@ import pytest
 from networks import fill
 
 import dogwood_jax as dw
-from dogwood_jax._widths.reasons import Reason, kind_of
+from dogwood_jax._program.reasons import Reason, kind_of
 from dogwood_jax._widths.widths import Facts
 from dogwood_jax.typing import Concat, Leaf, Product, Units
 

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from dogwood_jax._check.seen import BRANCHES, Operation, numbers_in
+from dogwood_jax._program.dims import Dim
 from dogwood_jax._program.interpret import called, interpret
 from dogwood_jax._program.subprograms import Key, key_of, scan_counts, sub_programs
-from dogwood_jax._widths.dims import Dim
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._growth.leaf_map import old_places
 from dogwood_jax._program.subprograms import Key
+from dogwood_jax._program.values import Value
 from dogwood_jax._widths.trace import Traced
-from dogwood_jax._widths.values import Value
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,10 @@ from dogwood_jax._check.claim import Places
 from dogwood_jax._check.evaluate import again, is_finite, widened
 from dogwood_jax._check.lines import line_of, with_line
 from dogwood_jax._growth.growth import Growth
+from dogwood_jax._program.dims import Dim, parts_of
 from dogwood_jax._program.interpret import called, interpret
 from dogwood_jax._program.primitives.entries import ENTRIES
 from dogwood_jax._program.subprograms import sub_programs
-from dogwood_jax._widths.dims import Dim, parts_of
 from dogwood_jax._widths.trace import Traced
 
 # Tables with more entries are compared in pieces of so many.

@@ -18,8 +18,8 @@ from dogwood_jax._check.claim import Case, Side
 from dogwood_jax._check.evaluate import evaluate
 from dogwood_jax._check.samples import SampleFamily
 from dogwood_jax._growth.growth import Change, Growth
+from dogwood_jax._program.reasons import kind_of
 from dogwood_jax._widths.layout import units_along
-from dogwood_jax._widths.reasons import kind_of
 
 Arrays = Mapping[str, Any]
 _ROLES = ("incoming", "outgoing", "both")

@@ -23,8 +23,8 @@ from dogwood_jax._check.resize import CannotResize, in_sizes, least_sizes
 from dogwood_jax._growth.edit import Edit
 from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._growth.growth import Change, Growth
+from dogwood_jax._program.dims import Dim, atoms, factors, pieces, spread_out
 from dogwood_jax._program.subprograms import Key, entries, every_constant
-from dogwood_jax._widths.dims import Dim, atoms, factors, pieces, spread_out
 from dogwood_jax._widths.layout import Layout, Product, Units, resized, size_of, units_of
 from dogwood_jax._widths.roles import spots_along
 from dogwood_jax._widths.trace import Traced

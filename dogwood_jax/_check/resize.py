@@ -19,12 +19,12 @@ from jax.extend.source_info_util import user_context
 from dogwood_jax._base.trees import concrete, is_traced, struct
 from dogwood_jax._check.lines import with_line
 from dogwood_jax._check.seen import PIECES
+from dogwood_jax._program.dims import Dim, atoms
 from dogwood_jax._program.interpret import called, interpret
 from dogwood_jax._program.program import Program
 from dogwood_jax._program.subprograms import Key, scan_counts, sub_programs
-from dogwood_jax._widths.dims import Dim, atoms
+from dogwood_jax._program.values import Reading, Step, Value
 from dogwood_jax._widths.trace import Traced
-from dogwood_jax._widths.values import Reading, Step, Value
 
 SizeOf = Callable[[Dim], int]
 

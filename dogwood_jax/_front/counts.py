@@ -9,11 +9,11 @@ from dogwood_jax._base.trees import leaves_by_path
 from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._plan.experts.mixtures import idle_shares
+from dogwood_jax._program.dims import Dim
 from dogwood_jax._program.primitives.table import primitive
+from dogwood_jax._program.values import Step, Trace, Value
 from dogwood_jax._widths.attention import keys_and_values
-from dogwood_jax._widths.dims import Dim
 from dogwood_jax._widths.layout import size_of
-from dogwood_jax._widths.values import Step, Trace, Value
 from dogwood_jax._widths.widths import Widths
 
 

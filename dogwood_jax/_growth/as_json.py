@@ -21,8 +21,8 @@ from dogwood_jax._base.trees import leaves_by_path, nested
 from dogwood_jax._growth.edit import Edit, Experts, Fill, Layers
 from dogwood_jax._growth.growth import Change, Evidence, Growth
 from dogwood_jax._program.numbered import KeptLayers, NumberedLayers
+from dogwood_jax._program.reasons import Reason, ReasonKind
 from dogwood_jax._widths.layout import Concat, Product, Units
-from dogwood_jax._widths.reasons import Reason, ReasonKind
 from dogwood_jax._widths.widths import Facts, Leaf, Recipe, Widths
 
 _TYPES = {

@@ -11,7 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from dogwood_jax._widths.dims import LAYERS
+from dogwood_jax._program.dims import LAYERS
 from dogwood_jax._widths.layout import Layout, Units, size_of, spread, units_of
 from dogwood_jax._widths.widths import Leaf, Width, Widths
 

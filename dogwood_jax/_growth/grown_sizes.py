@@ -9,7 +9,7 @@ import jax
 
 from dogwood_jax._base.trees import is_array, struct
 from dogwood_jax._growth.leaf_map import AlongAxis, AxisMap, Compound
-from dogwood_jax._widths.dims import Dim, atoms, parts_of, spread_out
+from dogwood_jax._program.dims import Dim, atoms, parts_of, spread_out
 from dogwood_jax._widths.layout import units_of
 from dogwood_jax._widths.roles import spots_along
 from dogwood_jax._widths.widths import Widths

@@ -22,11 +22,11 @@ from dogwood_jax._plan.fewer_layers import fewer_layers
 from dogwood_jax._plan.obstacles import other_images
 from dogwood_jax._plan.own_function import in_larger_module
 from dogwood_jax._plan.target import sizes_of_target
+from dogwood_jax._program.dims import LAYERS
 from dogwood_jax._program.kernels import kernels_of, with_references
 from dogwood_jax._program.program import Program
-from dogwood_jax._widths.dims import LAYERS
+from dogwood_jax._program.reasons import kind_of
 from dogwood_jax._widths.layout import Layout, Units, units_of
-from dogwood_jax._widths.reasons import kind_of
 from dogwood_jax._widths.trace import read_network, read_program
 from dogwood_jax._widths.widths import Network, Width, Widths
 from dogwood_jax.strategies import DepthStrategy

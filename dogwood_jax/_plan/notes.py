@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dogwood_jax import strategies
 from dogwood_jax._growth.growth import Change
 from dogwood_jax._plan.silence import SEEN, heard
-from dogwood_jax._widths.reasons import kind_of
+from dogwood_jax._program.reasons import kind_of
 from dogwood_jax._widths.widths import Width, Widths
 
 

@@ -6,9 +6,9 @@ from typing import Any
 from dogwood_jax import strategies
 from dogwood_jax._growth.growth import Change
 from dogwood_jax._plan.target import of_heads
-from dogwood_jax._widths.dims import SPATIAL
+from dogwood_jax._program.dims import SPATIAL
+from dogwood_jax._program.reasons import kind_of
 from dogwood_jax._widths.layout import units_of
-from dogwood_jax._widths.reasons import kind_of
 from dogwood_jax._widths.widths import Width, Widths
 from dogwood_jax.strategies import Start
 

@@ -14,7 +14,7 @@ from dogwood_jax._plan.obstacles import fixed, unasked
 from dogwood_jax._plan.searching import for_removal
 from dogwood_jax._plan.silence import heard
 from dogwood_jax._plan.sizes import by_name
-from dogwood_jax._widths.dims import LAYERS
+from dogwood_jax._program.dims import LAYERS
 from dogwood_jax._widths.widths import Width, Widths
 
 NO_MERGE = "dw.narrow removes units all the same, and says how far outputs move"

@@ -16,7 +16,7 @@ from dogwood_jax._base.trees import arrays_of, is_array, leaves_by_path
 from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._plan.asked import Request
 from dogwood_jax._plan.target import sizes_of_target
-from dogwood_jax._widths.dims import SPATIAL, Dim
+from dogwood_jax._program.dims import SPATIAL, Dim
 from dogwood_jax._widths.layout import Concat, Product, Units, size_of
 from dogwood_jax._widths.widths import Leaf, Widths
 from dogwood_jax.strategies import Start

@@ -17,7 +17,7 @@ from dogwood_jax._plan.search.search import searched
 from dogwood_jax._plan.silence import heard, silenced
 from dogwood_jax._program.like_layers import LikeLayers
 from dogwood_jax._program.numbered import without_numbers
-from dogwood_jax._widths.reasons import kind_of
+from dogwood_jax._program.reasons import kind_of
 from dogwood_jax._widths.widths import Recipe, Widths
 from dogwood_jax.strategies import Start
 

@@ -32,8 +32,8 @@ from dogwood_jax._plan.search.problem import (
 )
 from dogwood_jax._plan.search.together import Together
 from dogwood_jax._program.numbered import without_numbers
+from dogwood_jax._program.reasons import Reason
 from dogwood_jax._widths.layout import Layout, Role, Units, resized, spread, units_of
-from dogwood_jax._widths.reasons import Reason
 from dogwood_jax._widths.widths import Widths
 
 SEEN = "outputs depend on units even if their outgoing weights are zero, as behind a norm"

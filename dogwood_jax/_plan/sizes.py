@@ -19,9 +19,9 @@ from dogwood_jax._plan.larger_model import NOT_AT_HAND, Larger, is_deeper, is_si
 from dogwood_jax._plan.numbers_of_sizes import tables_of
 from dogwood_jax._plan.obstacles import OTHER_IMAGES, fewer, other_images
 from dogwood_jax._plan.own_function import WITH_TARGET
-from dogwood_jax._widths.dims import LAYERS, SPATIAL
+from dogwood_jax._program.dims import LAYERS, SPATIAL
+from dogwood_jax._program.reasons import kind_of
 from dogwood_jax._widths.layout import size_of
-from dogwood_jax._widths.reasons import kind_of
 from dogwood_jax._widths.widths import Widths
 from dogwood_jax.strategies import Start, Strategy
 

@@ -12,5 +12,9 @@ program. ``sameness`` says which equations do the same.
 ``kernels`` puts functions of JAX in the place of kernels, which nobody can read. ``shards`` makes a
 program of one device of what devices compute together.
 
+A program that was read has a symbolic dimension for each axis of each value: ``dims`` unifies,
+multiplies and concatenates them, ``values`` is what else is known of a value, and ``reasons`` are
+sentences with a kind that say why a dimension cannot grow.
+
 ``primitives/`` is the table of primitives. Its front says how to add one.
 """

@@ -11,9 +11,7 @@ a table, with the layout of every axis of every array. Between them, in this ord
 | ``naming`` | turns dimensions into widths with names, and axes into layouts |
 | ``widths`` | the result: ``Widths``, ``Width``, ``Leaf`` |
 
-They share ``dims`` (dimensions that are unified, multiplied and concatenated), ``values`` (what is
-known of each value), ``layout`` (how units lie along an axis), ``reasons`` (why a width cannot
-grow: sentences with a kind) and ``attention``.
+They share ``layout`` (how units lie along an axis) and ``attention``.
 
 Where to add: a function of single entries needs no rule, only a record in
 ``_program/primitives``. Another primitive is one function in ``rules/`` and one example in the

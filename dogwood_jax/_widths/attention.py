@@ -9,9 +9,9 @@ contracts the scores, perhaps after a softmax, with a third activation:
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from dogwood_jax._widths.dims import Dim, atoms
+from dogwood_jax._program.dims import Dim, atoms
+from dogwood_jax._program.values import Step, Trace, Value
 from dogwood_jax._widths.roles import Roles
-from dogwood_jax._widths.values import Step, Trace, Value
 
 HEADS = ("heads", "kv_heads", "groups")
 # Of queries and keys, and of values where these have a dimension of their own.

@@ -5,13 +5,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from dogwood_jax._widths import dims as _dims
+from dogwood_jax._program import dims as _dims
+from dogwood_jax._program.dims import Dim
+from dogwood_jax._program.reasons import Reason
+from dogwood_jax._program.values import KIND_OF_USE, Trace, Use, Value
 from dogwood_jax._widths.attention import HEAD_DIM, HEADS, VALUE_DIM, label_attention
-from dogwood_jax._widths.dims import Dim
 from dogwood_jax._widths.layout import Concat, Layout, Product, Units
-from dogwood_jax._widths.reasons import Reason
 from dogwood_jax._widths.roles import Roles, Spot
-from dogwood_jax._widths.values import KIND_OF_USE, Trace, Use, Value
 from dogwood_jax._widths.widths import Leaf
 
 # What libraries call the one kernel of a layer.

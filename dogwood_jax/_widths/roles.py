@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from dogwood_jax._widths.dims import Dim, atoms, factors, pieces, spread_out
+from dogwood_jax._program.dims import Dim, atoms, factors, pieces, spread_out
+from dogwood_jax._program.reasons import Reason
+from dogwood_jax._program.values import Mark, Trace
 from dogwood_jax._widths.layout import Role
-from dogwood_jax._widths.reasons import Reason
-from dogwood_jax._widths.values import Mark, Trace
 
 
 class Spot(NamedTuple):

@@ -30,16 +30,16 @@ from dogwood_jax._base.arguments import (
 from dogwood_jax._base.failed_calls import explaining
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import PyTree, mirrors
+from dogwood_jax._program.dims import Dim, hand_down, spread_out, unify
 from dogwood_jax._program.kernels import Kernels, with_references
 from dogwood_jax._program.like_layers import LikeLayers, find_like_layers
 from dogwood_jax._program.program import Program
-from dogwood_jax._widths.dims import Dim, hand_down, spread_out, unify
+from dogwood_jax._program.reasons import Reason
+from dogwood_jax._program.values import LeafAxis, Trace, Value
 from dogwood_jax._widths.naming import label_of, laid_out, module_of, names_of
-from dogwood_jax._widths.reasons import Reason
 from dogwood_jax._widths.roles import Roles, is_quantized, note_quantized, spots_along
 from dogwood_jax._widths.rules import axes, control, elementwise, lookup, sums  # noqa: F401
 from dogwood_jax._widths.rules.registry import run
-from dogwood_jax._widths.values import LeafAxis, Trace, Value
 from dogwood_jax._widths.widths import Facts, Network, Widths, make_widths, no_such
 
 Place = tuple[str, int]

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,13 +21,10 @@ from dogwood_jax._base.tables import (
     table,
     wrapped,
 )
+from dogwood_jax._program.dims import SPATIAL
 from dogwood_jax._program.like_layers import LikeLayers
-from dogwood_jax._widths.dims import SPATIAL
+from dogwood_jax._program.values import Kind
 from dogwood_jax._widths.layout import Concat, Layout, Product, Role, Units, size_of, units_of
-
-# What a new entry of an array should be where nothing else decides: a kernel or embedding is
-# drawn from an initializer, a bias or running mean starts at zero, a scale or variance at one.
-Kind = Literal["random", "zeros", "ones"]
 
 # How much of a network a printed table tells.
 _MOST_LINES = 12

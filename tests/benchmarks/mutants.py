@@ -121,7 +121,7 @@ MUTANTS = [
     ),
     Mutant(
         "widths: nested factors of products are in the wrong order",
-        "_widths/dims.py",
+        "_program/dims.py",
         "unify(x, product((y, rest)), depth)",
         "unify(x, product((rest, y)), depth)",
         "test_trace.py",

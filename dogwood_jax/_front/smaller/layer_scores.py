@@ -15,9 +15,9 @@ from dogwood_jax._front.grow import grow
 from dogwood_jax._front.plan import plan
 from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._plan.depth.removed import layers_of
+from dogwood_jax._program.dims import LAYERS
 from dogwood_jax._program.left_out import without_layers
 from dogwood_jax._program.program import Program
-from dogwood_jax._widths.dims import LAYERS
 from dogwood_jax._widths.trace import trace
 from dogwood_jax._widths.widths import Width, Widths
 

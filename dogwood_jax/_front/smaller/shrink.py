@@ -27,7 +27,7 @@ from dogwood_jax._front.smaller.saliency import Loss, Scores, copies, refusal, s
 from dogwood_jax._growth.by_layer import stack_of
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._plan.depth.removed import layers_of
-from dogwood_jax._widths.dims import LAYERS
+from dogwood_jax._program.dims import LAYERS
 from dogwood_jax._widths.widths import Width, Widths, no_such
 
 

@@ -17,8 +17,8 @@ from dogwood_jax._base.draw import dtype_named
 from dogwood_jax._base.problems import listed
 from dogwood_jax._growth.edit import Edit, Fill, Layers
 from dogwood_jax._growth.pairing import Pairing, split_number
+from dogwood_jax._program.dims import DROPPED, LAYERS
 from dogwood_jax._program.program import Program
-from dogwood_jax._widths.dims import DROPPED, LAYERS
 from dogwood_jax._widths.layout import Product, Units, units_of
 from dogwood_jax._widths.widths import Leaf, Widths
 

@@ -11,10 +11,10 @@ from dogwood_jax._plan.depth.layers import more_numbers
 from dogwood_jax._plan.experts.copied import CARRY_NOISE, Copied, notes_of, ways_to_copy
 from dogwood_jax._plan.experts.mixtures import Mixtures
 from dogwood_jax._plan.experts.routers import Router, routers_of
+from dogwood_jax._program.dims import PICKED, Dim, atoms
 from dogwood_jax._program.subprograms import Key
-from dogwood_jax._widths.dims import PICKED, Dim, atoms
+from dogwood_jax._program.values import Value
 from dogwood_jax._widths.trace import Traced
-from dogwood_jax._widths.values import Value
 from dogwood_jax._widths.widths import Widths
 
 

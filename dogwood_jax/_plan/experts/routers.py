@@ -11,8 +11,8 @@ because both programs are evaluated.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from dogwood_jax._widths.dims import Dim, parts_of
-from dogwood_jax._widths.values import Step, Trace, Value
+from dogwood_jax._program.dims import Dim, parts_of
+from dogwood_jax._program.values import Step, Trace, Value
 
 
 @dataclass(frozen=True)

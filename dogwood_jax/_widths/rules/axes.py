@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from dogwood_jax._widths import dims as _dims
-from dogwood_jax._widths.dims import DROPPED, REPEATED, Dim, unify
+from dogwood_jax._program import dims as _dims
+from dogwood_jax._program.dims import DROPPED, REPEATED, Dim, unify
+from dogwood_jax._program.values import Trace, Value, joined
 from dogwood_jax._widths.rules.registry import (
     mixed,
     origin_of,
@@ -15,7 +16,6 @@ from dogwood_jax._widths.rules.registry import (
     spread,
     with_axis,
 )
-from dogwood_jax._widths.values import Trace, Value, joined
 
 
 @rule("transpose")

@@ -3,8 +3,9 @@
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from dogwood_jax._program.dims import LAYERS, Dim, unify
 from dogwood_jax._program.subprograms import scan_counts, sub_programs
-from dogwood_jax._widths.dims import LAYERS, Dim, unify
+from dogwood_jax._program.values import Trace, Value
 from dogwood_jax._widths.rules.registry import (
     origin_of,
     pick,
@@ -14,7 +15,6 @@ from dogwood_jax._widths.rules.registry import (
     together,
     unknown,
 )
-from dogwood_jax._widths.values import Trace, Value
 
 
 def _enter(

@@ -6,11 +6,12 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from dogwood_jax._program.dims import DEVICES, REPEATED, Dim, parts_of, unify
 from dogwood_jax._program.primitives.entries import ENTRIES
 from dogwood_jax._program.primitives.functions import folded
 from dogwood_jax._program.primitives.table import functions
 from dogwood_jax._program.shards import mesh_axes
-from dogwood_jax._widths.dims import DEVICES, REPEATED, Dim, parts_of, unify
+from dogwood_jax._program.values import Trace, Value, joined
 from dogwood_jax._widths.rules.registry import (
     mixed,
     origin_of,
@@ -18,7 +19,6 @@ from dogwood_jax._widths.rules.registry import (
     together,
     unknown,
 )
-from dogwood_jax._widths.values import Trace, Value, joined
 
 
 @rule(*ENTRIES)

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from dogwood_jax._widths.dims import DROPPED, Dim, unify
+from dogwood_jax._program.dims import DROPPED, Dim, unify
+from dogwood_jax._program.values import Along, Trace, Value
 from dogwood_jax._widths.rules.registry import (
     DRAWN,
     mixed,
@@ -15,7 +16,6 @@ from dogwood_jax._widths.rules.registry import (
     unknown,
     with_axis,
 )
-from dogwood_jax._widths.values import Along, Trace, Value
 
 
 def _indexed(trace: Trace, x: Value, axis: int, indices: Value, *, many: bool = True) -> None:

@@ -11,10 +11,10 @@ other files of this folder hold the rules.
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from dogwood_jax._program.dims import REPEATED, Dim, cut
 from dogwood_jax._program.interpret import called, interpret
-from dogwood_jax._widths.dims import REPEATED, Dim, cut
-from dogwood_jax._widths.reasons import Reason
-from dogwood_jax._widths.values import Along, Reading, Trace, Value, constant, joined
+from dogwood_jax._program.reasons import Reason
+from dogwood_jax._program.values import Along, Reading, Trace, Value, constant, joined
 
 Rule = Callable[..., list[Value]]
 RULES: dict[str, Rule] = {}

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
-from dogwood_jax._widths import dims as _dims
-from dogwood_jax._widths.dims import PICKED, PICKS, SPATIAL, Dim, unify
+from dogwood_jax._program import dims as _dims
+from dogwood_jax._program.dims import PICKED, PICKS, SPATIAL, Dim, unify
+from dogwood_jax._program.values import Trace, Value, joined, marks
 from dogwood_jax._widths.rules.registry import (
     mixed,
     origin_of,
@@ -14,7 +15,6 @@ from dogwood_jax._widths.rules.registry import (
     shapes_out,
     unknown,
 )
-from dogwood_jax._widths.values import Trace, Value, joined, marks
 
 _WINDOW_SUM = "reduce_window_sum"
 

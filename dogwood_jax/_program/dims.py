@@ -17,7 +17,7 @@ from math import prod
 from operator import mul
 from typing import Literal, NamedTuple
 
-from dogwood_jax._widths.reasons import Reason
+from dogwood_jax._program.reasons import Reason
 
 # A structure with more parts than this, or a deeper one, is a sliding window over positions, not a
 # layout of units.

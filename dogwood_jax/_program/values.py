@@ -17,11 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from dogwood_jax._base.trees import concrete
+from dogwood_jax._program.dims import Dim, SplitOff
 from dogwood_jax._program.primitives.axes import Axes
 from dogwood_jax._program.primitives.table import axes_of, primitive
 from dogwood_jax._program.subprograms import Key, key_of
-from dogwood_jax._widths.dims import Dim, SplitOff
-from dogwood_jax._widths.widths import Kind
 
 Origin = Literal["constant", "parameter", "data"]
 
@@ -35,6 +34,11 @@ class LeafAxis(NamedTuple):
 
 Along = tuple[LeafAxis, ...]
 T = TypeVar("T")
+
+# What a new entry of an array should be where nothing else decides: a kernel or embedding is
+# drawn from an initializer, a bias or running mean starts at zero, a scale or variance at one.
+Kind = Literal["random", "zeros", "ones"]
+
 
 # Ways of using a leaf. If a leaf is used in several ways, the highest number decides on its new
 # entries.
