@@ -10,8 +10,7 @@ from jax import lax
 from jax.extend.core import primitives
 from primitive_examples import EXAMPLES, TOTAL, Example, Shapes, gated, mlp
 
-import dogwood_jax._widths.trace  # noqa: F401, for the rules
-from dogwood_jax._widths.rules.registry import RULES
+from dogwood_jax._program.primitives.record import PRIMITIVES
 
 Function = Callable[..., Any]
 
@@ -222,7 +221,7 @@ def primitive_of(name: str) -> str:
     """The primitive that an entry is about: the longest with which its name begins."""
     if name in WHOLE:
         return WHOLE[name]
-    return max((known for known in RULES if f"{name}_".startswith(f"{known}_")), key=len)
+    return max((known for known in PRIMITIVES if f"{name}_".startswith(f"{known}_")), key=len)
 
 
 # Networks around a function of one array ----------------------------------------------------------

@@ -24,13 +24,13 @@ from primitive_examples_elementwise import BINARY, UNARY, WHOLE, primitive_of
 
 import dogwood_jax as dw
 from dogwood_jax._program.interpret import evaluated as evaluated_eqn
-from dogwood_jax._program.primitives.entries import ENTRIES
-from dogwood_jax._program.primitives.functions import folded
-from dogwood_jax._program.primitives.table import axes_of, is_linear, primitive
+from dogwood_jax._program.primitives.entries import OfEntries, folded
+from dogwood_jax._program.primitives.record import PRIMITIVES, axes_of, is_linear, primitive
 from dogwood_jax._program.subprograms import equations
-from dogwood_jax._widths.rules import registry as _rules
 
 strategies = dw.strategies
+ENTRIES = {name: record for name, record in PRIMITIVES.items() if record.is_of_entries}
+READ = {name for name, record in PRIMITIVES.items() if record.read}
 STATE = Path(__file__).parents[1] / "docs/results/state.csv"
 
 STRATEGIES: dict[str, dict[str, Any]] = {
@@ -161,13 +161,13 @@ def sizes_like(example: Example, shapes: Mapping[str, tuple[int, ...]]) -> dict[
 # Coverage -----------------------------------------------------------------------------------------
 
 
-def test_every_tracing_rule_has_an_example() -> None:
+def test_every_primitive_has_an_example() -> None:
     covered = {primitive for example in EXAMPLES.values() for primitive in example.reaches}
-    assert set(_rules.RULES) - covered == set(), "rules without an example"
+    assert READ - covered == set(), "primitives without an example"
 
 
-def test_every_primitive_of_an_example_has_a_rule() -> None:
-    assert {p for e in EXAMPLES.values() for p in e.reaches} <= set(_rules.RULES)
+def test_every_primitive_of_an_example_is_read() -> None:
+    assert {p for e in EXAMPLES.values() for p in e.reaches} <= READ
 
 
 @pytest.mark.parametrize("primitive", by_primitive(EXAMPLES))
@@ -175,6 +175,31 @@ def test_examples_reach_their_primitives(primitive: str) -> None:
     names = by_primitive(PLAIN)[primitive]
     missing = {name: {*EXAMPLES[name].reaches} - reached(name) for name in names}
     assert not any(missing[name] for name in names if not EXAMPLES[name].somewhere), missing
+
+
+HALVE = jex.Primitive("halve")
+HALVE.def_impl(lambda a: a / 2)
+HALVE.def_abstract_eval(lambda a: a)
+
+
+def halved(p: Any, x: Any) -> Any:
+    return jnp.tanh(HALVE.bind(x @ p["up"])) @ p["down"]
+
+
+def test_a_primitive_is_added_by_one_description(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is read, evaluated without JAX, and grown through; without it, the width is fixed."""
+    params = {"up": jnp.ones((5, 4)), "down": jnp.ones((4, 2))}
+    with pytest.raises(dw.Refused, match="passes through the primitive halve"):
+        dw.plan(dw.trace(halved, params, X), {"up": 6})
+    halve = OfEntries(lambda a: a / 2, linear=True)
+    monkeypatch.setitem(PRIMITIVES, "halve", halve)
+    widths = dw.trace(halved, params, X)
+    wide = dw.grow(params, dw.plan(widths, {"up": 6}), key=jax.random.key(0))
+    assert wide["up"].shape == (5, 6)
+    np.testing.assert_allclose(halved(wide, X), halved(params, X), 1e-12)
+    monkeypatch.setattr(halve, "evaluate", lambda a, **_: a * a.shape[-1])
+    with pytest.raises(dw.Refused, match="halve"):
+        dw.plan(widths, {"up": 6})
 
 
 # Growth -------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import dogwood_jax
-from dogwood_jax._program.primitives.table import PRIMITIVES
+from dogwood_jax._program.primitives.record import PRIMITIVES
 
 PACKAGE = Path(dogwood_jax.__file__).parent
 # Each room, or public file, imports only what stands before it.
@@ -118,13 +118,13 @@ def test_one_loop_runs_over_programs():
 # Where primitives are named outside of their table, and why. Each file answers one question that is
 # its own; what several files want to know is a field of the record.
 NAMED_FOR = {
-    "_widths/rules": "which dimensions of operands and results are the same",
+    "_program/kernels.py": "what is a kernel",
     "_widths/attention.py": "scores of attention are contractions of two activations",
     "_plan/search/problem.py": "epsilons are small numbers that are added",
     "_check/constant_tables.py": "an iota and a broadcast, a few rows at a time",
     "_check/evaluate.py": "how programs inside run, and bits that follow from places",
-    "_check/resize.py": "which parameters are sizes",
-    "_check/choices.py": "which sides a choice has, and how one is taken by force",
+    "_check/resize.py": "how programs inside run in other sizes, and numbers that make means",
+    "_check/choices.py": "which choices inputs decide, and what loops hand on",
     "_check/seen.py": "into which pieces an operation divides its inputs",
     "_check/check.py": "bits of keys, and integers that ids are compared with",
     "_check/run.py": "how long the tables are that ids look up",

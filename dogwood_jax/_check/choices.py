@@ -7,7 +7,6 @@ once and everywhere, and their outputs are compared again.
 What follows from sizes and constants alone is no choice, because no input changes it.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ import numpy as np
 from dogwood_jax._check.seen import BRANCHES, Operation, numbers_in
 from dogwood_jax._program.dims import Dim
 from dogwood_jax._program.interpret import called, interpret
+from dogwood_jax._program.primitives.record import primitive
 from dogwood_jax._program.subprograms import Key, key_of, scan_counts, sub_programs
 
 
@@ -108,7 +108,7 @@ class Choices:
 
     def look(self, eqn: Any, operands: Sequence[Any], callers: Sequence[Any]) -> None:
         """Takes notice of an equation before it is evaluated, see ``Watch``."""
-        if (sides := _SIDES.get(eqn.primitive.name)) is None:
+        if (sides := primitive(eqn.primitive.name).sides) is None:
             return
         if eqn.primitive.name in BRANCHES:
             if not (eqn.primitive.name == "cond" or _is_choice(eqn, operands)):
@@ -142,7 +142,8 @@ class Choices:
             return []
         moving, sides = _moving(jaxpr), list[tuple[Operation, dict[int, int]]]()
         for place, (key, choice) in enumerate(self.found.items()):
-            of = _SIDES[choice.operation.eqn.primitive.name]
+            of = primitive(choice.operation.eqn.primitive.name).sides
+            assert of is not None
             for side in range(choice.sides):
                 if side not in choice.taken and of.is_open(moving.get(key, ()), side):
                     sides.append((choice.operation, {place: side}))
@@ -157,152 +158,9 @@ class Choices:
 
 def forced(eqn: Any, operands: Sequence[Any], side: int) -> Sequence[Any]:
     """Returns operands with which an equation takes a side."""
-    return _SIDES[eqn.primitive.name].forced([*operands], side)
-
-
-class _Sides(ABC):
-    """What the sides of a primitive are. Here side n is operand n."""
-
-    def count(self, eqn: Any) -> int:
-        return 2
-
-    @abstractmethod
-    def taken(self, *operands: Any) -> set[int]:
-        """Returns the sides that are taken with these operands."""
-
-    @abstractmethod
-    def forced(self, operands: list[Any], side: int) -> Sequence[Any]:
-        """Returns operands with which a side is taken."""
-
-    def is_open(self, moving: Sequence[bool], side: int) -> bool:
-        """Whether inputs decide what the side is. A constant bound shows nothing of a network.
-
-        Args:
-            moving: whether each operand follows from inputs or variables.
-            side: the side.
-        """
-        return any(moving[side : side + 1])
-
-
-class _Pick(_Sides):
-    """Of ``cond`` and ``select_n``, which pick by their first operand."""
-
-    def count(self, eqn: Any) -> int:
-        return len(eqn.params["branches"]) if "branches" in eqn.params else len(eqn.invars) - 1
-
-    def taken(self, *operands: Any) -> set[int]:
-        return {int(side) for side in np.unique(operands[0])}
-
-    def forced(self, operands: list[Any], side: int) -> Sequence[Any]:
-        return [np.full_like(operands[0], side), *operands[1:]]
-
-    def is_open(self, moving: Sequence[bool], side: int) -> bool:
-        return any(moving[:1])
-
-
-class _Extreme(_Sides):
-    """Of ``max`` and ``min``: either operand.
-
-    Args:
-        wins: compares two operands, and says where the first one is the result.
-    """
-
-    def __init__(self, wins: Any) -> None:
-        self._wins = wins
-
-    def taken(self, *operands: Any) -> set[int]:
-        a, b = operands
-        if any(np.ndim(one) == 0 and np.isinf(one) for one in (a, b)):  # where a maximum begins
-            return {0, 1}
-        sides = (self._wins(a, b), self._wins(b, a))
-        return {side for side, holds in enumerate(sides) if np.any(holds)}
-
-    def forced(self, operands: list[Any], side: int) -> Sequence[Any]:
-        shape = np.broadcast_shapes(*map(np.shape, operands))
-        return 2 * [np.broadcast_to(operands[side], shape)]
-
-
-class _Clamp(_Sides):
-    """Below, within and above bounds."""
-
-    def count(self, eqn: Any) -> int:
-        return 3
-
-    def taken(self, *operands: Any) -> set[int]:
-        low, a, high = operands
-        sides = (a < low, (low < a) & (a < high), a > high)
-        return {side for side, holds in enumerate(sides) if np.any(holds)}
-
-    def forced(self, operands: list[Any], side: int) -> Sequence[Any]:
-        low, a, high = operands
-        if side == 1:
-            return [np.full_like(low, -np.inf), a, np.full_like(high, np.inf)]
-        return [low, np.broadcast_to(operands[side], np.shape(a)), high]
-
-
-class _ZeroProduct(_Sides):
-    """Of ``mul``: an operand that is zero, and is made one."""
-
-    def taken(self, *operands: Any) -> set[int]:
-        sides = (np.abs(one) > 0 for one in operands)  # not where an id is out of range
-        return {side for side, holds in enumerate(sides) if np.any(holds)}
-
-    def forced(self, operands: list[Any], side: int) -> Sequence[Any]:
-        operands[side] = np.ones_like(operands[side])
-        return operands
-
-
-class _Comparison(_Sides):
-    """Of ``lt`` and the like: false and true.
-
-    Args:
-        holds: compares two operands.
-    """
-
-    def __init__(self, holds: Any) -> None:
-        self._holds = holds
-
-    def taken(self, *operands: Any) -> set[int]:
-        return {int(side) for side in np.unique(self._holds(*operands))}
-
-    def forced(self, operands: list[Any], side: int) -> Sequence[Any]:
-        shape = np.broadcast_shapes(*map(np.shape, operands))
-        zeros, ones = (np.full(shape, number, operands[0].dtype) for number in (0, 1))
-        return [zeros, ones] if bool(self._holds(0, 1)) == bool(side) else [ones, zeros]
-
-    def is_open(self, moving: Sequence[bool], side: int) -> bool:
-        return any(moving)
-
-
-class _Loop(_Sides):
-    """Of ``while``: that it runs its body."""
-
-    def count(self, eqn: Any) -> int:
-        return 1
-
-    def taken(self, *operands: Any) -> set[int]:
-        return set()  # see ``Choices.goes_on``
-
-    def forced(self, operands: list[Any], side: int) -> Sequence[Any]:
-        return operands  # see ``Watch.goes_on``
-
-    def is_open(self, moving: Sequence[bool], side: int) -> bool:
-        return any(moving)
-
-
-_SIDES: dict[str, _Sides] = {
-    "cond": _Pick(),
-    "select_n": _Pick(),
-    "max": _Extreme(np.greater),
-    "min": _Extreme(np.less),
-    "clamp": _Clamp(),
-    "mul": _ZeroProduct(),
-    "while": _Loop(),
-    "lt": _Comparison(np.less),
-    "le": _Comparison(np.less_equal),
-    "gt": _Comparison(np.greater),
-    "ge": _Comparison(np.greater_equal),
-}
+    sides = primitive(eqn.primitive.name).sides
+    assert sides is not None
+    return sides.forced([*operands], side)
 
 
 def _is_choice(eqn: Any, operands: Sequence[Any]) -> bool:

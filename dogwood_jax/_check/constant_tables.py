@@ -24,7 +24,7 @@ from dogwood_jax._check.lines import line_of, with_line
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._program.dims import Dim, parts_of
 from dogwood_jax._program.interpret import called, interpret
-from dogwood_jax._program.primitives.entries import ENTRIES
+from dogwood_jax._program.primitives.record import primitive
 from dogwood_jax._program.subprograms import sub_programs
 from dogwood_jax._widths.trace import Traced
 
@@ -86,7 +86,7 @@ class _Table:
             sizes = dict(zip(to, array.shape, strict=True))
             along = [sizes.get(axis, 1) for axis in range(len(shape))]
             return np.broadcast_to(array.reshape(along), shape)
-        if name in ENTRIES:
+        if primitive(name).is_of_entries:
             parts = [
                 one.rows(start, stop) if one.aval.shape[:1] == self.aval.shape[:1] else one.array
                 for one in self.operands
@@ -322,4 +322,4 @@ def _loose(eqn: Any, which: int, operands: Sequence[_Table]) -> Any:
         grown = [eqn.params["shape"][to] for to in eqn.params["broadcast_dimensions"]]
         is_along = tuple(a == b for a, b in zip(operands[0].aval.shape, grown, strict=True))
         return hash((name, eqn.params["broadcast_dimensions"], rank, is_along, known))
-    return hash((name, str(eqn.params), which, known)) if name in ENTRIES else None
+    return hash((name, str(eqn.params), which, known)) if primitive(name).is_of_entries else None

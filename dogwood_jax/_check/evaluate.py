@@ -21,15 +21,13 @@ import numpy as np
 
 from dogwood_jax._base.bits import in_64_bits
 from dogwood_jax._program.interpret import called, interpret
-from dogwood_jax._program.primitives.functions import (
-    FUNCTIONS,
-    MOST_ROUNDS,
-    OfEquation,
-    random_bits_alike,
-    unknown,
-)
-from dogwood_jax._program.primitives.table import primitive
+from dogwood_jax._program.primitives.outside import arbitrary
+from dogwood_jax._program.primitives.random_numbers import random_bits_alike
+from dogwood_jax._program.primitives.record import primitive
 from dogwood_jax._program.subprograms import Key, key_of, scan_counts
+
+# A loop that goes on longer than this shows nothing.
+MOST_ROUNDS = 200
 
 
 class Undecided(Exception):
@@ -137,13 +135,13 @@ class _Evaluation:
                 return _by_jax(eqn, operands)
             if self._watch is not None and self._watch.is_alike:
                 return [random_bits_alike(*operands, **eqn.params)]
-        function = FUNCTIONS.get(name)
+        record = primitive(name)
         # NumPy has no arrays of keys.
-        if function is not None and (primitive(name).draws or not _has_keys(operands)):
-            if isinstance(function, OfEquation):
-                results = function.run(eqn, *operands)
+        if record.evaluate is not None and (record.draws or not _has_keys(operands)):
+            if record.takes_equation:
+                results = record.evaluate(eqn, *operands)
             else:
-                results = function(*operands, **eqn.params)
+                results = record.evaluate(*operands, **eqn.params)
             return results if isinstance(results, list) else [results]
         self._callers.append(eqn)
         if (loop := _LOOPS.get(name)) is not None:
@@ -220,7 +218,7 @@ def _by_jax(eqn: Any, operands: Sequence[Any]) -> list[Any]:
             try:
                 results = eqn.primitive.bind(*arrays, **params)
             except Exception:  # a kernel for another device, or a library's own primitive
-                return unknown(eqn, *operands)
+                return arbitrary(eqn, *operands)
         results = results if eqn.primitive.multiple_results else [results]
         return [widened(result) for result in results]
 

@@ -19,11 +19,12 @@ from dogwood_jax._base.trees import struct
 from dogwood_jax._check.choices import Choice, Chosen, dims_of, factors_of
 from dogwood_jax._check.claim import Case, Side, case_of
 from dogwood_jax._check.constant_tables import first_other_table
-from dogwood_jax._check.resize import CannotResize, in_sizes, least_sizes
+from dogwood_jax._check.resize import in_sizes, least_sizes
 from dogwood_jax._growth.edit import Edit
 from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._growth.growth import Change, Growth
 from dogwood_jax._program.dims import Dim, atoms, factors, pieces, spread_out
+from dogwood_jax._program.primitives.sizes import CannotResize
 from dogwood_jax._program.subprograms import Key, entries, every_constant
 from dogwood_jax._widths.layout import Layout, Product, Units, resized, size_of, units_of
 from dogwood_jax._widths.roles import spots_along

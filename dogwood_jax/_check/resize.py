@@ -21,16 +21,12 @@ from dogwood_jax._check.lines import with_line
 from dogwood_jax._check.seen import PIECES
 from dogwood_jax._program.dims import Dim, atoms
 from dogwood_jax._program.interpret import called, interpret
+from dogwood_jax._program.primitives.record import primitive
+from dogwood_jax._program.primitives.sizes import CannotResize, SizeOf, places_along
 from dogwood_jax._program.program import Program
 from dogwood_jax._program.subprograms import Key, scan_counts, sub_programs
 from dogwood_jax._program.values import Reading, Step, Value
 from dogwood_jax._widths.trace import Traced
-
-SizeOf = Callable[[Dim], int]
-
-
-class CannotResize(ValueError):
-    """What stands in the way of a program in other sizes."""
 
 
 class _SizedConstant(NamedTuple):
@@ -170,8 +166,8 @@ class _Writer:
 
     def _bound(self, eqn: Any, operands: list[Any], step: Step) -> Sequence[Any]:
         name, params = eqn.primitive.name, eqn.params
-        if name in _SHAPED:
-            params = params | _SHAPED[name](step, operands, self._size_of)
+        if (resized := primitive(name).resized) is not None:
+            params = params | resized(step, operands, self._size_of)
         elif self._is_changed(step) and not all(map(_is_of_numbers, sub_programs(eqn))):
             raise CannotResize(f"{name}, which runs programs of its own")
         if name == "random_bits":  # each entry's bits follow from its places
@@ -303,214 +299,4 @@ _LOOPS: dict[str, _Loop] = {
     "scan": _Writer._scan,
     "while": _Writer._while,
     "cond": _Writer._cond,
-}
-
-
-# Where units lie ----------------------------------------------------------------------------------
-
-
-def places_along(dim: Dim, size_of: SizeOf) -> np.ndarray:
-    """Returns the old place of each new place along a dimension, -1 for a new unit."""
-    dim = dim.root
-    if dim.kind is None:
-        places = np.arange(size_of(dim))
-        return np.where(places < dim.size, places, -1)
-    parts = [(part.root.size, places_along(part, size_of)) for part in dim.parts]
-    if dim.kind == "concat":
-        starts = np.cumsum([0, *(size for size, _ in parts)])
-        pieces = [np.where(p < 0, -1, p + start) for (_, p), start in zip(parts, starts)]
-        return np.concatenate(pieces)
-    found = np.zeros(1, int)
-    for size, places in parts:
-        both = found[:, None] * size + places
-        found = np.where((found[:, None] < 0) | (places < 0), -1, both).ravel()
-    return found
-
-
-def moved(dim: Dim, offset: int, size_of: SizeOf) -> int | None:
-    """Returns where a boundary between units lies in other sizes; None if none lies there."""
-    dim = dim.root
-    if offset in (0, dim.size):
-        return 0 if offset == 0 else size_of(dim)
-    if dim.kind is None:
-        return offset if size_of(dim) == dim.size else None
-    if dim.kind == "concat":
-        start = before = 0
-        for part in dim.parts:
-            if offset <= start + part.root.size:
-                inside = moved(part, offset - start, size_of)
-                return None if inside is None else before + inside
-            start, before = start + part.root.size, before + size_of(part)
-    first, *rest = dim.parts
-    inner = prod(part.root.size for part in rest)
-    if offset % inner:
-        return None
-    outside = moved(first, offset // inner, size_of)
-    return None if outside is None else outside * prod(map(size_of, rest))
-
-
-# Parameters that are shapes -----------------------------------------------------------------------
-
-
-_Shaped = Callable[[Step, list[Any], SizeOf], Mapping[str, Any]]
-
-
-def _out(step: Step, size_of: SizeOf, place: int = 0) -> tuple[int, ...]:
-    return tuple(map(size_of, step.results[place].dims))
-
-
-def _shape(step: Step, operands: list[Any], size_of: SizeOf) -> Mapping[str, Any]:
-    return {"shape": _out(step, size_of)}
-
-
-def _reshape(step: Step, operands: list[Any], size_of: SizeOf) -> Mapping[str, Any]:
-    new = _out(step, size_of)
-    if prod(new) != prod(operands[0].shape):  # JAX does not look
-        raise CannotResize(f"reshape of {operands[0].shape} to {new}")
-    return {"new_sizes": new}
-
-
-def _slice(step: Step, operands: list[Any], size_of: SizeOf) -> Mapping[str, Any]:
-    p = step.eqn.params
-    strides = p["strides"] or [1] * len(p["start_indices"])
-    starts, limits = [], []
-    rows = zip(
-        step.operands[0].dims,
-        step.results[0].dims,
-        p["start_indices"],
-        p["limit_indices"],
-        strides,
-        strict=True,
-    )
-    for dim, part, start, limit, stride in rows:
-        begin = moved(dim, start, size_of)
-        begin = start if begin is None else begin
-        end = moved(dim, limit, size_of) if stride == 1 else None
-        size = size_of(part)
-        if end is None or end - begin != size:
-            end = limit if size == part.size else begin + max(size - 1, 0) * stride + min(size, 1)
-        starts.append(begin)
-        limits.append(end)
-    return {"start_indices": tuple(starts), "limit_indices": tuple(limits)}
-
-
-def _split(step: Step, operands: list[Any], size_of: SizeOf) -> Mapping[str, Any]:
-    axis = step.eqn.params["axis"]
-    return {"sizes": tuple(size_of(value.dims[axis]) for value in step.results)}
-
-
-def _dynamic_slice(step: Step, operands: list[Any], size_of: SizeOf) -> Mapping[str, Any]:
-    for place, dim in enumerate(step.operands[0].dims):
-        start = operands[place + 1]
-        if not hasattr(start, "aval") and np.ndim(start) == 0 and size_of(dim) != dim.size:
-            begin = moved(dim, int(start), size_of)
-            if begin is not None:
-                operands[place + 1] = np.asarray(begin, np.asarray(start).dtype)
-    return {"slice_sizes": _out(step, size_of)}
-
-
-def _gather(step: Step, operands: list[Any], size_of: SizeOf) -> Mapping[str, Any]:
-    dims = step.operands[0].dims
-    numbers, sizes = step.eqn.params["dimension_numbers"], [*step.eqn.params["slice_sizes"]]
-    gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
-    offset = iter(numbers.offset_dims)
-    for axis, dim in enumerate(dims):
-        if axis not in gone:
-            part = step.results[0].dims[next(offset)]
-            sizes[axis] = size_of(dim) if sizes[axis] == dim.size else size_of(part)
-    return {"slice_sizes": tuple(sizes)}
-
-
-def _pad(step: Step, operands: list[Any], size_of: SizeOf) -> Mapping[str, Any]:
-    config = []
-    rows = zip(step.operands[0].dims, step.results[0].dims, step.eqn.params["padding_config"])
-    for old, new, (low, high, inner) in rows:
-        size = size_of(old)
-        whole = low + size + max(size - 1, 0) * inner + high
-        more = size_of(new) - whole
-        if more:
-            parts = [part.root.size for part in new.root.parts]
-            if new.root.kind == "concat" and len(parts) >= 2 and not inner:
-                begin = moved(new, max(low, 0), size_of)
-                low = low if begin is None or low <= 0 else begin
-            high = size_of(new) - low - size - max(size - 1, 0) * inner
-        config.append((low, high, inner))
-    return {"padding_config": tuple(config)}
-
-
-def _top_k(step: Step, operands: list[Any], size_of: SizeOf) -> Mapping[str, Any]:
-    axis = step.eqn.params.get("axis", -1)
-    return {"k": size_of(step.results[0].dims[axis])}
-
-
-def _approx_top_k(step: Step, operands: list[Any], size_of: SizeOf) -> Mapping[str, Any]:
-    axis = step.eqn.params["reduction_dimension"]
-    return {"k": size_of(step.results[0].dims[axis])}
-
-
-def _conv(step: Step, operands: list[Any], size_of: SizeOf) -> Mapping[str, Any]:
-    of_a, of_kernel, _ = step.eqn.params["dimension_numbers"]
-    groups, batches = step.eqn.params["feature_group_count"], step.eqn.params["batch_group_count"]
-    if batches > 1:
-        out = step.operands[1].dims[of_kernel[0]]
-        return {"batch_group_count": size_of(out) if batches == out.size else batches}
-    if groups == 1:
-        return {}
-    inputs, inside = operands[0].shape[of_a[1]], operands[1].shape[of_kernel[1]]
-    return {"feature_group_count": inputs // max(inside, 1)}
-
-
-def _window(step: Step, operands: list[Any], size_of: SizeOf) -> Mapping[str, Any]:
-    sizes = step.eqn.params["window_dimensions"]
-    dims = step.operands[-1].dims if len(step.operands) == 2 else step.operands[0].dims
-    whole = [
-        size_of(dim) if size == dim.size > 1 and size_of(out) == 1 else size
-        for size, dim, out in zip(sizes, dims, step.results[0].dims)
-    ]
-    return {"window_dimensions": tuple(whole)}
-
-
-def _fft(step: Step, operands: list[Any], size_of: SizeOf) -> Mapping[str, Any]:
-    lengths = step.eqn.params["fft_lengths"]
-    is_inverse_real = step.eqn.params["fft_type"].name == "IRFFT"
-    value = step.results[0] if is_inverse_real else step.operands[0]
-    return {"fft_lengths": tuple(map(size_of, value.dims[value.ndim - len(lengths) :]))}
-
-
-def _tile(step: Step, operands: list[Any], size_of: SizeOf) -> Mapping[str, Any]:
-    pairs = zip(_out(step, size_of), operands[0].shape, strict=True)
-    return {"reps": tuple(new // max(old, 1) for new, old in pairs)}
-
-
-def _random_split(step: Step, operands: list[Any], size_of: SizeOf) -> Mapping[str, Any]:
-    return {"shape": _out(step, size_of)[len(operands[0].shape) :]}
-
-
-_SHAPED: dict[str, _Shaped] = {
-    **dict.fromkeys(
-        ("broadcast_in_dim", "iota", "rng_uniform", "empty"),
-        _shape,
-    ),
-    "rng_bit_generator": lambda step, _, size_of: {"shape": _out(step, size_of, 1)},
-    "reshape": _reshape,
-    "slice": _slice,
-    "split": _split,
-    "dynamic_slice": _dynamic_slice,
-    "gather": _gather,
-    "pad": _pad,
-    "top_k": _top_k,
-    "approx_top_k": _approx_top_k,
-    "conv_general_dilated": _conv,
-    **dict.fromkeys(
-        (
-            "reduce_window_sum",
-            "reduce_window_max",
-            "reduce_window_min",
-            "select_and_scatter_add",
-        ),
-        _window,
-    ),
-    "fft": _fft,
-    "tile": _tile,
-    "random_split": _random_split,
 }

@@ -14,10 +14,10 @@ from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import Keys, PyTree, leaf_path, leaves_by_path, level
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._program.dims import Dim
+from dogwood_jax._program.primitives import table as _table  # noqa: F401, which fills the table
+from dogwood_jax._program.primitives.reading import run
 from dogwood_jax._program.program import Program
 from dogwood_jax._program.values import Trace, Value
-from dogwood_jax._widths import trace as _trace  # noqa: F401, for the rules that it imports
-from dogwood_jax._widths.rules.registry import run
 from dogwood_jax._widths.widths import Leaf
 
 T = TypeVar("T")

@@ -36,7 +36,7 @@ from dogwood_jax._plan.searching import searched_of
 from dogwood_jax._plan.shown import first_shown, fitting, shown, shown_by
 from dogwood_jax._plan.silence import SEEN, heard, silenced
 from dogwood_jax._plan.sizes import copies_a_unit, target_in_sizes, ways_out
-from dogwood_jax._widths.rules.registry import DRAWN
+from dogwood_jax._program.primitives.reading import DRAWN
 
 _NO_PROGRAM = (
     "widths from a file hold no program, so nothing shows that outputs stay; trace the network "

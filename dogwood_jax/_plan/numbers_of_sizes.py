@@ -20,7 +20,7 @@ from dogwood_jax._growth.modules.resizing import sizes_in
 from dogwood_jax._plan.fewer_layers import few_layers_of
 from dogwood_jax._program.dims import parts_of
 from dogwood_jax._program.interpret import called
-from dogwood_jax._program.primitives.table import functions, primitive
+from dogwood_jax._program.primitives.record import PRIMITIVES, primitive
 from dogwood_jax._program.program import Program
 from dogwood_jax._program.subprograms import Key, numbers_of
 from dogwood_jax._widths.trace import Traced
@@ -174,7 +174,8 @@ def scales_of_sums(growth: Growth, traced: Traced, own: Program) -> Iterator[str
         own: that of its function in the new sizes, which has these numbers, too.
     """
     known = {*numbers_of(own.jaxpr)}
-    for its in _numbers(growth, traced, functions(lambda law: law.powers is not None)):
+    products = [name for name, record in PRIMITIVES.items() if record.powers]
+    for its in _numbers(growth, traced, products):
         if its.is_summed and not its.is_library:
             if abs(its.number) != 1 and its.number in known:
                 yield (

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from dogwood_jax._base.described import first_line
 from dogwood_jax._base.problems import UnfitArrays
 from dogwood_jax._base.trees import PyTree, arrays_of, leaves_by_path
-from dogwood_jax._check.resize import CannotResize, in_sizes
+from dogwood_jax._check.resize import in_sizes
 from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._growth.modules.fitting import Shapes
 from dogwood_jax._growth.modules.of_linen import LinenMethod, LinenModule, method_of
@@ -26,6 +26,7 @@ from dogwood_jax._growth.modules.remaking import Unknown
 from dogwood_jax._growth.modules.resizing import Resizing, changes_of, says_numbers
 from dogwood_jax._plan.depth.layers import more_numbers
 from dogwood_jax._program.interpret import called
+from dogwood_jax._program.primitives.sizes import CannotResize
 from dogwood_jax._program.program import Program
 from dogwood_jax._program.subprograms import equations
 from dogwood_jax._widths.trace import Traced

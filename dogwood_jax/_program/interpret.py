@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import jax.extend.core as jex
 
-from dogwood_jax._program.primitives.table import primitive
+from dogwood_jax._program.primitives.record import primitive
 from dogwood_jax._program.subprograms import sub_programs
 
 V = TypeVar("V")

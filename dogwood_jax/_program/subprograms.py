@@ -9,7 +9,7 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 
 from dogwood_jax._base.trees import struct
-from dogwood_jax._program.primitives.table import PRIMITIVES
+from dogwood_jax._program.primitives.record import PRIMITIVES
 
 # An equation and those that run it, by identity, see ``key_of``.
 Key = tuple[int, ...]

@@ -19,7 +19,7 @@ import numpy as np
 from dogwood_jax._base.trees import concrete
 from dogwood_jax._program.dims import Dim, SplitOff
 from dogwood_jax._program.primitives.axes import Axes
-from dogwood_jax._program.primitives.table import axes_of, primitive
+from dogwood_jax._program.primitives.record import axes_of, primitive
 from dogwood_jax._program.subprograms import Key, key_of
 
 Origin = Literal["constant", "parameter", "data"]

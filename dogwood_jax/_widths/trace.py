@@ -1,9 +1,8 @@
 """Find every width of a network by tracing it: ``trace``.
 
-The network is turned into a jaxpr from shapes alone. Its equations are read one by one (``reader``)
-with symbolic dimensions (``dims``) and a rule for each primitive (``rules``). Then it is decided
-which weights are outgoing (``roles``), and the dimensions of the parameters become ``Widths``
-(``naming``).
+The network is turned into a jaxpr from shapes alone. Its equations are read one by one
+(``_program/primitives/reading``) with symbolic dimensions. Then ``roles`` decides which weights are
+outgoing, and ``naming`` turns the dimensions of parameters into ``Widths``.
 """
 
 import itertools
@@ -33,13 +32,13 @@ from dogwood_jax._base.trees import PyTree, mirrors
 from dogwood_jax._program.dims import Dim, hand_down, spread_out, unify
 from dogwood_jax._program.kernels import Kernels, with_references
 from dogwood_jax._program.like_layers import LikeLayers, find_like_layers
+from dogwood_jax._program.primitives import table as _table  # noqa: F401, which fills the table
+from dogwood_jax._program.primitives.reading import run
 from dogwood_jax._program.program import Program
 from dogwood_jax._program.reasons import Reason
 from dogwood_jax._program.values import LeafAxis, Trace, Value
 from dogwood_jax._widths.naming import label_of, laid_out, module_of, names_of
 from dogwood_jax._widths.roles import Roles, is_quantized, note_quantized, spots_along
-from dogwood_jax._widths.rules import axes, control, elementwise, lookup, sums  # noqa: F401
-from dogwood_jax._widths.rules.registry import run
 from dogwood_jax._widths.widths import Facts, Network, Widths, make_widths, no_such
 
 Place = tuple[str, int]

@@ -57,16 +57,16 @@ MUTANTS = [
     # _program
     Mutant(
         "program: a maximum of numbers is their minimum",
-        "_program/primitives/functions.py",
-        '"max": np.maximum,',
-        '"max": np.minimum,',
+        "_program/primitives/entries.py",
+        "_MAX = _Clipped(np.maximum,",
+        "_MAX = _Clipped(np.minimum,",
         "test_primitives.py",
     ),
     Mutant(
         "program: a transpose is read as its inverse",
-        "_program/primitives/axes.py",
-        'return Axes((_named(names),), _named([names[axis] for axis in params["permutation"]]))',
-        'return Axes((_named([names[axis] for axis in params["permutation"]]),), _named(names))',
+        "_program/primitives/moves.py",
+        'return Axes((named(names),), named([names[axis] for axis in params["permutation"]]))',
+        'return Axes((named([names[axis] for axis in params["permutation"]]),), named(names))',
         "test_scaling.py",
     ),
     Mutant(
@@ -79,21 +79,21 @@ MUTANTS = [
     # _widths
     Mutant(
         "widths: the second of joined arrays shares no axes",
-        "_widths/rules/axes.py",
+        "_program/primitives/moves.py",
         "for value in values[1:]:",
         "for value in values[2:]:",
         "test_trace.py",
     ),
     Mutant(
         "widths: a convolution's window has no part in its fan-in",
-        "_widths/rules/sums.py",
+        "_program/primitives/windows.py",
         "use.count_fans(value, [*contract, *space], [*free, *space])",
         "use.count_fans(value, contract, [*free, *space])",
         "test_trace_growth.py",
     ),
     Mutant(
         "widths: a table of positions is called a vocabulary",
-        "_widths/rules/lookup.py",
+        "_program/primitives/lookups.py",
         'if many and indices.origin != "constant":',
         "if many:",
         "test_trace.py",
@@ -213,7 +213,7 @@ MUTANTS = [
     ),
     Mutant(
         "check: remainders of floats have the divisor's sign",
-        "_program/primitives/functions.py",
+        "_program/primitives/entries.py",
         "return np.fmod(a, b)",
         "return np.remainder(a, b)",
         "test_check.py",
@@ -234,9 +234,9 @@ MUTANTS = [
     ),
     Mutant(
         "check: no side of a select is taken by force",
-        "_check/choices.py",
-        '    "select_n": _Pick(),\n',
-        "",
+        "_program/primitives/entries.py",
+        "sides = Pick()",
+        "sides = None",
         "test_check.py",
     ),
     Mutant(

@@ -10,13 +10,14 @@ from numpy.typing import NDArray
 
 from dogwood_jax._base.arguments import expect_scalar
 from dogwood_jax._base.trees import PyTree, leaves_by_path
-from dogwood_jax._check.resize import CannotResize, in_sizes
+from dogwood_jax._check.resize import in_sizes
 from dogwood_jax._front.grow import grow
 from dogwood_jax._front.plan import plan
 from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._plan.depth.removed import layers_of
 from dogwood_jax._program.dims import LAYERS
 from dogwood_jax._program.left_out import without_layers
+from dogwood_jax._program.primitives.sizes import CannotResize
 from dogwood_jax._program.program import Program
 from dogwood_jax._widths.trace import trace
 from dogwood_jax._widths.widths import Width, Widths

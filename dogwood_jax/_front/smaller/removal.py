@@ -14,7 +14,7 @@ from dogwood_jax._base.trees import PyTree, arrays_of, is_traced, leaves_by_path
 from dogwood_jax._check.check import compared, finite, grown, rounded_in_one
 from dogwood_jax._check.claim import Case, ComparedOutput, Side
 from dogwood_jax._check.evaluate import Undecided, widened
-from dogwood_jax._check.resize import CannotResize, in_sizes
+from dogwood_jax._check.resize import in_sizes
 from dogwood_jax._check.run import NUDGE, Watch, run
 from dogwood_jax._check.samples import FAMILIES, Arguments, SampleFamily, Samples
 from dogwood_jax._front.smaller.constant_units import Folded
@@ -22,6 +22,7 @@ from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._plan.depth.removed import smaller_program, whole_program
 from dogwood_jax._plan.own_function import Rejected, own_program
+from dogwood_jax._program.primitives.sizes import CannotResize
 from dogwood_jax._program.subprograms import entries
 from dogwood_jax._widths.widths import Widths
 

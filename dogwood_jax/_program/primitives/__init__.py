@@ -1,31 +1,38 @@
-"""The table of primitives: what each one does, in one record.
+"""All that the library knows of each primitive of JAX, in one class: ``Primitive``.
 
-| file | what it does |
+| file | primitives |
 |---|---|
-| ``record`` | ``Primitive``, the record, with what each field means |
-| ``axes`` | which axes of operands and results are the same, with names as in ``einsum`` |
-| ``entries`` | functions of single entries, such as ``tanh`` |
-| ``table`` | all records together, by name, those of other primitives among them |
-| ``functions`` | what primitives compute, where NumPy is faster than JAX or must differ |
+| ``entries`` | functions of single entries, such as ``tanh``, ``add`` and ``select_n`` |
+| ``moves`` | move, cut and join axes: ``reshape``, ``transpose``, ``concatenate`` |
+| ``lookups`` | look up or write at computed places: ``gather``, ``scatter``, ``dynamic_slice`` |
+| ``sums`` | contractions and reductions: ``dot_general``, ``reduce_sum``, ``cumsum`` |
+| ``windows`` | convolutions and pooling |
+| ``order`` | ``sort``, ``top_k``, ``argmax`` |
+| ``random_numbers`` | random bits and keys |
+| ``control`` | ``scan``, ``while``, ``cond`` |
+| ``outside`` | callbacks, kernels, other devices |
+
+``record`` has the class, with what each attribute means, and the table; ``table`` fills it.
+``axes`` names axes as in ``einsum``; ``reading`` reads a program and has what its readers share;
+``sides`` are the sides of a choice; ``sizes`` has shapes and boundaries in other sizes.
 
 Where to add: say that JAX gets a primitive ``halve``, which divides each entry by two.
 
-1. Its record is one line in ``entries``. A sum becomes the sum of the halves, and a factor stays
-   the factor::
+1. Its description is one line in ``entries``. A sum becomes the sum of the halves, and a factor
+   stays the factor::
 
-       "halve": _linear(),
+       PRIMITIVES["halve"] = OfEntries(lambda a: a / 2, linear=True)
+
+   A primitive of another kind is a class with ``@describes("name")`` above it, in the file of its
+   family. ``read`` unifies dimensions that must have one size; ``evaluate`` computes it with NumPy;
+   ``resized`` returns the parameters that hold sizes.
 
 2. Its example is one line of ``UNARY`` in ``tests/primitive_examples_elementwise``: the function
    and the range of numbers that it is tried with::
 
        "halve": (lax.halve, -3, 3),
 
-That is all. ``trace`` reads widths through it, because units stay units where each entry is a
-function of the entry at its place. Optimizer states follow it, and the check evaluates it with JAX.
-The tests of all examples check the record against JAX: whether the function is linear, and that
-growths are exact.
-
-What a record does not state counts as not true. So a missing fact may refuse a growth, but never
-makes a wrong one. A primitive of another kind, such as a new loop, also needs a rule in
-``_widths/rules`` that says which dimensions are the same.
+The tests of all examples check the description against JAX: whether the function is linear, which
+axes are the same, and that growths are exact. A missing fact may refuse a growth, but never makes a
+wrong one.
 """

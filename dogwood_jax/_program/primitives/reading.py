@@ -1,33 +1,64 @@
-"""One rule per primitive: how the dimensions of its results follow from its operands.
+"""Reads a program: ``run`` finds which dimensions are the same. And what several primitives share.
 
-A rule takes the trace, the equation and the values of its operands and returns the values of its
-results. It unifies what the operation ties, and notes what stops a dimension from growing or what
-growing it would change. Primitives without a rule fix every dimension that passes through them.
-
-This file holds the table, the loop that reads a program by it (``run``), and what rules share. The
-other files of this folder hold the rules.
+``run`` gives each equation to the ``read`` of its primitive. That takes the trace, the equation and
+the values of its operands, and returns the values of its results. It unifies dimensions that the
+operation ties, and notes what stops a dimension from growing. Dimensions that pass through a
+primitive without ``read`` are fixed.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from dogwood_jax._program.dims import REPEATED, Dim, cut
 from dogwood_jax._program.interpret import called, interpret
+from dogwood_jax._program.primitives.record import primitive
 from dogwood_jax._program.reasons import Reason
 from dogwood_jax._program.values import Along, Reading, Trace, Value, constant, joined
 
-Rule = Callable[..., list[Value]]
-RULES: dict[str, Rule] = {}
+# An evaluation takes these numbers to be the same for old entries.
+DRAWN = Reason("random numbers are drawn along it: another size draws others", "drawn")
 
 
-def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Registers a rule for primitives."""
+def run(trace: Trace, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Value]) -> list[Value]:
+    """Reads every equation of a program; returns the values of its results."""
+    reading = Reading(jaxpr, trace.times)
+    trace.programs.append(reading)
 
-    def register(function: Rule) -> Rule:
-        RULES.update(dict.fromkeys(names, function))
-        return function
+    def equation(eqn: Any, operands: list[Value]) -> list[Value]:
+        read = primitive(eqn.primitive.name).read or _call
+        outside, trace.programs = trace.programs, []
+        results = read(trace, eqn, *operands)
+        if trace.programs:
+            reading.inside[id(eqn)] = trace.programs
+        trace.programs = outside
+        return results
 
-    return register
+    return interpret(
+        jaxpr, consts, arguments, constant=constant, equation=equation, known=reading.known
+    )
+
+
+def _call(trace: Trace, eqn: Any, *operands: Value) -> list[Value]:
+    """An equation without a rule: it may run one program, as that of jit or remat does."""
+    if (program := called(eqn)) is not None:
+        return run(trace, *program, operands)
+    return unknown(trace, eqn, *operands)
+
+
+def unknown(trace: Trace, eqn: Any, *operands: Value) -> list[Value]:
+    """Fixes every dimension that passes through a primitive without a rule."""
+    if not eqn.outvars:
+        return []
+    name = eqn.primitive.name
+    reason = (
+        f"it passes through the primitive {name}, for which there is no rule; with trace(..., "
+        f"kernels={{{name!r}: reference}}), a function of JAX is read in its place"
+    )
+    for value in operands:
+        trace.use(value, "contract")
+        for dim in value.dims:
+            dim.fix(reason)
+    return [mixed(operands, [Dim(n, reason) for n in shape]) for shape in shapes_out(eqn)]
 
 
 def shapes_out(eqn: Any) -> list[tuple[int, ...]]:
@@ -58,26 +89,6 @@ def together(values: Sequence[Value], dims: Sequence[Dim]) -> tuple[Along, ...]:
         joined(v.along_axis(a) for v in values if v.ndim and v.dims[a].size == dim.size)
         for a, dim in enumerate(dims)
     )
-
-
-def unknown(trace: Trace, eqn: Any, *operands: Value) -> list[Value]:
-    """Fixes every dimension that passes through a primitive without a rule."""
-    if not eqn.outvars:
-        return []
-    name = eqn.primitive.name
-    reason = (
-        f"it passes through the primitive {name}, for which there is no rule; with trace(..., "
-        f"kernels={{{name!r}: reference}}), a function of JAX is read in its place"
-    )
-    for value in operands:
-        trace.use(value, "contract")
-        for dim in value.dims:
-            dim.fix(reason)
-    return [mixed(operands, [Dim(n, reason) for n in shape]) for shape in shapes_out(eqn)]
-
-
-# An evaluation takes these numbers to be the same for old entries.
-DRAWN = Reason("random numbers are drawn along it: another size draws others", "drawn")
 
 
 def pick(x: Value, axes: Sequence[int]) -> Value:
@@ -119,29 +130,3 @@ def sliced(x: Value, axis: int, start: int, size: int) -> Value:
         return x
     sizes = [n for n in (start, size, whole.size - start - size) if n]
     return with_axis(x, axis, cut(whole, sizes)[1 if start else 0] if size else Dim(0))
-
-
-def run(trace: Trace, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Value]) -> list[Value]:
-    """Reads every equation of a program; returns the values of its results."""
-    reading = Reading(jaxpr, trace.times)
-    trace.programs.append(reading)
-
-    def equation(eqn: Any, operands: list[Value]) -> list[Value]:
-        rule: Rule = RULES.get(eqn.primitive.name, _call)
-        outside, trace.programs = trace.programs, []
-        results = rule(trace, eqn, *operands)
-        if trace.programs:
-            reading.inside[id(eqn)] = trace.programs
-        trace.programs = outside
-        return results
-
-    return interpret(
-        jaxpr, consts, arguments, constant=constant, equation=equation, known=reading.known
-    )
-
-
-def _call(trace: Trace, eqn: Any, *operands: Value) -> list[Value]:
-    """An equation without a rule: it may run one program, as that of jit or remat does."""
-    if (program := called(eqn)) is not None:
-        return run(trace, *program, operands)
-    return unknown(trace, eqn, *operands)
