@@ -2,59 +2,58 @@
 
 Three pure functions with two plain data types between them:
 
-    widths = dw.trace(apply, variables, *inputs)     # where does each hidden dimension occur?
-    growth = dw.plan(widths, {"dense_1": 128})       # what becomes of each array?
-    wider = dw.grow(variables, growth, key=key)      # do it
+    widths = dw.trace(apply, variables, *inputs)     # find where each hidden dimension occurs
+    growth = dw.plan(widths, {"dense_1": 128})       # plan how each array changes
+    wider = dw.grow(variables, growth, key=key)      # grow the arrays
 
-The public names, each with a docstring of its own (``help(dw.plan)``):
+The public names, each with its own docstring (``help(dw.plan)``):
 
     Grow
         trace               finds every width of a JAX function: Widths
-        plan                what becomes of each array, by sizes or by a larger model: Growth
+        plan                plans how each array changes, from sizes or a larger model: Growth
         grow                grows the arrays
-        larger              the module of the larger network
+        larger              returns the module of the larger network
         verify              runs both networks, and raises if outputs moved
-        compare             how far the outputs of two networks are apart
+        compare             measures how far the outputs of two networks differ
         strategies          how new units and layers are filled in
         deepen              inserts layers that compute the identity
-        upcycle             more experts, or experts in place of an MLP
-        widen, chain        Dense layers that the caller names, without tracing
+        upcycle             plans more experts, or experts in place of an MLP
+        widen, chain        for Dense layers that the caller names, without tracing
     Train on
         growable            wraps an optimizer once, before training
         grow_opt_state      grows the state of an Optax optimizer
-        renew               makes new units of dormant ones while training runs
-        recycling           wraps an optimizer, which then does so by itself
-        training            fit, distill, evaluate, stages between which a network grows, several
-                            networks that become one, units that are replaced in each step
+        renew               replaces dormant units with new ones during training
+        recycling           wraps an optimizer so that it renews units by itself
+        training            fit, distill and evaluate; stages with growth between them; several
+                            networks merged into one; replacement of units in each step
     Choose
         cost                parameters, FLOPs and memory before and after
-        gain                where one more unit would lower a loss most
+        gain                estimates where one more unit would lower a loss most
     Shrink
         narrow              removes units or layers
         shrink              narrows to a budget of parameters, FLOPs or memory, or removes layers
-        saliency, activity  how much each unit or layer matters
-        dormant             units that are hardly active beside others
-        find_dead           units that can go without a change
-        find_symmetric      units that no training step can tell apart
-        merge_symmetric     folds them into one
-        average             makes fewer units by means, such as heads of keys and values
+        saliency, activity  measure how much each unit or layer matters
+        dormant             finds units that are hardly active compared with the others
+        find_dead           finds units whose removal does not change outputs
+        find_symmetric      finds units that no training step can make different
+        merge_symmetric     merges such units into one
+        average             replaces groups of units, such as heads, by their means
     Modules and files
         nnx                 the same functions for Flax NNX modules
-        keras               live Keras models grow, and fit goes on
-        keras_h5            Keras files to and fro
-        checkpoint          checkpoints on disk that do not fit in memory
-        decoder             open language models, from Hugging Face's folders
-        to_json, from_json  widths and growths as text
+        keras               grows live Keras models, so that fit can continue
+        keras_h5            reads and writes Keras files
+        checkpoint          grows checkpoints on disk that do not fit in memory
+        decoder             open language models from Hugging Face folders
+        to_json, from_json  convert widths and growths to text and back
     Data and pictures
         mnist               handwritten digits
-        plotting            weights, learning curves
+        plotting            plots of weights and learning curves
     Types
-        Refused             the error of a growth that cannot be planned
-        typing              what else functions take and return: Width, Change, Difference, ...
+        Refused             the error raised for a growth that cannot be planned
+        typing              other types that functions take and return: Width, Change, ...
 """
 
-# Each name is loaded from its file when it is first used (PEP 562), so that importing the package
-# costs no more than the part of it that is used.
+# Each name is loaded from its file on first use (PEP 562), so importing the package is cheap.
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -145,7 +144,7 @@ __all__ = [
     "widen",
 ]
 
-# Where the names are that are no submodules: what the imports above say to type checkers.
+# Files of the public names that are not submodules. Must match the imports for type checkers above.
 _NAMES_IN = {
     "_base.problems": ("Refused",),
     "_front.grow": ("grow",),
@@ -175,13 +174,13 @@ _NAMES_IN = {
     "_widths.widths": ("Widths",),
 }
 _HOMES = {name: module for module, names in _NAMES_IN.items() for name in names}
-# Names that are gone, or that are looked for and were never there: what to use instead.
+# Removed names, and names that users may expect here, with what to use instead.
 _INSTEAD = {
     "grow_several": "is in dw.training: dw.training.grow_several",
     "utility": "is in dw.training: dw.training.utility",
     "scale_by_growth": "is gone: use dw.growable(tx), which wraps an optimizer once, before "
     "training",
-    "equinox": "is not needed: modules of Equinox are variables of the plain functions, as in "
+    "equinox": "is not needed: pass Equinox modules as variables to the plain functions, as in "
     "dw.trace(lambda module, x: jax.vmap(module)(x), module, x)",
 }
 
@@ -196,7 +195,7 @@ def __getattr__(name: str) -> Any:
     value = importlib.import_module(f"{__name__}.{_HOMES.get(name, name)}")
     if name in _HOMES:
         value = getattr(value, name)
-    globals()[name] = value  # not to be asked again
+    globals()[name] = value  # later accesses skip this function
     return value
 
 

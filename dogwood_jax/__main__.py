@@ -17,68 +17,67 @@ from dogwood_jax.decoder._folders import upcycle as folder_upcycle
 from dogwood_jax.decoder._folders.models import key_of
 from dogwood_jax.decoder._folders.numbers import SIZES
 
-_MODEL = "a folder of Hugging Face with config.json and safetensors"
+_MODEL = "a Hugging Face folder with config.json and safetensors"
 
 
 def main(arguments: Sequence[str]) -> str:
-    """Runs one command; returns what it says.
+    """Runs one command; returns the text to print.
 
     Raises:
-        SystemExit: for a mistake in the arguments or files, with a message that says which.
+        SystemExit: for a mistake in the arguments or files, with a message that names it.
     """
     parser = WholeNames("dogwood_jax", description=__doc__)
     commands = parser.add_subparsers(required=True)
-    inspect = commands.add_parser("inspect", help="say what a checkpoint holds")
+    inspect = commands.add_parser("inspect", help="print the contents of a checkpoint")
     inspect.add_argument("source", help="a .safetensors file, or a folder")
     inspect.set_defaults(run=_inspect)
 
     grow = commands.add_parser("grow", help="write a larger checkpoint, without loading this one")
     grow.add_argument("source", help=f"{_MODEL}; with GROWTH any .safetensors file, or a folder")
-    grow.add_argument("growth", nargs="?", help="a file with what dw.to_json wrote of the growth")
-    grow.add_argument("out", help="where the larger checkpoint goes")
-    _add_numbers(grow, f"{', '.join(SIZES)} or layer_types, as far as the file has it")
+    grow.add_argument("growth", nargs="?", help="a file with the text of dw.to_json(growth)")
+    grow.add_argument("out", help="the larger checkpoint to write")
+    _add_numbers(grow, f"{', '.join(SIZES)} or layer_types, if config.json has it")
     grow.add_argument(
         "--rows",
         choices=("mean", "random"),
-        help="what rows of new tokens begin with: the mean of old rows, or random numbers (so it "
-        "is without --rows)",
+        help="initial rows of new tokens: the mean of the old rows, or random values (the default)",
     )
     _add_seed(grow)
     grow.add_argument(
-        "--names", help="with GROWTH: a JSON file that says which tensor is which leaf"
+        "--names", help="with GROWTH: a JSON file that maps tensors of SOURCE to leaves"
     )
     grow.add_argument(
         "--maxtext",
         nargs=2,
         metavar=("CONFIG", "NEW"),
-        help="SOURCE is a step of MaxText, and --set gives numbers of its CONFIG, such as "
-        "base_mlp_dim; NEW is the yml to write, with these numbers over it. MaxText is needed",
+        help="SOURCE is a MaxText step, and --set changes values of its CONFIG, such as "
+        "base_mlp_dim; NEW is the yml file to write with the new values. Requires MaxText",
     )
-    grow.add_argument("--config", help="with GROWTH: a JSON file with new numbers for config.json")
+    grow.add_argument("--config", help="with GROWTH: a JSON file with new values for config.json")
     grow.set_defaults(run=_grow)
 
     upcycle = commands.add_parser(
-        "upcycle", help="write a model with experts that computes the same"
+        "upcycle", help="write a model with experts that has the same outputs"
     )
     upcycle.add_argument("source", help=f"{_MODEL}: llama, mistral, qwen3, mixtral or qwen3_moe")
     upcycle.add_argument("out", help="the folder to write")
-    upcycle.add_argument("--experts", type=int, required=True, help="how many there are")
-    upcycle.add_argument("--experts-per-token", type=int, help="how many each token goes to")
+    upcycle.add_argument("--experts", type=int, required=True, help="number of experts")
+    upcycle.add_argument("--experts-per-token", type=int, help="number of experts per token")
     _add_seed(upcycle)
     upcycle.set_defaults(run=_upcycle)
 
-    shrink = commands.add_parser("shrink", help="write a smaller model; its outputs are others")
+    shrink = commands.add_parser("shrink", help="write a smaller model, whose outputs differ")
     shrink.add_argument("source", help=_MODEL)
     shrink.add_argument("out", help="the folder to write")
     _add_numbers(
         shrink,
-        "intermediate_size, moe_intermediate_size or num_hidden_layers, or parameters=0.7, a share",
+        "intermediate_size, moe_intermediate_size, num_hidden_layers, or parameters=0.7, a share",
     )
     shrink.add_argument(
         "--tokens",
         metavar="FILE",
-        help="texts as ids, [texts, time], .npy or JSON, whose loss tells what the model misses "
-        "least; else the smallest weights go",
+        help="token ids [texts, time], .npy or JSON; removes what raises the loss of these texts "
+        "least. Without it, removes the smallest weights",
     )
     shrink.set_defaults(run=_shrink)
     options = parser.parse_args(arguments)
@@ -91,13 +90,13 @@ def _add_numbers(command: argparse.ArgumentParser, names: str) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="a new number of config.json, such as num_hidden_layers=40, of "
-        f"{names}; may be given many times",
+        help="a new value for config.json, such as num_hidden_layers=40; one of "
+        f"{names}; may be repeated",
     )
 
 
 def _add_seed(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--seed", type=int, help="of random weights: jax.random.key(SEED)")
+    command.add_argument("--seed", type=int, help="seed of random weights: jax.random.key(SEED)")
 
 
 def _inspect(options: argparse.Namespace) -> str:
@@ -108,27 +107,25 @@ def _grow(options: argparse.Namespace) -> str:
     if options.growth is not None:
         return _grow_as_planned(options)
     if options.names or options.config:
-        raise ValueError("--names and --config go with GROWTH; give numbers as --set NAME=VALUE")
+        raise ValueError("--names and --config go with GROWTH; pass new values as --set NAME=VALUE")
     source, out = Path(options.source), Path(options.out)
     if options.maxtext:
         if options.rows:
-            raise ValueError("--rows: goes with folders of Hugging Face; leave it out for MaxText")
+            raise ValueError("--rows: is for Hugging Face folders; leave it out for MaxText")
         config, new = map(Path, options.maxtext)
         return folder_maxtext.grow(source, out, config, new, options.set, seed=options.seed)
     return folder_grow.grow(source, out, options.set, rows=options.rows, seed=options.seed)
 
 
 def _grow_as_planned(options: argparse.Namespace) -> str:
-    """Carries a growth out that was planned before."""
+    """Grows a checkpoint by a growth that was planned before."""
     if options.set or options.rows or options.maxtext:
         raise ValueError(
             "--set, --rows and --maxtext plan a growth; leave them out, or leave out GROWTH"
         )
     growth = from_json(Path(options.growth).read_text())
     if not isinstance(growth, Growth):
-        raise ValueError(
-            f"{options.growth}: expected a growth, which dw.plan returns; found widths"
-        )
+        raise ValueError(f"{options.growth}: expected a growth from dw.plan, found widths")
     key = key_of(options.seed, growth)
     names, config = (
         None if file is None else json.loads(Path(file).read_text())
@@ -156,7 +153,7 @@ def _shrink(options: argparse.Namespace) -> str:
 
 
 def run() -> None:
-    """Runs the command of this process and prints what it says."""
+    """Runs the command of this process and prints its text."""
     show(main(sys.argv[1:]))
 
 

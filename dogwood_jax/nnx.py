@@ -1,10 +1,10 @@
 """The functions of ``dogwood_jax`` for ``flax.nnx`` modules, by the same names.
 
-They take a module where the others take a function and its variables, and a larger module as
-``target=`` or ``fresh=``. All other arguments are as in ``dogwood_jax``, and so are the errors:
-``TypeError`` for arguments of the wrong kind or in the wrong order, ``ValueError`` for what cannot
-be done. No module is changed: those that come back are new ones. Paths and widths are those of a
-module's state, ``"layers/0/kernel"``.
+They take a module in place of a function and its variables, and a larger module as ``target=`` or
+``fresh=``. Other arguments and errors are as in ``dogwood_jax``: ``TypeError`` for arguments of
+the wrong kind or in the wrong order, ``ValueError`` for requests that cannot be fulfilled. No
+module is changed in place: functions return new modules. Paths and widths refer to the module's
+state, such as ``"layers/0/kernel"``.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -44,7 +44,7 @@ from dogwood_jax._growth.modules.nnx_function import (
 )
 from dogwood_jax._growth.modules.of_nnx import resized_module, value_of
 from dogwood_jax._growth.rounds import unshared
-from dogwood_jax._optimizer.growable import with_ages_of
+from dogwood_jax._optimizer.growable import with_step_counts_of
 from dogwood_jax._optimizer.opt_state import grow_state
 from dogwood_jax._plan.sizes import named_sizes
 from dogwood_jax._program.kernels import Kernels
@@ -62,7 +62,7 @@ def trace(
 ) -> dw.Widths:
     """Finds every width of a module by tracing a call of it, as ``dogwood_jax.trace`` does.
 
-    The module is traced in the mode that it is in (``train()``, ``eval()``). Its variables may hold
+    The module is traced in its current mode (``train()``, ``eval()``). Its variables may hold
     arrays or, from ``nnx.eval_shape``, shapes. The widths are those of its state.
 
     Example:
@@ -90,12 +90,12 @@ def plan(
     interface: bool = False,
     check: bool = True,
 ) -> dw.Growth:
-    """Plans how a module becomes another one, as ``dogwood_jax.plan`` does.
+    """Plans how a module grows or shrinks, as ``dogwood_jax.plan`` does.
 
-    ``target`` is the larger module, wider, deeper or both, in the mode in which the other one was
-    traced. It is the ``target_apply``, too. Without a target, the module in the new sizes is made
-    by calling the classes of the one that was traced. Their arguments must have the names of their
-    fields, so that it is clear which of these numbers are sizes. Where that is not clear, ``grow``
+    ``target`` is the larger module, wider, deeper or both, in the mode in which the old one was
+    traced. It also serves as ``target_apply``. Without a target, the larger module is made by
+    calling the classes of the traced module with new sizes. Their arguments must have the names of
+    their fields, which shows which fields are sizes. If that is not clear, ``grow`` raises and
     asks for the larger module.
 
     Returns:
@@ -145,10 +145,10 @@ def grow(
 ) -> Module:
     """Returns the larger module with the values of the trained one, as ``dogwood_jax.grow`` does.
 
-    ``fresh`` is the larger module. Without it, the larger module is made from the trained one, as
-    ``plan`` makes it for sizes; a growth with new layers needs it. Free weights are the values of
-    ``fresh``, or drawn if there is a ``key``. Both modules share arrays that stay as they are,
-    unless ``copy`` is true.
+    ``fresh`` is the larger module; a growth with new layers needs it. Without it, the larger module
+    is made from the trained one, as ``plan`` does for sizes. Free weights are drawn if there is a
+    ``key``, and taken from ``fresh`` otherwise. Both modules share unchanged arrays, unless
+    ``copy`` is true.
 
     Example:
         >>> import jax
@@ -193,8 +193,8 @@ def deepen(
 ) -> Module:
     """Inserts layers without changing what a module computes, as ``dogwood_jax.deepen`` does.
 
-    ``target`` is the deeper module. Without ``key``, free values of new layers are its own. The
-    modules are verified in evaluation mode.
+    ``target`` is the deeper module. Without ``key``, free values of new layers are taken from it.
+    The modules are verified in evaluation mode.
 
     Example:
         >>> import jax.numpy as jnp
@@ -233,10 +233,10 @@ def deepen(
 def narrow(
     model: Module, widths: dw.Widths, keep: Mapping[Any, Any], *, interface: bool = False
 ) -> Module:
-    """Returns a module without some of its units, as ``dogwood_jax.narrow`` removes them.
+    """Returns a module without some of its units, as ``dogwood_jax.narrow`` does.
 
-    The smaller module is made by calling classes, as by ``plan``. If that is not possible, it is a
-    ``ValueError``, which says what to do instead.
+    The smaller module is made by calling classes, as in ``plan``. If that is not possible, a
+    ``ValueError`` explains what to do instead.
 
     Example:
         >>> import jax.numpy as jnp
@@ -264,7 +264,7 @@ def narrow(
 
 @takes_inputs
 def compare(old_model: nnx.Module, new_model: nnx.Module, *inputs: Any) -> dw.typing.Difference:
-    """Measures how far the outputs of two modules are apart, as ``dogwood_jax.compare`` does.
+    """Measures how far the outputs of two modules differ, as ``dogwood_jax.compare`` does.
 
     Both modules run in evaluation mode.
 
@@ -289,9 +289,9 @@ def verify(
     growth: dw.Growth | None = None,
     key: jax.Array | None = None,
 ) -> dw.typing.Difference:
-    """Runs a module and the one that it became, and raises if outputs moved beyond rounding.
+    """Runs a module and the grown module, and raises if outputs moved beyond rounding.
 
-    Both modules run in evaluation mode. All else is as by ``dogwood_jax.verify``.
+    Both modules run in evaluation mode. Otherwise it works like ``dogwood_jax.verify``.
 
     Example:
         >>> import jax
@@ -320,11 +320,11 @@ def grow_optimizer(
     fields: Mapping[str, Any] | None = None,
     copy: bool = False,
 ) -> nnx.Optimizer[Any]:
-    """Returns an optimizer for the module that has grown, with the state of the old one.
+    """Returns an optimizer for the grown module, with the grown state of the old optimizer.
 
-    The state grows as by ``dogwood_jax.grow_opt_state``. ``wide_model`` is what ``grow`` returned.
-    The new optimizer has the same ``tx`` and ``wrt``, and is at the same step. Both optimizers
-    share arrays that stay as they are, unless ``copy`` is true.
+    The state grows as in ``dogwood_jax.grow_opt_state``. ``wide_model`` is the module that ``grow``
+    returned. The new optimizer has the same ``tx`` and ``wrt``, and is at the same step. Both
+    optimizers share unchanged arrays, unless ``copy`` is true.
 
     Example:
         >>> import jax
@@ -361,7 +361,7 @@ def grow_optimizer(
         state, step = unshared((state, step), arrays_of(optimizer.opt_state), step)
 
     def begin(params: Any) -> Any:
-        return with_ages_of(optimizer.tx.init(params), state)
+        return with_step_counts_of(optimizer.tx.init(params), state)
 
     return optimizer_of(wide_model, optimizer, begin, state, step)
 
@@ -378,11 +378,11 @@ def upcycle(
 ) -> dw.Growth:
     """Plans more experts, or experts in place of an MLP, as ``dogwood_jax.upcycle`` does.
 
-    ``target`` is the larger module, and the ``target_apply``, too. ``usefulness`` is a pytree like
-    the module's state.
+    ``target`` is the larger module; it also serves as ``target_apply``. ``usefulness`` is a pytree
+    like the module's state.
 
     Returns:
-        The growth of the module's state, for ``grow`` with ``fresh=``, the larger module.
+        The growth of the module's state. Pass the larger module to ``grow`` as ``fresh=``.
 
     Example:
         >>> import jax
@@ -418,14 +418,14 @@ def upcycle(
 
 
 def _expect_modules(call: str, inputs: Sequence[Any], **modules: nnx.Module) -> None:
-    """Raises if arguments are no modules that can be called with these inputs."""
+    """Raises unless all arguments are modules that can be called with these inputs."""
     expect(call, **{name: (NNX, module) for name, module in modules.items()})
     for name, module in modules.items():
         expect_call(call, name, module, *inputs)
 
 
 def _in_sizes(widths: dw.Widths, sizes: Mapping[Any, int] | None) -> nnx.Module | None:
-    """Returns the module that was traced in other sizes; None if that is not known."""
+    """Returns the traced module in other sizes; None if it cannot be made."""
     if not isinstance(widths, dw.Widths) or not isinstance(sizes, Mapping):
         return None
     if (module := traced_module(widths)) is None:
@@ -435,13 +435,13 @@ def _in_sizes(widths: dw.Widths, sizes: Mapping[Any, int] | None) -> nnx.Module 
 
 
 def _larger(model: Module, growth: dw.Growth, what: str, way_out: str) -> Module:
-    """Returns the module for which a growth was planned, made from the trained one.
+    """Returns the larger (or smaller) module of a growth, made from the trained one.
 
     Raises:
-        ValueError: if it is not known; says what cannot be done, and the way out.
+        ValueError: if it cannot be made, or computes something else; names a way out.
     """
     widths = growth.widths
-    # Its program tells whether it is that module, numbers included.
+    # Planning with this module as target compares its program, constants included.
     has_program = widths.network is not None and all(c.new > c.old for c in growth.changes)
     larger = larger_nnx(model, growth, what, way_out)
     if has_program:

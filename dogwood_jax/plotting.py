@@ -1,6 +1,6 @@
 """Pictures of networks that grow, with Matplotlib.
 
-Each function draws into the axes given as ``ax``, or into those of a new figure, and returns them.
+Each function draws into the axes ``ax``, or into the axes of a new figure, and returns the axes.
 """
 
 from collections.abc import Mapping
@@ -52,20 +52,20 @@ def units(
 ) -> "Axes":
     """Draws the incoming weights of each unit as an image, all units side by side.
 
-    Positive weights are red, negative ones blue and zeros white; all units share the scale. The
-    label below the images says so, with the ends of the scale.
+    Positive weights are red, negative weights blue and zeros white. All units share one scale; the
+    label below the images gives its ends.
 
     Args:
         kernel: weights ``[height * width, units]``.
         shape: height and width of an image.
-        ax: where to draw.
+        ax: the axes; by default those of a new figure.
 
     Returns:
         The axes.
 
     Raises:
         TypeError: if arguments are of the wrong kind.
-        ValueError: if the kernel does not hold images of that shape, or no unit at all.
+        ValueError: if the kernel does not hold images of that shape, or has no units.
         ImportError: if Matplotlib is not installed.
 
     Example:
@@ -94,7 +94,7 @@ def units(
     ax = _axes() if ax is None else ax
     limit = np.nanmax(np.abs(mosaic)) or 1.0
     ax.imshow(mosaic, cmap="RdBu_r", vmin=-limit, vmax=limit)
-    ax.set_facecolor("0.8")  # seen where there is no unit
+    ax.set_facecolor("0.8")  # visible in tiles without a unit
     ax.set_xticks([])
     ax.set_yticks([])
     ax.set_xlabel(
@@ -114,11 +114,11 @@ def curves(
     """Draws learning curves, with the moments of growth marked.
 
     Args:
-        histories: label and values ``[epochs]`` of each curve; the first value is that of epoch 1.
-            Or label and history of a run of ``training.fit``: its moments of growth are marked.
+        histories: values ``[epochs]`` of each curve, by label; the first value is that of epoch 1.
+            Or the history of a run of ``training.fit``, by label: its growths are marked.
         grown_at: the number of epochs after which the network grew.
-        ylabel: what the values are, and of a history which of them: ``"accuracy"`` or ``"loss"``.
-        ax: where to draw.
+        ylabel: the name of the values, and the entry of a history: ``"accuracy"`` or ``"loss"``.
+        ax: the axes; by default those of a new figure.
 
     Returns:
         The axes.
@@ -171,12 +171,12 @@ def widths(widths: Widths, *, ax: "Axes | None" = None) -> "Axes":
     """Draws which arrays share which width.
 
     There is a column for each width that can grow or is an input or output, and a row for each
-    array. Repeated layers share rows and columns. A mark is filled where the array produces the
-    units and open where it reads them. To follow the data, go along rows and columns in turn.
+    array. Repeated layers share rows and columns. A mark is filled if the array produces the units,
+    and open if it reads them. To follow the data, move along rows and columns in turn.
 
     Args:
         widths: from ``trace`` or ``chain``.
-        ax: where to draw.
+        ax: the axes; by default those of a new figure.
 
     Returns:
         The axes.
@@ -241,17 +241,17 @@ def _styles(marks: Mapping[int, set[str]]) -> tuple[tuple[int, _Style], ...]:
 
 
 def _is_curve(value: object) -> bool:
-    """Whether a value is one number for each epoch."""
+    """Returns whether a value is a vector of numbers, one for each epoch."""
     return _is_numeric(value) and np.ndim(value) == 1  # type: ignore[arg-type]
 
 
 def _is_history(value: object) -> bool:
-    """Whether a value is what ``training.fit`` returns as its history."""
+    """Returns whether a value is a mapping of curves, such as the history of ``training.fit``."""
     return isinstance(value, Mapping) and all(map(_is_curve, value.values()))
 
 
 def _is_numeric(value: object) -> bool:
-    """Whether a value is an array of numbers, or a list of such."""
+    """Returns whether a value is a number, or an array or nested list of numbers."""
     if isinstance(value, Mapping | str):
         return False
     try:
@@ -273,7 +273,7 @@ def _axes(size: tuple[float, float] | None = None) -> "Axes":
 
 
 def _legend(ax: "Axes") -> None:
-    """Adds a legend, beside the axes if the figure has a layout that makes room for it there."""
+    """Adds a legend, next to the axes if the figure's layout makes room for it there."""
     if ax.get_figure().get_layout_engine() is None:  # type: ignore[union-attr]
         ax.legend()
     else:

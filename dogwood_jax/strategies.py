@@ -1,37 +1,37 @@
 """Strategies: how the weights of new units are filled in.
 
-A strategy says what becomes of the two sides of a new unit: its *incoming* weights, which decide
-what it computes, and its *outgoing* weights, which decide what it changes.
+A strategy sets the initial weights on both sides of a new unit: its *incoming* weights determine
+what it computes, its *outgoing* weights determine what it changes.
 
 | strategy           | incoming | outgoing | preserving | gradient of new units at the first step |
 |---|---|---|---|---|
 | `zero_outgoing()`  | random   | zero     | yes        | outgoing nonzero, incoming zero |
-| `zeros()`          | zero     | zero     | yes        | both zero, for ever where f(0) = 0 |
+| `zeros()`          | zero     | zero     | yes        | both zero, permanently if f(0) = 0 |
 | `mean()`           | mean     | zero     | yes        | outgoing nonzero, the same for all |
 | `random()`         | random   | random   | no         | both nonzero |
-| `replicate()`      | copied   | shared   | yes        | that of the copied unit |
+| `replicate()`      | copied   | shared   | yes        | as for the copied unit |
 | `zero_incoming()`  | zero     | random   | yes        | incoming nonzero, outgoing zero |
-| `tile()`           | copied   | shared   | yes        | that of the copied unit |
-| `hyperclone()`     | copied   | shared   | yes        | that of the copied unit |
+| `tile()`           | copied   | shared   | yes        | as for the copied unit |
+| `hyperclone()`     | copied   | shared   | yes        | as for the copied unit |
 | `paired()`         | random   | opposed  | yes        | both nonzero |
 | `shrink_perturb()` | random   | random   | no         | both nonzero |
 | `gradmax()`        | zero     | chosen   | yes        | incoming largest, outgoing zero |
 | `gradmax()`, in    | chosen   | zero     | yes        | outgoing large, incoming zero |
 | `firefly()`        | chosen   | zero     | yes        | outgoing large, incoming zero |
 
-A function of your own is a strategy, too: it takes the widths, a name, a size and a new size, and
+Your own function can be a strategy, too: it takes the widths, a name, a size and a new size, and
 returns `start(incoming=..., outgoing=...)`.
 
-`stack()`, `interpose()` and `new_layers()` say how the new layers of a deeper model are filled in:
+`stack()`, `interpose()` and `new_layers()` fill in the new layers of a deeper model, with
 `plan(depth=...)`. They do not preserve the function; without `depth=`, new layers compute the
 identity.
 
-`resample()` and `resample_patch()` take a vision model to images or patches of another size. They
+`resample()` and `resample_patch()` adapt a vision model to images or patches of another size. They
 do not preserve the function.
 
 `zero_incoming` and `tile` are for residual streams under norms, and for other widths that can grow
 in no other way.
-`gradmax` (with two variants) and `firefly` look at the gradient of a loss.
+`gradmax` (with two variants) and `firefly` use the gradient of a loss.
 """
 
 import math
@@ -52,7 +52,7 @@ Method = Literal["bicubic", "bilinear", "patch bicubic", "patch bilinear"]
 
 
 def _is_list(value: Any) -> bool:
-    return isinstance(value, Sized) and isinstance(value, Iterable)  # as arrays of any version are
+    return isinstance(value, Sized) and isinstance(value, Iterable)  # includes all array types
 
 
 def _is_mask(value: Any) -> bool:
@@ -64,24 +64,24 @@ _LOSS = ArgumentKind("a function, loss(variables, *batch)", callable)
 _UNITS = ArgumentKind(
     "a list of units, integers",
     lambda value: _is_list(value) and all(map(is_integer, value)),
-    lambda value: "np.flatnonzero(mask) are the units of a mask" if _is_mask(value) else "",
+    lambda value: "convert a mask by np.flatnonzero(mask)" if _is_mask(value) else "",
 )
 
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """What the weights of new units are chosen by: the gradient of a loss on a batch.
+    """Chooses the weights of new units by the gradient of a loss on a batch.
 
-    Nothing can tell whether two functions are equal. So a choice is equal only to itself, and so
-    is a strategy or a growth that holds one.
+    Two loss functions cannot be compared, so a choice is equal only to itself. The same holds for a
+    strategy or a growth that contains a choice.
 
     Attributes:
         side: the side that is chosen, ``"incoming"`` or ``"outgoing"``; the other is zero.
         loss: function of the larger model's variables and the batch.
-        batch: its other arguments.
-        epsilon: what to multiply incoming weights by instead of setting them to zero.
+        batch: the other arguments of ``loss``.
+        epsilon: factor on incoming weights, instead of setting them to zero.
         candidates: how many candidates are drawn for each new unit.
-        ascent: steps of gradient ascent that incoming weights take.
+        ascent: number of gradient ascent steps on incoming weights.
     """
 
     side: Literal["incoming", "outgoing"]
@@ -94,35 +94,35 @@ class Choice:
 
 @dataclass(frozen=True, repr=False)
 class Start:
-    """What the incoming and outgoing weights of new units begin with; ``start`` makes one.
+    """The initial incoming and outgoing weights of new units, as ``start`` returns them.
 
-    It is a strategy that gives every width the same.
+    A ``Start`` is itself a strategy: it is used for every width.
 
     Attributes:
-        incoming: ``"free"`` (drawn from ``init``), ``"zero"``, ``"copy"``, ``"mean"`` (that of old
+        incoming: ``"free"`` (drawn from ``init``), ``"zero"``, ``"copy"``, ``"mean"`` (of the old
             units) or ``"resampled"``.
         outgoing: ``"free"``, ``"zero"``, ``"copy"``, ``"share"`` (copied, and divided among the
             copies), ``"sum"`` (added up), ``"opposed"`` (drawn, with
             opposite signs for units whose incoming weights are the same) or ``"resampled"``.
-        name: what made it, for tables and errors.
+        name: the function that made it, for tables and errors.
         init: initializer of free weights.
-        outgoing_init: that of free outgoing weights, if it is another one.
+        outgoing_init: initializer of free outgoing weights, if it differs from ``init``.
         noise: standard deviation of the noise on copies, relative to the copied array's.
         split: how copies share outgoing weights, ``"even"`` or ``"uneven"``.
-        units: the old units that new ones copy in turn; all of them if empty.
-        choice: what weights are chosen by, once the network has grown; or None.
-        state: whether copies take over the optimizer's state of the units that they copy.
-        shrink: what old weights are multiplied by.
-        perturb: how many times drawn weights are added to all weights.
-        exact: False if the larger network may do otherwise although the weights would allow it to
-            do the same, as a router that chooses as many experts as before.
-        repeats: whether new units repeat the whole width, with its mean in what is left over.
+        units: the old units that new units copy in turn; all old units if empty.
+        choice: chooses weights by a gradient after the network has grown; or None.
+        state: the optimizer's state of copies: ``"copied"`` from their units, or ``"new"``.
+        shrink: factor on old weights.
+        perturb: factor on the drawn weights that are added to all weights.
+        exact: False if outputs may change although the weights could preserve them, for example
+            because a router chooses as many experts as before.
+        repeats: whether new units repeat the whole width; units that remain hold its mean.
         takes_multiples_only: whether it grows widths to multiples of their sizes only.
-        needs_recipe: whether it is only for widths under a norm that can grow no other way.
+        needs_recipe: whether it is only for widths under a norm that can grow in no other way.
         is_gated: whether gates inside the network weigh copies, so that no weights are divided.
         removes: whether it is for widths that lose units.
-        method: how entries are interpolated between old ones; None if they are not.
-        grid: the old grid of positions, if the width is one of prefix and grid in one.
+        method: how new entries are interpolated between old entries; None if they are not.
+        grid: the old grid of positions, if the width consists of a prefix and a grid.
         to: the new grid.
         prefix: how many positions come before the grid.
     """
@@ -151,7 +151,7 @@ class Start:
     prefix: int = 0
 
     def __call__(self, widths: Mapping[str, Any], name: str, old: int, new: int) -> "Start":
-        """Returns itself, because it is a strategy that gives every width the same."""
+        """Returns itself: the same start for every width."""
         return self
 
     def __repr__(self) -> str:
@@ -168,12 +168,12 @@ class Start:
 
     @property
     def begins_exact(self) -> bool:
-        """Whether outputs are the old ones until the weights of new units are chosen."""
+        """Whether outputs stay the same until the weights of new units are chosen."""
         return self.preserving or self.choice is not None
 
     @property
     def makes_alike(self) -> bool:
-        """Whether some units compute the same, so that readers must act on each of them alike."""
+        """Whether some units compute the same, so that their readers must treat them equally."""
         return self.incoming == "copy" or self.outgoing == "opposed"
 
     @property
@@ -183,17 +183,17 @@ class Start:
 
     @property
     def sides(self) -> tuple[str, str, bool, bool]:
-        """What has to be the same of two starts for one to be tried in the place of the other."""
+        """The fields in which two starts must agree for one to be tried in place of the other."""
         return self.incoming, self.outgoing, self.repeats, self.is_gated
 
     @property
     def of_patches(self) -> bool:
-        """Whether patches of images are resized, rather than a grid of positions."""
+        """Whether image patches are resized, rather than a grid of positions."""
         return self.method is not None and self.method.startswith("patch")
 
     @property
     def for_experts(self) -> "Start | None":
-        """How experts are copied by it, with their router's weights; None if they are not."""
+        """The start for copying experts with their router's weights; None if it copies none."""
         if self.sides != _COPIES.sides:
             return None
         return replace(UPCYCLE, noise=self.noise, state=self.state, units=self.units)
@@ -203,7 +203,7 @@ class Start:
         return self.init if incoming else self.outgoing_init or self.init
 
     def sources(self, old: int, new: int) -> tuple[int, ...] | None:
-        """Returns the old unit that each of the first units copies; None if none are copied."""
+        """Returns the old unit that each of the first new units copies; None if none are copied."""
         if self.incoming != "copy" or not old:
             return None
         if self.repeats:
@@ -216,11 +216,11 @@ class Start:
         return new // old * old / new if self.repeats else new / old
 
     def fate(self, *, incoming: bool, random: bool) -> str:
-        """Says what becomes of weights along an axis, as a table of a growth does.
+        """Returns the word for what becomes of weights along an axis, for the table of a growth.
 
         Args:
             incoming: whether they are incoming weights.
-            random: whether a new network draws them.
+            random: whether a new network draws them at random.
         """
         side = self.incoming if incoming else self.outgoing
         if self.choice is not None and (random or not incoming):
@@ -235,19 +235,19 @@ class Start:
         return self.name
 
 
-# What new units of a width begin with, given all widths, its name, its size and its new size.
+# Takes all widths, the name of a width, its size and its new size; returns its new units' start.
 Strategy = Callable[[Mapping[str, Any], str, int, int], Start]
 
 
 def glorot(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-    """Glorot-uniform initializer, what new weights are drawn from by default and in Keras.
+    """Glorot-uniform initializer, the default for new weights, as in Keras.
 
     Growth draws only the new slice, at the scale of the full new shape.
 
     Args:
         key: PRNG key.
         shape: shape of the array, ``[..., in, out]``.
-        dtype: its floating dtype.
+        dtype: floating dtype of the array.
 
     Returns:
         Uniform values within ``sqrt(6 / (fan_in + fan_out))`` of zero.
@@ -276,27 +276,27 @@ def start(
     noise: float = 0.0,
     units: Sequence[int] = (),
 ) -> Start:
-    """What new units begin with, for a strategy of your own.
+    """Returns the initial weights of new units, for a strategy of your own.
 
-    A strategy is a function ``(widths, name, old, new)`` of the widths, the name of one, its size
-    and its new size. It returns what the new units begin with. Whether outputs stay is found by
-    evaluation, as for any strategy: a growth that claims it, and is wrong, is refused. Where an
-    array has new entries along two widths, the initializer of the one whose units it makes draws
-    all of them.
+    A strategy is a function ``(widths, name, old, new)`` of the widths, the name of a width, its
+    size and its new size. It returns a start for the new units. As for any strategy, an evaluation
+    checks whether outputs stay: a growth that wrongly claims this is refused. If an array has new
+    entries along two widths, all of them are drawn by the initializer of the width for which the
+    array is incoming.
 
     Args:
         incoming: an initializer of ``jax.nn.initializers`` from which incoming weights are drawn,
-            ``"zero"``, ``"mean"`` (that of old units), or ``"copy"``.
+            ``"zero"``, ``"mean"`` (of the old units), or ``"copy"``.
         outgoing: an initializer, ``"zero"``, ``"copy"``, or ``"share"``: copied, and divided among
             the copies. With an initializer, a growth does not claim that outputs stay, unless
             incoming weights are zero.
         noise: standard deviation of the noise on copies, relative to the copied array's.
-        units: the old units that new ones copy in turn; all of them by default.
+        units: the old units that new units copy in turn; all old units by default.
 
     Raises:
         TypeError: if arguments are of the wrong kind.
-        ValueError: if a side is none of these, outgoing weights are to be copied where incoming
-            ones are not, or ``noise`` is negative.
+        ValueError: if a side has another value, if outgoing weights are copied but incoming weights
+            are not, or if ``noise`` is negative.
 
     Example:
         >>> import jax
@@ -341,16 +341,16 @@ def zero_outgoing(init: Initializer = glorot) -> Start:
     """New units get random incoming weights and zero outgoing weights (the default).
 
     Preserving: nothing reads the new units yet. Their outgoing weights have a nonzero gradient at
-    the first step, their incoming weights from the second on; old weights keep their gradients.
-    Where two neighbouring widths grow at once, weights from new units to old ones are zero and
-    those from any unit to new ones are random.
+    the first step, their incoming weights from the second step on. Old weights keep their
+    gradients. If two neighbouring widths grow at once, weights from new to old units are zero, and
+    all weights to new units are random.
 
     Args:
-        init: any initializer of ``jax.nn.initializers``. It makes the full new array, so that
-            fan-in and fan-out are those of the larger layer, and only the new part is kept. Where
-            the network was traced, it gets the shape of a matrix, ``[in, out]``. For an attention
-            kernel ``[stream, heads, head_dim]`` this is ``[stream, heads * head_dim]``. The layers
-            of a stack are made one by one.
+        init: any initializer of ``jax.nn.initializers``. It draws the full new array, so that
+            fan-in and fan-out are those of the larger layer, and only the new part is kept. For a
+            traced network, it gets the shape of a matrix, ``[in, out]``. For an attention kernel
+            ``[stream, heads, head_dim]`` this is ``[stream, heads * head_dim]``. Each layer of a
+            stack is drawn separately.
 
     Example:
         >>> import dogwood_jax as dw
@@ -366,13 +366,13 @@ def zero_outgoing(init: Initializer = glorot) -> Start:
 
 
 def zeros() -> Start:
-    """Everything new is zero.
+    """All new weights are zero.
 
-    Preserving, but the new units never learn where the activation maps zero to zero, as relu and
-    tanh do: with zero incoming and zero outgoing weights, both gradients are zero for ever. Under
-    others, such as sigmoid, the outgoing weights have a gradient at the first step, the same for
-    all new units. It is meant for outputs of a network, such as the logits of new classes, whose
-    incoming weights have a gradient from the loss.
+    Preserving, but hidden units never learn if the activation maps zero to zero, as relu and tanh
+    do: with zero incoming and zero outgoing weights, both gradients stay zero. With other
+    activations, such as sigmoid, outgoing weights have a gradient at the first step, the same for
+    all new units. This strategy is meant for outputs of a network, such as the logits of new
+    classes, because their incoming weights have a gradient from the loss.
 
     Example:
         >>> import dogwood_jax as dw
@@ -386,11 +386,11 @@ def zeros() -> Start:
 
 
 def mean() -> Start:
-    """New units begin at the mean of the old ones; their outgoing weights are zero.
+    """New units begin at the mean of the old units; their outgoing weights are zero.
 
-    For rows of a vocabulary and its logits. The logit of a new token is the mean of the old ones,
-    so it is never the largest at first, and the loss tells new tokens apart at the first step. All
-    new units are alike: hidden ones, which nothing tells apart, would stay so.
+    For rows of a vocabulary and its logits. The logit of a new token is the mean of the old logits,
+    so at first it is never the largest. The loss makes new tokens different at the first step. All
+    new units are equal, so new hidden units would stay equal in training.
 
     Example:
         >>> import jax
@@ -411,7 +411,7 @@ def mean() -> Start:
 
 
 def random(init: Initializer = glorot) -> Start:
-    """Everything new is random: not preserving, kept as the baseline.
+    """All new weights are random: not preserving, kept as a baseline.
 
     All new weights have a nonzero gradient from the first step on.
 
@@ -436,28 +436,28 @@ def replicate(
     units: Sequence[int] = (),
     state: Literal["copied", "new"] = "copied",
 ) -> Start:
-    """New units copy old ones, which share their outgoing weights with the copies.
+    """New units copy old units, and share the outgoing weights with them.
 
-    Preserving if ``noise`` is zero. At the first step the outgoing weights of a copy have the same
-    gradient as those of its old unit. The gradient of its incoming weights is that of the old
-    unit's, times the copy's share. In the optimizer's state, copies get the moments of their unit,
-    too. With an even split, copies stay equal for ever under a deterministic optimizer. With an
-    uneven split or a little noise they become different.
+    Preserving if ``noise`` is zero. At the first step, the outgoing weights of a copy have the same
+    gradient as those of its old unit. Its incoming weights have the old unit's gradient times the
+    copy's share. In the optimizer's state, copies also get the moments of their unit. With an even
+    split, copies stay equal under a deterministic optimizer. With an uneven split or a little
+    noise, they become different.
 
     Args:
         noise: standard deviation of normal noise added to the incoming weights of new units, as a
             fraction of the standard deviation of the array; not preserving unless zero.
         split: ``"even"`` divides outgoing weights equally among k copies; ``"uneven"`` gives them
             shares in the ratio 1 : 2 : ... : k, which breaks the symmetry without noise.
-        units: the old units that new ones copy, in turn; all of them in their order unless given.
+        units: the old units that new units copy in turn; by default all old units in order.
             ``dogwood_jax.activity`` ranks them.
-        state: what copies have in the optimizer's state: ``"copied"`` moments, or those of a
-            ``"new"`` weight. New moments let copies part under optimizers such as Adam, and
-            ``growable(warmup=...)`` warms up their rate.
+        state: moments of copies in the optimizer's state: ``"copied"`` from the old unit, or as for
+            a ``"new"`` weight. With new moments, copies become different under optimizers such as
+            Adam, and ``growable(warmup=...)`` warms up their learning rate.
 
     Raises:
-        TypeError: if ``noise`` is no number, or ``units`` are no integers.
-        ValueError: if ``noise`` is negative, or ``split`` or ``state`` is none of its two.
+        TypeError: if ``noise`` is not a number, or ``units`` are not integers.
+        ValueError: if ``noise`` is negative, or ``split`` or ``state`` has another value.
 
     Example:
         >>> import dogwood_jax as dw
@@ -481,19 +481,19 @@ def replicate(
 
 
 def hyperclone(state: Literal["copied", "new"] = "copied") -> Start:
-    """Whole widths are repeated, under norms too, so that a model is cloned n times as wide.
+    """New units repeat whole widths, also under norms: the model is cloned n times as wide.
 
     Preserving. For all widths at once, to multiples of their sizes: ``plan(widths, {name: 2 * size
     for name, size in ...}, strategy=strategies.hyperclone())``. Outgoing weights are divided among
-    the copies. Mean and variance of a repeated stream are those of the stream, so LayerNorm and
-    RMSNorm need no change. All copies learn alike under a deterministic optimizer unless dropout,
-    or a new ``state``, lets them part.
+    the copies. A repeated stream has the mean and variance of the old stream, so LayerNorm and
+    RMSNorm need no change. All copies stay equal under a deterministic optimizer, unless dropout or
+    a new ``state`` makes them different.
 
     Args:
-        state: what copies have in the optimizer's state, as for ``replicate``.
+        state: moments of copies in the optimizer's state, as for ``replicate``.
 
     Raises:
-        ValueError: if ``state`` is none of its two.
+        ValueError: if ``state`` has another value.
 
     Example:
         >>> import dogwood_jax as dw
@@ -513,9 +513,9 @@ def hyperclone(state: Literal["copied", "new"] = "copied") -> Start:
 def paired(init: Initializer = glorot) -> Start:
     """New units come in pairs with the same random incoming and opposite outgoing weights.
 
-    Preserving: what one unit of a pair adds, the other takes away. Unlike ``zero_outgoing``, both
-    sides of new units have a gradient at the first step, and the units of a pair part with it. Of
-    an odd number of new units the last has zero outgoing weights.
+    Preserving: the effects of both units of a pair cancel. Unlike ``zero_outgoing``, both sides of
+    new units have a gradient at the first step, which makes the units of a pair different. If the
+    number of new units is odd, the last one has zero outgoing weights.
 
     Args:
         init: any initializer of ``jax.nn.initializers``, given the full new shape.
@@ -528,27 +528,27 @@ def paired(init: Initializer = glorot) -> Start:
     Reference:
         Yuan, Savarese and Maire, 2023, Accelerated Training via Incrementally Growing Neural
         Networks using Variance Transfer and Learning Rate Adaptation: the pairs (V, V) and (Z, -Z).
-        Its rescaling of old weights is not done, because outputs would change.
+        The paper's rescaling of old weights is left out, because it would change outputs.
     """
     expect("strategies.paired", init=(_INIT, init))
     return Start("free", "opposed", "paired", init)
 
 
 def shrink_perturb(shrink: float = 0.5, perturb: float = 0.5, init: Initializer = glorot) -> Start:
-    """Old weights are multiplied by a number, padded with zeros, and noise is added to all.
+    """Scales old weights down, pads them with zeros, and adds random weights to all.
 
-    Not preserving: what the network has learned becomes fainter, so that it learns on more like a
-    new network. Arrays that a new network draws are changed where the width occurs in them, biases
-    and scales only grow.
+    Not preserving: old weights keep only a part of their effect, so that the network learns more
+    like a new one. This changes arrays that contain the width and that a new network draws at
+    random. Biases and scales only grow.
 
     Args:
-        shrink: what old weights are multiplied by.
-        perturb: how many times the weights of a new network are added to all weights.
+        shrink: factor on old weights.
+        perturb: factor on the random weights of a new network, which are added to all weights.
         init: any initializer of ``jax.nn.initializers``, given the full new shape.
 
     Raises:
-        TypeError: if ``shrink`` or ``perturb`` is no number.
-        ValueError: if one of both is negative.
+        TypeError: if ``shrink`` or ``perturb`` is not a number.
+        ValueError: if ``shrink`` or ``perturb`` is negative.
 
     Example:
         >>> import dogwood_jax as dw
@@ -569,19 +569,19 @@ def shrink_perturb(shrink: float = 0.5, perturb: float = 0.5, init: Initializer 
 
 
 def zero_incoming(init: Initializer = glorot) -> Start:
-    """New units of a residual stream stay zero; what reads them is random.
+    """New units of a residual stream are zero; the weights that read them are random.
 
-    For a stream under RMSNorm or another norm without a mean, and for other widths that are summed
-    over so that zeros change nothing, such as the codes of a variational autoencoder. If what reads
-    new units meets noise instead of zeros, it is zero, too. Everything that writes the stream
-    gets zeros for its new units, so the sum of squares stays. But from n to m units the norm's mean
-    of squares changes by n / m. So all that writes the stream is multiplied by sqrt(m / n), and
-    what reads it is divided by that: the norm's scale, weights without a norm. Epsilons stay as
-    they are. If the larger model has its epsilon times n / m, only the norm's scale is divided. So
-    it is, too, where what writes the stream cannot be multiplied. Then the growth's notes say which
-    epsilon the larger model must have. Preserving. At the first step only the zero weights that
-    write the new units have a gradient. The weights that read these units have one from the second
-    step on.
+    For a stream under RMSNorm or another norm without a mean, and for other widths in which zeros
+    add nothing to a sum, such as the codes of a variational autoencoder. If new units carry noise
+    instead of zeros, the weights that read them are zero, too. Arrays that write the stream get
+    zeros for new units, so the sum of squares stays. From n to m units, the norm's mean of squares
+    changes by the factor n / m. To make up for it, arrays that write the stream are multiplied by
+    sqrt(m / n), and arrays that read it (the norm's scale, or weights without a norm) are divided
+    by the same factor. Epsilons stay as they are. Only the norm's scale is divided in two cases: if
+    the larger model's epsilon is n / m times the old one, or if arrays that write the stream cannot
+    be multiplied. Then the growth's notes say which epsilon the larger model must have. Preserving.
+    At the first step, only the zero weights that write the new units have a gradient; the weights
+    that read them have one from the second step on.
 
     Args:
         init: any initializer of ``jax.nn.initializers``, given the full new shape.
@@ -600,25 +600,27 @@ def zero_incoming(init: Initializer = glorot) -> Start:
 
 
 def tile(init: Initializer = glorot, split: Literal["even", "uneven"] = "even") -> Start:
-    """New units of a residual stream repeat it, with its mean in what is left over.
+    """New units of a residual stream repeat the stream; remaining units hold its mean.
 
-    For a stream under LayerNorm. From n to m units it is repeated q = m // n times; the remaining
-    m - q n units hold its mean, so that the mean stays and the variance changes by s = q n / m. So
-    all that writes the stream is divided by sqrt(s), and the norm's scale is multiplied by it.
-    Epsilons stay as they are. If the larger model has its epsilon times s, only the norm's scale is
-    multiplied. So it is, too, where what writes the stream cannot be divided. Then the growth's
-    notes say which epsilon the larger model must have. Weights that read the stream are divided
-    among the copies. An embedding that is read as the head, too, is repeated whole, and the last
-    norm is divided by q. Weights that read the remaining units are random, because these units are
-    zero behind the norm. Preserving. Gradients at the first step are those of ``replicate``.
+    For a stream under LayerNorm. From n to m units, the stream is repeated q = m // n times. The
+    remaining m - q n units hold its mean, so the mean stays and the variance changes by the factor
+    s = q n / m. To make up for it, arrays that write the stream are divided by sqrt(s), and the
+    norm's scale is multiplied by sqrt(s). Epsilons stay as they are. Only the norm's scale is
+    multiplied in two cases: if the larger model's epsilon is s times the old one, or if arrays that
+    write the stream cannot be divided. Then the growth's notes say which epsilon the larger model
+    must have. Weights that read the stream are divided among the copies. An embedding that also
+    serves as the head is repeated undivided, and the last norm is divided by q. Weights that read
+    the remaining units are random, because these units are zero behind the norm. Preserving.
+    Gradients at the first step are those of ``replicate``.
 
-    Where an array scales what is written unit by unit, as LayerScale does, remaining units get the
-    mean of its absolute values. What writes them is a mean of the old weights, weighed by the
-    array, so that the product is the mean of the old products. New weights are then no larger than
-    old ones, and their gradients are about as large, so an optimizer's state grows as elsewhere.
-    If something else reads these weights, only multiples are exact.
+    If an array scales the written values unit by unit, as LayerScale does, its entries for
+    remaining units are the mean of its absolute values. The weights that write the remaining units
+    are a mean of the old weights, weighted by that array, so that the product is the mean of the
+    old products. New weights are then no larger than old ones, and their gradients are about as
+    large, so an optimizer's state grows as elsewhere. If anything else reads these weights, only
+    multiples are exact.
 
-    Neither ``narrow`` nor ``merge_symmetric`` can undo it.
+    Neither ``narrow`` nor ``merge_symmetric`` can undo this growth.
 
     Args:
         init: any initializer of ``jax.nn.initializers``, given the full new shape.
@@ -645,45 +647,46 @@ def gradmax(
     epsilon: float = 0.0,
     init: Initializer = glorot,
 ) -> Start:
-    """New units get the weights with which they receive the largest gradient.
+    """New units get the weights that maximize their gradient.
 
     The variant ``"outgoing"`` sets incoming weights and biases to zero. It chooses outgoing weights
-    with which the gradient of the incoming weights is as large as it can be. They are orthogonal
-    vectors, as long as those of old units on average: the top right-singular vectors of the matrix
-    of second derivatives of the loss by incoming and outgoing weights. This is preserving where the
-    activation maps zero to zero. Outgoing weights have a gradient from the second step on. In a
-    gated unit only one factor is zero, in an attention head only the values. If there are more new
-    units than singular vectors, the others are as ``zero_outgoing`` makes them.
+    that maximize the gradient of the incoming weights. They are orthogonal vectors, as long as
+    those of old units on average: the top right-singular vectors of the matrix of second
+    derivatives of the loss by incoming and outgoing weights. This is preserving if the activation
+    maps zero to zero. Outgoing weights have a gradient from the second step on. In a gated unit
+    only one factor is zero, in an attention head only the values. If there are more new units than
+    singular vectors, the remaining units are filled in as by ``zero_outgoing``.
 
-    ``jax.nn.relu`` passes no gradient at zero, so under it ``grow`` refuses zero incoming weights:
+    ``jax.nn.relu`` passes no gradient at zero, so ``grow`` refuses zero incoming weights under it:
     pass ``epsilon``, or the other variant. It also refuses activations that are not zero at zero.
-    Only values show these two cases. So under ``jax.jit``, where there are none, nothing is
-    refused, and the new units are as ``zero_outgoing`` makes them.
+    Both checks need values. Under ``jax.jit`` there are none, so nothing is refused, and new units
+    of these two kinds are filled in as by ``zero_outgoing``.
 
     The variant ``"incoming"`` sets outgoing weights to zero, which is preserving for any
-    activation. Incoming weights begin as drawn. Then they take a few steps, at the same norm, that
-    make the gradient of the outgoing weights larger. Each unit follows a direction orthogonal to
-    those of the other units. Where units respond linearly, the steps lead to the left-singular
-    vectors. Units beyond the number of these vectors stay as drawn, and all do if the gradient does
-    not become larger. Incoming weights have a gradient from the second step on.
+    activation. Incoming weights begin at random. Then a few steps of ascent, at the same norm,
+    increase the gradient of the outgoing weights. Each unit follows a direction orthogonal to
+    those of the other units. If units respond linearly, the steps lead to the left-singular
+    vectors. Units beyond the number of these vectors stay as drawn, and all units do if the
+    gradient does not increase. Incoming weights have a gradient from the second step on.
 
-    Where arrays are divided among devices, the weights on both sides of the width are gathered for
-    the choice, and the results are divided again.
+    If arrays are sharded, the weights on both sides of the width are gathered for the choice, and
+    the results are sharded again.
 
     Args:
         loss: function ``loss(variables, *batch)`` of the *larger* model's variables that returns
-            a scalar. It is called while the network grows, once for each width that this strategy
-            is given, with the other widths grown.
-        *batch: arrays, or pytrees of them, with enough examples to tell a direction.
+            a scalar. ``grow`` calls it once for each width with this strategy, after the other
+            widths have grown.
+        *batch: arrays, or pytrees of them, with enough examples to determine a direction.
         variant: the side whose weights are chosen; the other is zero.
-        epsilon: for ``"outgoing"``, what to multiply drawn incoming weights by instead of setting
-            them to zero; outputs change by about as much. Biases are zero.
+        epsilon: for ``"outgoing"``, a factor on drawn incoming weights, instead of setting them to
+            zero; outputs change by about as much. Biases are zero.
         init: any initializer of ``jax.nn.initializers``, given the full new shape, for incoming
             weights.
 
     Raises:
-        TypeError: if ``loss`` or ``init`` is no function, or ``epsilon`` no number.
-        ValueError: for another variant, or an ``epsilon`` that is negative or of no use.
+        TypeError: if ``loss`` or ``init`` is not a function, or ``epsilon`` is not a number.
+        ValueError: for another variant, a negative or infinite ``epsilon``, or an ``epsilon`` with
+            the variant ``"incoming"``.
 
     Example:
         >>> import jax
@@ -710,7 +713,7 @@ def gradmax(
         raise ValueError(f"variant must be 'outgoing' or 'incoming', got {variant!r}")
     if not 0 <= epsilon < math.inf or (epsilon and variant == "incoming"):
         raise ValueError(
-            f"epsilon must be zero or positive, and is for variant='outgoing'; got {epsilon!r}"
+            f"epsilon must be zero or positive, and is for variant='outgoing' only, got {epsilon!r}"
         )
     ascent = 8 if variant == "incoming" else 0
     choice = Choice(variant, loss, batch, float(epsilon), ascent=ascent)
@@ -720,17 +723,17 @@ def gradmax(
 def firefly(
     loss: Callable[..., Any], *batch: Any, candidates: int = 4, init: Initializer = glorot
 ) -> Start:
-    """New units are the best of several times as many random ones.
+    """New units are the best of several times as many random candidates.
 
     Candidates get random incoming and zero outgoing weights, as by ``zero_outgoing``. The
     candidates with the largest gradient of their outgoing weights are kept. Preserving for any
     activation. At the first step only outgoing weights have a gradient; incoming weights have one
     from the second step on.
 
-    Only the choice among candidates is the paper's: it also trains them for a few steps, and lets
-    units that split compete with new ones.
+    Only the choice among candidates follows the paper. The paper also trains candidates for a few
+    steps, and lets splits of old units compete with new units.
 
-    Arrays that are divided among devices are gathered as by ``gradmax``.
+    Sharded arrays are gathered as by ``gradmax``.
 
     Args:
         loss: function ``loss(variables, *batch)`` of the *larger* model's variables, as for
@@ -740,7 +743,7 @@ def firefly(
         init: any initializer of ``jax.nn.initializers``, given the full new shape.
 
     Raises:
-        TypeError: if ``loss`` or ``init`` is no function, or ``candidates`` no integer.
+        TypeError: if ``loss`` or ``init`` is not a function, or ``candidates`` is not an integer.
         ValueError: if ``candidates`` is less than two.
 
     Example:
@@ -780,34 +783,35 @@ def resample(
     *,
     method: Literal["bicubic", "bilinear"] = "bicubic",
 ) -> Start:
-    """Learned vectors of positions are resized with the image, from one grid to another.
+    """Resizes learned position vectors from one grid to another, for images of another size.
 
     For an array ``[1, positions, features]`` or ``[positions, features]`` of a vision transformer.
-    ``plan(target=..., strategy={path: resample(...)})`` takes it by the path of the array, because
-    the grid is no width by itself. Not preserving: a larger image is another input, so ``plan``
-    evaluates nothing, and ``verify`` has nothing to compare. Only the target tells the new size;
-    by name, the width stays fixed. The new grid may also be smaller.
+    Pass it by the path of the array, ``plan(target=..., strategy={path: resample(...)})``, because
+    the grid is not a width by itself. Not preserving: a larger image is another input, so ``plan``
+    evaluates nothing, and ``verify`` has nothing to compare. The new size comes from the target:
+    the width cannot grow by name. The new grid may also be smaller.
 
-    The new array is a fixed matrix times the old one, computed in float32 at least. Positions that
-    come before the grid keep their vectors and their state in the optimizer. Of those in the grid,
-    the state begins anew, because each gradient would belong to several old ones.
+    The new array is a fixed matrix times the old array, computed at least in float32. Positions
+    before the grid keep their vectors and their optimizer state. Positions in the grid get a new
+    optimizer state, because each gradient would belong to several old positions.
 
-    With ``target_apply=``, the larger model is traced with images whose sides follow: new rows of
-    the grid times the old image's side by its rows, and as many times larger as patches are.
+    With ``target_apply=``, the larger model is traced with images of matching size. Their side is
+    the old side, times new / old rows of the grid, times new / old size of a patch.
 
     Args:
-        grid: rows and columns of the old grid. If left out, they are those of the traced network,
+        grid: rows and columns of the old grid. By default, they are those of the traced network,
             or those of a square.
-        to: rows and columns of the new grid; a square if left out.
+        to: rows and columns of the new grid; a square by default.
         prefix: how many positions come before the grid, such as that of a class token; 0 if there
             are none.
-        method: ``"bicubic"`` is ``jax.image.resize(..., "bicubic")``, what timm does; it smooths
-            where the grid shrinks. ``"bilinear"`` keeps the corners in place and interpolates
-            linearly between them, what big_vision does (``scipy.ndimage.zoom``, order 1).
+        method: ``"bicubic"`` is ``jax.image.resize(..., "bicubic")``, as in timm; it smooths if the
+            grid shrinks. ``"bilinear"`` keeps the corners in place and interpolates linearly
+            between them, as in big_vision (``scipy.ndimage.zoom``, order 1).
 
     Raises:
-        TypeError: if ``prefix`` is no integer, or a grid no sequence of integers.
-        ValueError: for a grid without positive sizes, a negative ``prefix``, or another method.
+        TypeError: if ``prefix`` is not an integer, or a grid is not a sequence of integers.
+        ValueError: for a grid without positive sizes, grids with different numbers of axes, a
+            negative ``prefix``, or another method.
 
     Example:
         >>> import jax
@@ -835,10 +839,10 @@ def resample(
     for name, sizes in (("grid", grid), ("to", to)):
         if sizes is not None and not (_is_list(sizes) and all(map(is_integer, sizes))):
             raise TypeError(
-                f"{name} must be the rows and columns of a grid, (14, 14), got {sizes!r}"
+                f"{name} must be the rows and columns of a grid, such as (14, 14), got {sizes!r}"
             )
         if sizes is not None and not (len(sizes) and min(sizes) > 0):
-            raise ValueError(f"{name} must have positive sizes, as (14, 14) has, got {sizes!r}")
+            raise ValueError(f"{name} must have positive sizes, such as (14, 14), got {sizes!r}")
     if grid is not None and to is not None and len(grid) != len(to):
         raise ValueError(f"grid and to must have equally many axes, got {grid!r} and {to!r}")
     if prefix < 0:
@@ -857,25 +861,25 @@ def resample(
 
 
 def resample_patch(*, method: Literal["bilinear", "bicubic"] = "bilinear") -> Start:
-    """The kernel that embeds patches is resized, so that resized patches have the same embedding.
+    """Resizes the kernel that embeds patches, so that resized patches have the same embedding.
 
     For the kernel of a convolution whose window is a patch, ``[height, width, in, out]`` in Flax.
-    Which axes are spatial, the trace knows. ``plan(target=..., strategy={path: resample_patch()})``
-    takes it by the path of the array; the target tells the new size of patches, which may also be
+    The trace finds the spatial axes. Pass it by the path of the array, ``plan(target=...,
+    strategy={path: resample_patch()})``. The new patch size comes from the target, and may also be
     smaller. If ``B`` is the matrix that resizes a patch, the new kernel is the pseudo-inverse of
-    ``B``'s transpose times the old one. If patches become larger, resized patches have exactly the
-    old embeddings. If they become smaller, it is the kernel that is closest to that for random
-    pixels. Not preserving all the same: images are others, so ``plan`` evaluates nothing.
+    ``B``'s transpose times the old kernel. If patches become larger, resized patches have exactly
+    the old embeddings. If patches become smaller, the new kernel is the closest one for random
+    pixels. Still not preserving: images differ, so ``plan`` evaluates nothing.
 
-    It goes together with ``resample`` where the number of positions changes, too: with half of the
-    patch's side on the same image, the grid has twice as many rows.
+    Combine it with ``resample`` if the number of positions changes, too: with half the patch side
+    on the same image, the grid has twice as many rows.
 
-    The matrix is computed in float64 and applied in float32 at least. The optimizer's state of the
-    kernel begins anew.
+    The matrix is computed in float64 and applied at least in float32. The kernel gets a new
+    optimizer state.
 
     Args:
-        method: how an image is resized. ``"bilinear"`` without antialiasing is that of FlexiViT
-            and big_vision; ``"bicubic"`` with antialiasing is that of timm.
+        method: how an image is resized: ``"bilinear"`` without antialiasing, as in FlexiViT and
+            big_vision; or ``"bicubic"`` with antialiasing, as in timm.
 
     Raises:
         ValueError: for another method.
@@ -917,15 +921,15 @@ def resample_patch(*, method: Literal["bilinear", "bicubic"] = "bilinear") -> St
 
 @dataclass(frozen=True)
 class DepthStrategy:
-    """Which layers of a deeper network are copies of which; see ``stack`` and the like.
+    """Which old layer each layer of a deeper network is or copies; see ``stack`` for an example.
 
     Attributes:
         name: the function that made it.
-        source: takes the place of a new layer, and how many layers there are before and after;
-            returns the old one that it is or copies, or None.
-        needs_layers: whether it needs an old layer to begin with.
-        keeps_order: whether copies lie beside what they copy, so that counts of layers must be the
-            same.
+        source: takes the index of a layer in the deeper network, and the numbers of layers before
+            and after; returns the index of the old layer that it is or copies, or None.
+        needs_layers: whether at least one old layer is needed.
+        keeps_order: whether copies lie next to the layers that they copy, so that counts of layers
+            must be the same.
         scaled: see ``interpose``.
     """
 
@@ -936,9 +940,9 @@ class DepthStrategy:
     scaled: bool = False
 
     def sources(self, old: int, new: int) -> tuple[int | None, ...]:
-        """Returns for each of the new layers the old one that it is or copies, or None.
+        """Returns for each layer of the deeper network the old layer that it is or copies, or None.
 
-        The first layer with a source is the old layer itself; later ones with it are copies.
+        The first layer with a source is the old layer itself; later layers with it are copies.
         """
         return tuple(self.source(place, old, new) for place in range(new))
 
@@ -959,11 +963,11 @@ def _behind(place: int, old: int, new: int) -> int | None:
 
 
 def stack() -> DepthStrategy:
-    """The whole stack of layers is repeated: 0, 1, 2 become 0, 1, 2, 0, 1, 2.
+    """Repeats the whole stack of layers: 0, 1, 2 become 0, 1, 2, 0, 1, 2.
 
-    Not preserving. For ``plan(depth=...)`` with a deeper model as target. One layer becomes many
-    copies of it. New layers get a new state of the optimizer. The paper reports that training from
-    there costs less than from scratch, if the growth comes early.
+    Not preserving. For ``plan(depth=...)`` with a deeper model as target. A single layer becomes
+    many copies. New layers get a new optimizer state. The paper reports that this costs less than
+    training from scratch, if the growth comes early.
 
     Example:
         >>> import dogwood_jax as dw
@@ -978,18 +982,18 @@ def stack() -> DepthStrategy:
 
 
 def interpose(*, scaled: bool = False) -> DepthStrategy:
-    """Each layer is repeated in its place: 0, 1, 2 become 0, 0, 1, 1, 2, 2.
+    """Repeats each layer in its place: 0, 1, 2 become 0, 0, 1, 1, 2, 2.
 
     Not preserving. For ``plan(depth=...)`` with a deeper model as target. The order of layers
-    stays, which suits networks that have been trained for long. New layers get a new state of the
-    optimizer. Scaled, it is the way to more layers that ends lowest in the guide "Does it pay?".
+    stays, which suits networks that have been trained for long. New layers get a new optimizer
+    state. With ``scaled=True``, it reaches the lowest loss of all ways to add layers in the guide
+    "Does it pay?".
 
     Args:
-        scaled: for layers that add to a residual stream. Two layers that stand where one stood
-            each add 1 / sqrt(2) of what that one added, n of them 1 / sqrt(n), so that the stream
-            keeps its size. The weights that are multiplied are those whose zeros would silence the
-            layer, old and new, such as the last kernel of a block. Their moments in the optimizer
-            stay as they are.
+        scaled: for layers that add to a residual stream. If n layers replace one, each adds
+            1 / sqrt(n) of what the old layer added, so that the stream keeps its size. In old and
+            new layers, this multiplies the weights whose zeros would silence the layer, such as the
+            last kernel of a block. Their moments in the optimizer stay as they are.
 
     Example:
         >>> import dogwood_jax as dw
@@ -997,18 +1001,18 @@ def interpose(*, scaled: bool = False) -> DepthStrategy:
         (0, 0, 1, 1)
 
     Reference:
-        Chang et al., 2018, Multi-level Residual Networks from Dynamical Systems View, which halves
-        what each of two adds; for converged mixtures of experts, arXiv 2510.08008, 2025.
+        Chang et al., 2018, Multi-level Residual Networks from Dynamical Systems View (each of two
+        layers adds half); for converged mixtures of experts, arXiv 2510.08008, 2025.
     """
     return DepthStrategy("interpose", _in_place, keeps_order=True, scaled=scaled)
 
 
 def new_layers() -> DepthStrategy:
-    """New layers follow the old ones, with random weights as in a new network.
+    """New layers follow the old layers, with random weights as in a new network.
 
-    Not preserving. For ``plan(depth=...)`` with a deeper model as target: from one layer to many,
-    for example. Without ``depth=``, new layers are random, too, except the weights that silence
-    them, so that outputs stay the same.
+    Not preserving. For ``plan(depth=...)`` with a deeper model as target, for example from one
+    layer to many. Without ``depth=``, new layers are random as well, except for the weights that
+    silence them, so outputs stay the same.
 
     Example:
         >>> import dogwood_jax as dw
@@ -1036,9 +1040,9 @@ def _check_state(state: str) -> None:
         raise ValueError(f"state must be 'copied' or 'new', got {state!r}")
 
 
-# What becomes of units that stay when others are removed, or when some are merged into them.
+# For units that stay when other units are removed, or merged into them.
 KEEP = Start("copy", "copy", "keep", removes=True)
 MERGE = Start("copy", "sum", "merge", removes=True)
-# What becomes of experts when there are more of them, see ``upcycle``.
+# For copies of experts, see ``upcycle``.
 _COPIES = replicate()
 UPCYCLE = Start("copy", "share", "upcycle", is_gated=True)

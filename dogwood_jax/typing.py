@@ -1,16 +1,16 @@
-"""What functions take and return, for annotations: ``dogwood_jax.typing``.
+"""Types that functions take and return, for annotations: ``dogwood_jax.typing``.
 
-``Widths`` and ``Growth`` are at the top of the package, and ``Refused``, the error of ``plan``.
+``Widths``, ``Growth`` and ``Refused``, the error of ``plan``, are at the top of the package.
 
-| types | of |
+| types | used for |
 |---|---|
-| ``Width``, ``Occurrence``, ``Recipe``, ``Leaf`` | what ``Widths`` hold |
-| ``Layout``: ``Units``, ``Product``, ``Concat`` | how units lie along an axis of a ``Leaf`` |
-| ``Change``, ``Edit``, ``Evidence`` | what a ``Growth`` holds |
-| ``Cost``, ``RunCost`` | what ``cost`` returns |
-| ``Gains``, ``Gain`` | what ``gain`` returns |
-| ``Difference`` | what ``compare`` and ``verify`` return |
-| ``Utility``, ``UtilityState`` | what ``training.utility`` returns, and its state |
+| ``Width``, ``Occurrence``, ``Recipe``, ``Leaf`` | the contents of ``Widths`` |
+| ``Layout``: ``Units``, ``Product``, ``Concat`` | the order of units along an axis of a ``Leaf`` |
+| ``Change``, ``Edit``, ``Evidence`` | the contents of a ``Growth`` |
+| ``Cost``, ``RunCost`` | the results of ``cost`` |
+| ``Gains``, ``Gain`` | the results of ``gain`` |
+| ``Difference`` | the result of ``compare`` and ``verify`` |
+| ``Utility``, ``UtilityState`` | the result of ``training.utility``, and its state |
 """
 
 from dogwood_jax._front.compare import Difference

@@ -1,4 +1,4 @@
-"""What the examples share with their user: options, a bar for all trainings, results, Ctrl-C."""
+"""Command-line helpers shared by the examples: options, progress bar, results and Ctrl-C."""
 
 import argparse
 import contextlib
@@ -29,18 +29,19 @@ def parse(
     flags: Mapping[str, str] | None = None,
     quick: Mapping[str, int] | None = None,
 ) -> argparse.Namespace:
-    """Parses the command line, and makes sure that what it asks for can be had.
+    """Parses the command line, and checks packages, output folder and data before any training.
 
     Args:
-        description: what the example does.
-        arguments: the command line; that of the process by default.
-        counts: options that are integers, 1 or more: name, default and what it is.
+        description: description of the example.
+        arguments: the command line; by default that of the process.
+        counts: options that are integers, 1 or more: their defaults and help texts, by name.
         digits: whether the example trains on MNIST.
-        flags: options without a value: name and what it does.
-        quick: what some of the counts are with ``--quick``.
+        flags: options without a value: their help texts, by name.
+        quick: values of some of the counts with ``--quick``.
 
     Returns:
-        The ``counts``, ``seed``, ``out``, a folder that exists, and maybe ``digits``.
+        The ``counts``, the ``flags``, ``seed``, the folder ``out``, which exists, and ``digits`` if
+        they are needed.
     """
     parser = argparse.ArgumentParser(
         description=description,
@@ -52,22 +53,22 @@ def parse(
             "--data",
             choices=["subset", "tfds"],
             default="subset",
-            help="12,000 digits that come with the package, or all 70,000 of tensorflow-datasets",
+            help="12,000 digits that come with the package, or all 70,000 from tensorflow-datasets",
         )
     for name, (default, meaning) in counts.items():
         parser.add_argument(f"--{name}", type=_at_least_one, default=default, help=meaning)
     for name, meaning in (flags or {}).items():
         parser.add_argument(f"--{name}", action="store_true", help=meaning)
     parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers")
-    parser.add_argument("--out", type=Path, default=Path("out"), help="folder for what is written")
+    parser.add_argument("--out", type=Path, default=Path("out"), help="output folder")
     if quick:
         meaning = " ".join(f"--{name} {count}" for name, count in quick.items())
-        parser.add_argument("--quick", action="store_true", help=f"as {meaning}")
+        parser.add_argument("--quick", action="store_true", help=f"same as {meaning}")
     options = parser.parse_args(arguments)
     if quick and options.quick:
         vars(options).update(quick)
     try:
-        import matplotlib  # noqa: F401  # better missed now than after the training
+        import matplotlib  # noqa: F401  # fail now rather than after the training
     except ImportError:
         parser.exit(1, "the picture needs Matplotlib; run: pip install 'dogwood_jax[examples]'\n")
     try:
@@ -89,13 +90,13 @@ def _at_least_one(text: str) -> int:
 
 
 def mean_and_error(runs: np.ndarray, form: str) -> str:
-    """Returns the mean of some runs, and its standard error if there are several."""
+    """Returns the mean over runs, and its standard error if there are several runs."""
     error = f" ± {runs.std(ddof=1) / len(runs) ** 0.5:{form}}" if len(runs) > 1 else ""
     return f"{runs.mean():{form}}{error}"
 
 
 def write(rows: Sequence[Any], figure: Any, folder: Path, name: str) -> None:
-    """Writes named tuples as a CSV file, and a figure beside it."""
+    """Writes named tuples to a CSV file, and a figure to a PNG file."""
     with (folder / f"{name}.csv").open("w", newline="") as file:
         csv.writer(file).writerows([rows[0]._fields, *rows])
     figure.savefig(folder / f"{name}.png", dpi=100)
@@ -103,11 +104,11 @@ def write(rows: Sequence[Any], figure: Any, folder: Path, name: str) -> None:
 
 
 def run(main: Callable[[], object]) -> None:
-    """Runs an example. Ctrl-C ends it with one line and the exit code that shells expect."""
+    """Runs an example; Ctrl-C ends it with a one-line message and exit code 130."""
     global _interrupted
     try:
-        # Ctrl-C is held back until what is under way has ended, because KeyboardInterrupt gets lost
-        # if it is raised in a callback of JAX. A second Ctrl-C raises it at once.
+        # Ctrl-C takes effect after the current step of work, because KeyboardInterrupt gets lost
+        # in a callback of JAX. A second Ctrl-C raises it at once.
         with interrupt_held_back() as _interrupted:
             main()
     except KeyboardInterrupt:
@@ -125,7 +126,7 @@ def bar(total: float) -> Iterator[None]:
     """Shows one bar for all trainings, if standard error is a terminal and tqdm is installed.
 
     Args:
-        total: how far the bar has to go, in epochs of `fit` unless that is given other steps.
+        total: length of the bar, in epochs of `fit` unless its ``step=`` is given.
     """
     global _bar
     shown: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
@@ -149,7 +150,7 @@ def advance(step: float = 1) -> None:
     """Moves the bar, or ends the example after Ctrl-C."""
     _end_if_interrupted()
     if _bar is not None:
-        _bar.update(min(step, _bar.total - _bar.n))  # growbench's runs may take a step more
+        _bar.update(min(step, _bar.total - _bar.n))  # runs of growbench may take one step more
 
 
 def say(text: object) -> None:
@@ -160,15 +161,15 @@ def say(text: object) -> None:
 
 
 def fit(*arguments: Any, test: Any = None, step: float = 1, **options: Any) -> training.Run:
-    """Trains with the example's bar, by ``training.fit`` or with a teacher by ``training.distill``.
+    """Trains with the example's bar: calls ``training.fit``, or ``distill`` if there is a teacher.
 
-    Ctrl-C ends the example after an epoch.
+    Ctrl-C ends the example after the current epoch.
 
     Args:
-        *arguments: those of ``training.fit``.
+        *arguments: positional arguments of ``training.fit``.
         test: images and labels to test the network with after each epoch.
         step: how far an epoch moves the bar.
-        **options: those of ``training.fit``, or of ``training.distill``.
+        **options: keyword arguments of ``training.fit`` or ``training.distill``.
 
     Returns:
         The run. With ``test``, its history also has the ``"test accuracy"``.

@@ -1,8 +1,8 @@
-"""Grow a language model on disk, in files like Llama's; the larger one computes the same.
+"""Grow a language model on disk, in files like Llama's, without changing its outputs.
 
-A small model is saved in two files of safetensors, under Hugging Face's names. From the shapes in
-their headers a growth is planned, for more of everything: layers, stream, heads, MLP, vocabulary.
-It is carried out from file to file, and the larger module loads the result.
+A small model is saved in two safetensors files, under Hugging Face's names. The growth is planned
+from shapes. It enlarges everything: layers, stream, heads, MLP and vocabulary. It is applied from
+file to file, and the larger module loads the result.
 
     python examples/grow_checkpoint.py [--out FOLDER]
 """
@@ -25,7 +25,7 @@ import dogwood_jax as dw
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The numbers of a model."""
+    """The sizes of a model."""
 
     layers: int
     stream: int
@@ -46,20 +46,20 @@ def weights(rngs: nnx.Rngs, *shape: int) -> nnx.Param[jax.Array]:
 
 
 class Kernel(nnx.Module):
-    """A matrix, or one for each head."""
+    """A matrix, or one matrix for each head."""
 
     def __init__(self, rngs: nnx.Rngs, *shape: int) -> None:
         self.w = weights(rngs, *shape)
 
 
 class Dense(nnx.Module):
-    """A matrix by another name."""
+    """A matrix that Llama's names call ``kernel``."""
 
     def __init__(self, rngs: nnx.Rngs, *shape: int) -> None:
         self.kernel = weights(rngs, *shape)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Multiplies by it."""
+        """Multiplies by the matrix."""
         return x @ self.kernel[...]
 
 
@@ -82,7 +82,7 @@ class Embedding(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Attention with rotary positions, several query heads for each key and value head."""
+    """Attention with rotary positions, and several query heads for each key-value head."""
 
     def __init__(self, config: Config, rngs: nnx.Rngs) -> None:
         self.q_proj = Kernel(rngs, config.stream, config.heads, config.head_dim)
@@ -91,7 +91,7 @@ class Attention(nnx.Module):
         self.o_proj = Kernel(rngs, config.heads, config.head_dim, config.stream)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Attends to positions before each."""
+        """Attends from each position to itself and earlier positions."""
         projections = (self.q_proj, self.k_proj, self.v_proj)
         query, key, value = (jnp.einsum("btd,dnh->btnh", x, p.w[...]) for p in projections)
         attended = jax.nn.dot_product_attention(rotated(query), rotated(key), value, is_causal=True)
@@ -99,7 +99,7 @@ class Attention(nnx.Module):
 
 
 def rotated(x: jax.Array) -> jax.Array:
-    """Turns pairs of units by angles that grow with the position."""
+    """Rotates pairs of units by angles that grow with the position."""
     half = x.shape[-1] // 2
     angles = jnp.arange(x.shape[1])[:, None] * 10_000.0 ** (-jnp.arange(half) / half)
     cos, sin = jnp.cos(angles)[None, :, None], jnp.sin(angles)[None, :, None]
@@ -116,12 +116,12 @@ class MLP(nnx.Module):
         self.down_proj = Dense(rngs, config.mlp, config.stream)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Computes each position on its own."""
+        """Computes each position separately."""
         return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 class Layer(nnx.Module):
-    """Attention and MLP, each behind a norm and beside the stream."""
+    """Attention and MLP, each with a norm before it, added to the residual stream."""
 
     def __init__(self, config: Config, rngs: nnx.Rngs) -> None:
         self.attn, self.mlp = Attention(config, rngs), MLP(config, rngs)
@@ -129,13 +129,13 @@ class Layer(nnx.Module):
         self.post_attention_layernorm = Norm(rngs, config.stream)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Adds to the stream."""
+        """Returns the stream with both outputs added."""
         x = x + self.attn(self.input_layernorm(x))
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
 class Llama(nnx.Module):
-    """A decoder, with the names that ``dw.checkpoint.llama`` gives to its arrays."""
+    """A decoder whose arrays have the names of ``dw.checkpoint.llama``."""
 
     def __init__(self, config: Config, rngs: nnx.Rngs) -> None:
         self.embedder = Embedding(rngs, config.vocabulary, config.stream)
@@ -144,7 +144,7 @@ class Llama(nnx.Module):
         self.lm_head = Kernel(rngs, config.stream, config.vocabulary)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        """Returns the logits of what follows each token."""
+        """Returns logits for the token after each token."""
         x = self.embedder.input_embedding[...][tokens]
         for layer in self.layers:
             x = layer(x)
@@ -153,7 +153,7 @@ class Llama(nnx.Module):
 
 
 def files_of(model: Llama, config: Config, folder: Path) -> None:
-    """Saves a model in two files, as Hugging Face's libraries do."""
+    """Saves a model in two files and an index, like Hugging Face's libraries."""
     arrays = {
         "model.embed_tokens.weight": model.embedder.input_embedding[...],
         "model.norm.weight": model.final_norm.w[...],
@@ -189,7 +189,7 @@ def main(out: Path) -> float:
     names = dw.checkpoint.llama(head_dim=SMALL.head_dim)
     say(dw.checkpoint.inspect(out / "small"))
 
-    # Neither model has arrays here: the growth is planned from shapes.
+    # The growth is planned from shapes, without arrays of either model.
     small = nnx.eval_shape(lambda: Llama(SMALL, nnx.Rngs(0)))
     large = nnx.eval_shape(lambda: Llama(LARGE, nnx.Rngs(0)))
     growth = dw.nnx.plan(dw.nnx.trace(small, tokens), target=large, interface=True)
@@ -206,7 +206,7 @@ def main(out: Path) -> float:
 
 
 def numbered(tree: object) -> object:
-    """Returns a tree in which lists are dicts by number, as in the state of a module."""
+    """Returns a tree with lists replaced by dicts from number to item, as in a module's state."""
     if isinstance(tree, list):
         return {number: numbered(part) for number, part in enumerate(tree)}
     if isinstance(tree, dict):
@@ -215,9 +215,9 @@ def numbered(tree: object) -> object:
 
 
 def command(arguments: list[str] | None = None) -> None:
-    """Runs the example in the folder that the command line names, or in one that goes again."""
+    """Runs the example in the folder given on the command line, or in a temporary folder."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--out", type=Path, help="a folder for the files, which stay there")
+    parser.add_argument("--out", type=Path, help="output folder; by default a temporary one")
     options = parser.parse_args(arguments)
     if options.out is not None:
         options.out.mkdir(exist_ok=True)

@@ -1,8 +1,8 @@
-"""Grow trained MNIST networks: hidden units are added, and not a prediction changes.
+"""Grow trained MNIST networks: hidden units are added, and no prediction changes.
 
-Trains a network, carries its weights through a Keras file, adds hidden units and trains on, beside
-networks that had the larger size from the start: first with 1 and 2 hidden units, as in the
-notebook this follows, then with 32 and 128.
+Trains a network, saves its weights to a Keras file and loads them, adds hidden units and continues
+training. It is compared with networks that have the larger size from the start: first with 1 and 2
+hidden units, as in the notebook that this example follows, then with 32 and 128.
 """
 
 import csv
@@ -42,7 +42,7 @@ class MLP(nn.Module):
 
 
 def apply(variables: Variables, images: jax.Array) -> Any:
-    """Applies a network of any size: one function for all, so that `fit` knows it again."""
+    """Applies a network of any size; `fit` keeps its compiled programs for this one function."""
     return MLP(kernel_of(variables).shape[1]).apply(variables, images)
 
 
@@ -56,10 +56,10 @@ class Row(NamedTuple):
 
     name: str
     units: int
-    epochs: int  # of training behind the network, those of the smaller one included
+    epochs: int  # of training so far, including those of the smaller network
     loss: float  # on the test images, like the accuracy
     accuracy: float
-    change: float | None  # largest difference in an output from the network it was made from
+    change: float | None  # largest difference in an output from the network that it comes from
     seconds: float
 
     def __str__(self) -> str:
@@ -77,10 +77,10 @@ HEADER = (
 
 
 class Experiment(NamedTuple):
-    """What came of growing one network."""
+    """Results of growing one network."""
 
     rows: list[Row]
-    networks: dict[str, Variables]  # before and after growing, and after training on
+    networks: dict[str, Variables]  # before growing, after growing, and after more training
     curves: dict[str, np.ndarray]  # accuracy on the test images, by epoch
 
 
@@ -94,9 +94,9 @@ def grow(
     key: jax.Array,
     out: Path,
 ) -> Experiment:
-    """Trains a network, widens it by each strategy, trains on, and compares with from scratch.
+    """Trains and widens a network with each strategy, and compares it with one from scratch.
 
-    Prints a row as each stage ends, and writes ``<units>_units.h5`` and, for each strategy,
+    Prints a row after each stage, and writes ``<units>_units.h5`` and, for each strategy,
     ``<wide_units>_units_<strategy>.h5`` to the folder ``out``.
     """
     images, labels = jnp.asarray(digits.train_images), jnp.asarray(digits.train_labels)
@@ -142,10 +142,10 @@ def grow(
         accuracy = [small.history["test accuracy"], on.history["test accuracy"]]
         result.curves[f"widened: {strategy}"] = np.concatenate(accuracy)
 
-    # One run, looked at three times: after as many epochs as either network has had, after as much
-    # computing as both have had, and after as many epochs as both have had.
+    # One run, tested three times: after the epochs of one network, after the FLOPs of both
+    # networks, and after the epochs of both networks.
     cost = dw.cost(dw.trace(apply, loaded, images[:1]), {"dense_1": wide_units})
-    assert cost.flops is not None  # as it is for a traced network
+    assert cost.flops is not None  # always known for a traced network
     equal_flops = math.ceil(epochs * sum(cost.flops) / cost.flops[1])
     run_key, parts = fit_key, []
     variables, opt_state, done = MLP(wide_units).init(wide_init_key, images[:1] / 255), None, 0
@@ -164,7 +164,7 @@ def grow(
 
 
 def largest_change(old: Variables, new: Variables, images: np.ndarray) -> float:
-    """Returns the largest difference between the outputs of two networks for any image."""
+    """Returns the largest difference between the outputs of two networks over all images."""
     x = training.scale_uint8(jnp.asarray(images))
     return float(jnp.max(jnp.abs(apply(new, x) - apply(old, x))))
 
@@ -192,7 +192,7 @@ def picture(experiments: Sequence[Experiment], epochs: int) -> Any:
     panels = top.subplots(1, len(networks), squeeze=False)[0]
     for ax, (name, variables) in zip(panels, networks.items(), strict=True):
         plotting.units(kernel_of(variables), ax=ax).set_title(name, fontsize=9)
-        # All panels are equally large, however many tiles are in each.
+        # All panels have the same size, for any number of tiles.
         ax.set_adjustable("datalim")
         ax.set_box_aspect(1)
     plots = bottom.subplots(1, len(experiments), squeeze=False)[0]
@@ -206,7 +206,7 @@ def picture(experiments: Sequence[Experiment], epochs: int) -> Any:
 
 
 def verdict(experiment: Experiment) -> str:
-    """Returns what happened, in a sentence, and when one would do this."""
+    """Returns a summary of the results, and of when growing pays."""
     rows = {row.name: row for row in experiment.rows}
     small, on = rows["trained"], rows["widened: zero_outgoing, trained on"]
     scratch = rows["from scratch, equal FLOPs"]
@@ -227,7 +227,7 @@ def verdict(experiment: Experiment) -> str:
 
 
 def write_table(experiments: Sequence[Experiment], out: Path) -> None:
-    """Writes all rows, as text as they were printed, and as CSV with all digits."""
+    """Writes all rows, as the printed text and as a CSV file with all digits."""
     rows = [row for experiment in experiments for row in experiment.rows]
     (out / "grow_mnist.txt").write_text("\n".join([HEADER, *map(str, rows)]) + "\n")
     with open(out / "grow_mnist.csv", "w", newline="") as file:
@@ -235,12 +235,12 @@ def write_table(experiments: Sequence[Experiment], out: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> list[Experiment]:
-    """Runs the example; returns what came of growing each network."""
+    """Runs the example; returns the results for each network."""
     options = parse(__doc__, arguments)
     zeros, zero_outgoing = dw.strategies.zeros(), dw.strategies.zero_outgoing()
     sizes = [(1, 2, (zeros, zero_outgoing)), (32, 128, (zero_outgoing,))]
     print(HEADER)
-    # Once small, twice with each strategy, and from scratch for twice as long.
+    # Epochs: one run of the small network, two per strategy, and a double run from scratch.
     with bar(options.epochs * sum(3 + 2 * len(strategies) for *_, strategies in sizes)):
         experiments = [
             grow(

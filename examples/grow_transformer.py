@@ -1,10 +1,10 @@
-"""A trained language model gets wider, then deeper, and its loss goes on without a jump.
+"""A trained language model grows wider, then deeper, and its loss continues without a jump.
 
 The small transformer was trained on the sources of Python's standard library, one character at a
-time, and is beside this file; ``--anew`` trains it again. It grows in its residual stream, heads
-and MLPs, and then by layers, with the state of its optimizer. Two others are beside it: one that
-grows with random weights in all new places, and the large one from scratch, for as many
-floating-point operations.
+time, and is stored next to this file; ``--anew`` trains it again. Its residual stream, heads and
+MLPs grow, then its layers, all with the optimizer's state. It is compared with two networks: one
+grows with random values for all new weights, and one is the large network, trained from scratch
+with the same number of floating-point operations.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ TRAINED = Path(__file__).with_suffix(".msgpack")  # the small model with its opt
 
 
 class Block(nn.Module):
-    """Attention and MLP, each added to a residual stream that it reads through a norm."""
+    """Attention and MLP, which read the residual stream through a norm and add to it."""
 
     heads: int
     mlp: int
@@ -43,7 +43,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
-        """Returns the stream ``[n, time, stream]``, with something added."""
+        """Returns the stream ``[n, time, stream]`` with both outputs added."""
         stream = x.shape[-1]
         h = nn.RMSNorm(epsilon=self.epsilon, name="attention_norm")(x)
         x += nn.MultiHeadDotProductAttention(
@@ -57,7 +57,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A decoder of characters."""
+    """A character-level decoder."""
 
     stream: int
     heads: int
@@ -67,7 +67,7 @@ class Transformer(nn.Module):
 
     @nn.compact
     def __call__(self, text: jax.Array) -> jax.Array:
-        """Returns logits ``[n, time, characters]`` of what follows each character of a text."""
+        """Returns logits ``[n, time, characters]`` for the next character at each position."""
         x = nn.Embed(CHARACTERS, self.stream, name="characters")(text)
         positions = jnp.arange(text.shape[-1])[None]
         x += nn.Embed(CONTEXT, self.stream, name="positions")(positions)
@@ -78,11 +78,11 @@ class Transformer(nn.Module):
         return nn.Dense(CHARACTERS, name="logits")(x)
 
     def flops(self) -> int:
-        """Returns the floating-point operations of one training step for one character.
+        """Returns the floating-point operations per character in a training step.
 
-        A weight takes a multiplication and an addition forward, and twice that backward. So does
-        each pair of a unit of a head and a character that it looks at, for the scores and for the
-        values.
+        A weight needs a multiplication and an addition forward, and twice as many backward. So does
+        each pair of a head's unit and a character in the context, once for the scores and once for
+        the values.
         """
         shapes = jax.eval_shape(self.init, jax.random.key(0), WINDOW)
         kernels = [
@@ -99,16 +99,16 @@ DEEP = Transformer(stream=108, heads=9, mlp=432, depth=6)
 
 
 class Point(NamedTuple):
-    """Where a network is in its training."""
+    """A point in a network's training."""
 
     step: int
     flops: int  # spent so far
     seconds: float
-    loss: float  # on windows of files that are held out, in nats a character
+    loss: float  # on windows of held-out files, in nats per character
 
 
 class Row(NamedTuple):
-    """A point of one of the networks, as it is written."""
+    """A row of the CSV file: a point of one of the networks."""
 
     network: str
     step: int
@@ -118,7 +118,7 @@ class Row(NamedTuple):
 
 
 class Network(NamedTuple):
-    """A network in training, and where it has been."""
+    """A network in training, and the points of its training so far."""
 
     model: Transformer
     variables: Variables
@@ -127,7 +127,7 @@ class Network(NamedTuple):
 
     @property
     def last(self) -> Point:
-        """Where it is."""
+        """The last point."""
         return self.points[-1]
 
 
@@ -139,12 +139,12 @@ def start(model: Transformer, text: Text, key: jax.Array) -> Network:
 
 
 def loss(network: Network, text: Text) -> float:
-    """Returns the loss on the windows that are held out."""
+    """Returns the loss on held-out windows."""
     return training.evaluate(network.model.apply, network.variables, text.test)[0]
 
 
 def train(network: Network, text: Text, key: jax.Array, *, rounds: int) -> Network:
-    """Trains for some rounds, and tests after each."""
+    """Trains for some rounds, and tests after each round."""
     flops = network.model.flops() * STEPS * BATCH_SIZE * CONTEXT
     rng = np.random.default_rng(np.asarray(jax.random.bits(key, (4,), np.uint32)))
     for number in range(rounds):
@@ -168,11 +168,11 @@ def train(network: Network, text: Text, key: jax.Array, *, rounds: int) -> Netwo
 
 
 def grow(network: Network, model: Transformer, text: Text, key: jax.Array, **how: Any) -> Network:
-    """Grows to the size of another model: stream, heads, MLPs, and blocks that it lacks.
+    """Grows a network to the sizes of another model: stream, heads, MLPs and number of blocks.
 
-    The loss behind the growth is a point of its own, at the same step.
+    The loss after the growth is a point of its own, at the same step.
     """
-    # With more units that are zero, the mean of squares in a norm is smaller: so must epsilon be.
+    # More units that are zero make the mean square in a norm smaller. Epsilon shrinks with it.
     epsilon = network.model.epsilon * network.model.stream / model.stream
     model = dataclasses.replace(model, epsilon=epsilon)
     widths = dw.trace(network.model.apply, network.variables, WINDOW)
@@ -186,13 +186,13 @@ def grow(network: Network, model: Transformer, text: Text, key: jax.Array, **how
 
 
 def trained(text: Text, key: jax.Array, rounds: int) -> Network:
-    """Returns the small model, trained anew."""
+    """Returns the small model after training from random weights."""
     init_key, fit_key = jax.random.split(key)
     return train(start(SMALL, text, init_key), text, fit_key, rounds=rounds)
 
 
 def save(network: Network, path: Path) -> None:
-    """Writes a network with its optimizer and all points."""
+    """Writes a network with its optimizer's state and all points."""
     state = {name: value for name, value in network._asdict().items() if name != "model"}
     path.write_bytes(flax.serialization.to_bytes(state))
 
@@ -211,14 +211,14 @@ def load(path: Path) -> Network:
 
 
 def further(network: Network, text: Text, key: jax.Array, rounds: int, *, exact: bool) -> Network:
-    """Returns the small model as it goes on: wide, then deep.
+    """Returns the small model after growing wider, then deeper, with training after each growth.
 
     Args:
         network: the small model.
-        text: what it reads.
-        key: for new weights, and for what is read.
-        rounds: of each size.
-        exact: whether outputs stay; otherwise all that is new is random.
+        text: the text to train on.
+        key: PRNG key for new weights and for drawing text.
+        rounds: number of rounds in each size.
+        exact: whether outputs stay; otherwise all new weights are random.
     """
     ways: list[dict[str, Any]] = [{}, {}]
     if not exact:
@@ -231,7 +231,7 @@ def further(network: Network, text: Text, key: jax.Array, rounds: int, *, exact:
 
 
 class Result(NamedTuple):
-    """What came of the small model in two ways, and of the large one from scratch."""
+    """The small model after growing in two ways, and the large model from scratch."""
 
     grown: Network
     random: Network
@@ -239,13 +239,13 @@ class Result(NamedTuple):
 
 
 def jumps(network: Network) -> list[tuple[Point, Point]]:
-    """Returns the points before and behind each growth."""
+    """Returns the points before and after each growth."""
     pairs = zip(network.points, network.points[1:], strict=False)
     return [(a, b) for a, b in pairs if a.step == b.step]
 
 
 def verdict(result: Result) -> str:
-    """Returns what the measurements say."""
+    """Returns a summary of the measurements."""
     grown, random, scratch = (network.last for network in result)
     moved = max(abs(b.loss - a.loss) for a, b in jumps(result.grown))
     up = " and ".join(f"{b.loss - a.loss:.2f}" for a, b in jumps(result.random))
@@ -292,12 +292,17 @@ def row(name: str, network: Network) -> str:
 
 
 def main(arguments: list[str] | None = None) -> Result:
-    """Runs the example; returns what was measured."""
+    """Runs the example; returns the measurements."""
     options = parse(
         __doc__,
         arguments,
-        counts={"rounds": (40, f"of {STEPS} steps in each size, thrice as many of the small one")},
-        flags={"anew": "train the small model again, and write it to the folder, too"},
+        counts={
+            "rounds": (
+                40,
+                f"rounds of {STEPS} steps in each size, three times as many in the small one",
+            )
+        },
+        flags={"anew": "train the small model again, and write it to the output folder"},
         digits=False,
     )
     text = Text(half=0, context=CONTEXT, tests=500)

@@ -1,14 +1,14 @@
-"""Does growing pay where the large network is needed?
+"""Does growing pay if the large network is needed?
 
-Each task shows what its small networks come to if they never grow. For each way to come by the
-large network the bench draws the whole curve: floating-point operations against test loss. A ratio
-compares budgets for the loss that from scratch ends with: below 1, growing pays. All that a run has
-cost counts: the small network's training too, and a growth as one step of the large network.
-Learning rates are tuned for from scratch, and all ways take the same.
+Each task also shows the results of small networks that never grow. For each way to get the large
+network, the benchmark draws the whole curve: floating-point operations against test loss. A ratio
+compares budgets for the final loss of training from scratch: below 1, growing pays. All costs of a
+run count, including the small network's training. A growth counts as one step of the large network.
+Learning rates are tuned for training from scratch, and all ways use the same rates.
 
-``table`` measures the ways of each task, ``search`` looks for better ways on the other half of the
-data, and ``predict`` fits a law of loss to short runs. What has been measured is kept in a file, so
-that an interrupted bench goes on where it was.
+``table`` measures the ways of each task, ``search`` searches for better ways on the other half of
+the data, and ``predict`` fits a law of loss to short runs. Measurements are kept in a file, and an
+interrupted benchmark continues from it.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from growing.tasks import CANDIDATES, LONG, PREDICTED, TASKS
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """A run to make: a task, a way, a seed, and budgets to end with."""
+    """A run to make: a task, a way, a seed, and budgets at which it is evaluated."""
 
     task: Task
     way: Way
@@ -41,12 +41,12 @@ class Trial:
 
 
 def made(trials: Iterable[Trial], options: argparse.Namespace, half: int) -> list[End]:
-    """Makes the runs that the file of results lacks; returns what all of them came to.
+    """Makes the runs that are missing in the file of results; returns the ends of all runs.
 
     Args:
         trials: the runs.
-        options: of the command line.
-        half: the half of the data.
+        options: options of the command line.
+        half: the half of the data, 0 or 1.
     """
     path: Path = options.out / "growbench.csv"
     known = {(end.key, end.seed, end.asked): end for end in results.read(path)}
@@ -63,7 +63,7 @@ def made(trials: Iterable[Trial], options: argparse.Namespace, half: int) -> lis
         for task in {t.task.name: t.task for t in missing}.values()
     }
 
-    writing = threading.Lock()  # of several runs at once, one writes the head of the file
+    writing = threading.Lock()  # because only one run may write the header of the file
 
     def make(trial: Trial) -> list[End]:
         found = []
@@ -76,7 +76,7 @@ def made(trials: Iterable[Trial], options: argparse.Namespace, half: int) -> lis
             found.append(end)
         return found
 
-    # On an accelerator one run at a time; on a CPU one on each processor.
+    # One run at a time on an accelerator, one run per processor on a CPU.
     at_once = os.cpu_count() if jax.default_backend() == "cpu" else 1
     with bar(sum(max(t.budgets) for t in missing)), ThreadPoolExecutor(at_once) as pool:
         for found in pool.map(make, missing):
@@ -85,7 +85,7 @@ def made(trials: Iterable[Trial], options: argparse.Namespace, half: int) -> lis
 
 
 def compare(tasks: list[Task], options: argparse.Namespace) -> None:
-    """Measures all ways of some tasks, and writes a table and a picture of each."""
+    """Measures all ways of some tasks; prints a table and writes a picture for each task."""
     trials = [
         Trial(task, way, seed, tuple(filter(way.reaches, task.budgets)))
         for task in tasks
@@ -101,7 +101,7 @@ def compare(tasks: list[Task], options: argparse.Namespace) -> None:
 
 
 def search(tasks: list[Task], options: argparse.Namespace) -> None:
-    """Looks for better ways by successive halving: with each larger budget, half of them stay."""
+    """Searches for better ways by successive halving: half of the ways get the next budget."""
     for task in tasks:
         ways = [*CANDIDATES.get(task.name, ())]
         for budget in (0.4, 0.75):
@@ -115,7 +115,7 @@ def search(tasks: list[Task], options: argparse.Namespace) -> None:
 
 
 def predict(tasks: list[Task], options: argparse.Namespace) -> None:
-    """Fits a law to short runs, and says from which budget on the large network wins."""
+    """Fits a law to short runs, and prints the budgets above which the large network wins."""
     for task in tasks:
         if task.name not in PREDICTED:
             continue
@@ -132,7 +132,7 @@ def predict(tasks: list[Task], options: argparse.Namespace) -> None:
         full = task.steps * tokens_a_step * large.flops
         trials = []
         for way in ways:
-            # As many steps each: a sixteenth, an eighth and a quarter of the large network's.
+            # All ways take the same steps: 1/16, 1/8 and 1/4 of the large network's.
             ratio = kinds[way.name].flops / large.flops
             shares = tuple(round(ratio * part, 6) for part in (1 / 16, 1 / 8, 1 / 4))
             trials.append(Trial(task, way, 0, shares))
@@ -151,22 +151,22 @@ COMMANDS = {"table": compare, "search": search, "predict": predict}
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the bench."""
+    """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("command", nargs="?", default="table", choices=list(COMMANDS))
     parser.add_argument("--quick", action="store_true", help="one seed, few steps, short texts")
     parser.add_argument("--tasks", nargs="*", default=list(TASKS), choices=list(TASKS))
-    parser.add_argument("--seeds", type=int, default=3, help="how often each run is made")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds for each run")
     parser.add_argument(
         "--data",
         choices=["subset", "tfds"],
         default="tfds",
-        help="all 70,000 digits of tensorflow-datasets, or the 12,000 that come with the package",
+        help="all 70,000 digits from tensorflow-datasets, or 12,000 that come with the package",
     )
     parser.add_argument(
         "--text", type=Path, help="a folder of text; by default Python's standard library"
     )
-    parser.add_argument("--out", type=Path, default=Path("out"), help="folder for what is written")
+    parser.add_argument("--out", type=Path, default=Path("out"), help="output folder")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     tasks = [TASKS[name] for name in options.tasks]

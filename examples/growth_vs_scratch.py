@@ -1,9 +1,9 @@
-"""Does growing pay on MNIST? Growing in training, against training the large network from scratch.
+"""Does growing pay on MNIST? Compares growing during training with training from scratch.
 
-From scratch, the large network is trained with several budgets of floating-point operations. A
-small network is trained for an epoch, grows and trains on within the same budgets. Each run has a
-full schedule of its own: a constant rate, then a linear decay. What growing saves is the distance
-between the two curves along the horizontal. See `growbench.py` for more tasks and ways to grow.
+The large network is trained from scratch with several budgets of floating-point operations. A small
+network is trained for an epoch, grows and trains on, with comparable budgets. Each run has its own
+full schedule: a constant rate, then a linear decay. The horizontal distance between the two curves
+is what growing saves. See `growbench.py` for more tasks and ways to grow.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,12 +41,12 @@ class MLP(nn.Module):
 
 
 def apply(variables: Variables, images: jax.Array) -> Any:
-    """Applies a network of any size: one function for all, so that `fit` knows it again."""
+    """Applies a network of any size; `fit` keeps its compiled programs for this one function."""
     return MLP(variables["params"]["hidden"]["kernel"].shape[1]).apply(variables, images)
 
 
 class End(NamedTuple):
-    """What a run came to."""
+    """The end of a run."""
 
     budget: float  # spent, in epochs of the large network
     loss: float  # on the test images, like the accuracy
@@ -72,15 +72,15 @@ def trained(digits: mnist.Digits, units: int, stages: Sequence[Stage], key: jax.
 
 
 def cost_of_small(units: int, wide: int) -> float:
-    """Returns what a step of the small network costs, in steps of the large one."""
+    """Returns the cost of a small network's step, in steps of the large network."""
     variables = jax.eval_shape(MLP(units).init, jax.random.key(0), IMAGE)
     flops = dw.cost(dw.trace(apply, variables, IMAGE), {"hidden": wide}).flops
-    assert flops is not None  # as it is for a traced network
+    assert flops is not None  # always known for a traced network
     return flops[0] / flops[1]
 
 
 def budgets_of(epochs: int) -> list[int]:
-    """Returns the epochs of the large network, from scratch, for each budget."""
+    """Returns each budget, in epochs of the large network."""
     return list(dict.fromkeys(max(1, round(share * epochs)) for share in SHARES))
 
 
@@ -122,7 +122,7 @@ def row(name: str, ends: Sequence[End]) -> str:
 
 
 def verdict(ends: Mapping[str, list[list[End]]]) -> list[str]:
-    """Says what growing saves with each budget, in sentences."""
+    """Returns a sentence for each budget: what growing saves."""
     budgets, losses = np.mean(ends["from scratch"], axis=1)[:, :2].T
     lines = []
     for budget, loss, _ in np.mean(ends["grown"], axis=1):
@@ -166,13 +166,13 @@ def picture(ends: Mapping[str, list[list[End]]], units: int, wide: int) -> Any:
 
 
 def main(arguments: list[str] | None = None) -> dict[str, list[list[End]]]:
-    """Runs the example; returns what was measured."""
+    """Runs the example; returns the measurements."""
     options = parse(
         __doc__,
         arguments,
         counts={
             "epochs": (10, "epochs of the full budget, from scratch"),
-            "seeds": (5, "how often each is run"),
+            "seeds": (5, "number of seeds for each run"),
             "units": (32, "hidden units of the small network"),
             "wide": (128, "hidden units of the large network"),
         },

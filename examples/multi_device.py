@@ -1,8 +1,8 @@
-"""Train on all devices, grow on another mesh from a checkpoint, and train on.
+"""Train on all devices, grow on another mesh from a checkpoint, and continue training.
 
 Layers are divided over the axis ``model`` of a mesh, batches over its axis ``data``. The same
-script runs on one CPU, on eight virtual ones (``JAX_NUM_CPU_DEVICES=8``), on GPUs, and, started in
-each of its processes with a folder that all of them see, on a TPU pod slice.
+script runs on one CPU, on eight virtual devices (``JAX_NUM_CPU_DEVICES=8``) and on GPUs. On a TPU
+pod slice, start it in each process, with a folder that all processes share.
 """
 
 import contextlib
@@ -24,8 +24,8 @@ TX = dw.growable(optax.adam(1e-3))
 SMALL, LARGE = 64, 256  # units
 BATCH_SIZE = 64
 PICTURES = jax.ShapeDtypeStruct((1, 28, 28), np.float32)
-# How arrays are divided, and so everything that the optimizer keeps for them: the units of a layer
-# over the axis "model". Whatever is not here is whole on every device.
+# How arrays and their optimizer state are divided: the units of a layer over the axis "model".
+# Other arrays are whole on every device.
 AXES: dict[tuple[Any, ...], tuple[str | None, ...]] = {
     ("dense_1", "kernel"): (None, "model"),
     ("dense_1", "bias"): ("model",),
@@ -58,7 +58,7 @@ class Network(NamedTuple):
 
 
 def mesh_of(model: int) -> Mesh:
-    """Returns a mesh of all devices of all processes, so many of which share each layer."""
+    """Returns a mesh of all devices of all processes; ``model`` devices share each layer."""
     return Mesh(np.array(jax.devices()).reshape(-1, model), ("data", "model"))
 
 
@@ -68,7 +68,7 @@ def divided(mesh: Mesh, *axes: str | None) -> NamedSharding:
 
 
 def shardings(mesh: Mesh, tree: Any) -> Any:
-    """Returns where the arrays of variables or an optimizer's state lie, by the names of layers."""
+    """Returns shardings for variables or an optimizer's state, by the names of layers."""
 
     def one(path: tuple[Any, ...], _: Any) -> NamedSharding:
         names = tuple(getattr(key, "key", None) for key in path[-2:])
@@ -78,13 +78,13 @@ def shardings(mesh: Mesh, tree: Any) -> Any:
 
 
 def shapes(units: int) -> Network:
-    """Returns the shapes of a network with so many units, and of its optimizer's state."""
+    """Returns the shapes of a network with this many units, and of its optimizer's state."""
     variables = jax.eval_shape(MLP(units).init, jax.random.key(0), PICTURES)
     return Network(variables, jax.eval_shape(TX.init, variables))
 
 
 def start(units: int, mesh: Mesh, key: jax.Array) -> Network:
-    """Returns a new network: each device draws its own part of the weights."""
+    """Returns a new network; each device draws its own part of the weights."""
 
     def init(key: jax.Array) -> Network:
         variables = MLP(units).init(key, np.zeros(PICTURES.shape, PICTURES.dtype))
@@ -97,7 +97,7 @@ def start(units: int, mesh: Mesh, key: jax.Array) -> Network:
 def train(
     network: Network, digits: mnist.Digits, mesh: Mesh, *, epochs: int, key: jax.Array
 ) -> Network:
-    """Trains a network where it lies."""
+    """Trains a network on the devices that hold it."""
     trained = fit(
         apply,
         network.variables,
@@ -113,13 +113,13 @@ def train(
 
 
 def plan(units: int, larger: int) -> dw.Growth:
-    """Plans the growth of a network from shapes alone."""
+    """Plans the growth of a network from shapes."""
     widths = dw.trace(MLP(units).apply, shapes(units).variables, PICTURES)
     return dw.plan(widths, {"dense_1": larger})
 
 
 def save(folder: Path, network: Network, growth: dw.Growth) -> None:
-    """Writes a network, each process its own part, and how it is to grow."""
+    """Writes the planned growth and a network; each process writes its own part."""
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(folder.absolute() / "network", network._asdict(), force=True)
     if jax.process_index() == 0:
@@ -127,7 +127,7 @@ def save(folder: Path, network: Network, growth: dw.Growth) -> None:
 
 
 def restore(folder: Path, units: int, mesh: Mesh) -> tuple[Network, dw.Growth]:
-    """Reads a network, each device its own part, and how it is to grow."""
+    """Reads a network, whose parts go to their devices, and its planned growth."""
 
     def one(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
@@ -140,7 +140,7 @@ def restore(folder: Path, units: int, mesh: Mesh) -> tuple[Network, dw.Growth]:
 
 
 def grow(network: Network, growth: dw.Growth, key: jax.Array) -> Network:
-    """Grows a network and its optimizer's state where they lie."""
+    """Grows a network and its optimizer's state on the devices that hold them."""
     return Network(
         dw.grow(network.variables, growth, key=key),
         dw.grow_opt_state(network.opt_state, growth, TX),
@@ -166,11 +166,11 @@ HEADER = f"{'stage':<12}{'data x model':>14}{'units':>7}{'loss':>10}{'accuracy':
 
 
 def main(arguments: list[str] | None = None) -> list[Stage]:
-    """Runs it all; returns the stages."""
+    """Runs the example; returns the stages."""
     options = parse(
         __doc__,
         arguments,
-        counts={**EPOCHS, "model": (1, "devices that share each layer; then the others share it")},
+        counts={**EPOCHS, "model": (1, "devices that share each layer before growing")},
     )
     digits, key = options.digits, jax.random.key(options.seed)
     folder, stages = options.out / "multi_device", list[Stage]()
@@ -206,7 +206,7 @@ def main(arguments: list[str] | None = None) -> list[Stage]:
 
 
 if __name__ == "__main__":
-    # Outside of a cluster, there are no other processes to join.
+    # Outside a cluster this raises, because there are no other processes.
     with contextlib.suppress(ValueError):
         jax.distributed.initialize()
     run(main)

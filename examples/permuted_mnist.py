@@ -1,9 +1,9 @@
 """Online permuted MNIST: does a network still learn after it has learned a hundred tasks?
 
-Each task permutes the pixels anew and shows each image once. The network goes on learning, and what
-counts is its online accuracy: what it predicts of a batch before it learns from the batch. Plain
-backprop learns late tasks worse than early ones, which is called loss of plasticity. The other ways
-regularize the weights, renew units by ``dw.renew``, or grow.
+Each task has a new permutation of the pixels and shows each image once. The network keeps learning.
+It is measured by its online accuracy, the accuracy on each batch before learning from it. Plain
+backprop learns late tasks worse than early tasks, which is called loss of plasticity. The other
+ways regularize the weights, renew units with ``dw.renew``, or grow.
 
 Reference: Dohare et al., 2024, Loss of plasticity in deep continual learning. The setting is the
 smaller one of Kumar, Marklund and Van Roy, 2023, Maintaining plasticity via regenerative
@@ -26,28 +26,28 @@ import dogwood_jax as dw
 
 Params = dict[str, dict[str, jax.Array]]
 
-PIXELS, LAYERS, UNITS, CLASSES = 784, 3, 100, 10  # hidden layers, and units of each
+PIXELS, LAYERS, UNITS, CLASSES = 784, 3, 100, 10  # hidden layers, and units in each
 BATCH_SIZE, RATE = 16, 1e-3
-ENDS = 10  # tasks at the beginning, and at the end, that the table compares
-SCORED = 1000  # images that say which units are dormant
-SEEDS = "seeds"  # the axis over which all is mapped
+ENDS = 10  # tasks at the beginning and at the end that the table compares
+SCORED = 1000  # images for which dormant units are counted
+SEEDS = "seeds"  # the name of the axis that vmap adds
 he = jax.nn.initializers.he_uniform()
 
 
 class Way(NamedTuple):
-    """A way to go on learning."""
+    """A way to keep learning."""
 
     name: str
     sizes: tuple[int, ...] = (UNITS,)  # of each hidden layer, for equal parts of the tasks
     decay: float = 0.0  # of weights, as a part of their gradient
-    noise: float = 0.0  # the deviation of what is added to weights in a step
-    every: int = 0  # so many steps ReDo renews units
-    tau: float = 0.0  # with a score of at most this
+    noise: float = 0.0  # standard deviation of the noise that each step adds to weights
+    every: int = 0  # steps between the renewals of ReDo
+    tau: float = 0.0  # ReDo renews units with at most this score
     share: float = 0.0  # of the units that continual backprop renews in a step
 
 
-# Strengths are powers of ten, and ReDo has two of each of its numbers to choose from: the best by
-# the mean accuracy on another seed. The sizes of the growing network were not chosen so.
+# The strengths are the best powers of ten, and ReDo's settings the best of two values each, by the
+# mean accuracy on another seed. The sizes of the growing network were not tuned.
 WAYS = (
     Way("plain backprop"),
     Way("L2", decay=1e-3),
@@ -62,7 +62,7 @@ WAYS = (
 
 
 def init(key: jax.Array, units: int) -> Params:
-    """Returns random weights of a perceptron."""
+    """Returns random weights of a multilayer perceptron."""
     sizes, keys = [PIXELS, *[units] * LAYERS, CLASSES], jax.random.split(key, LAYERS + 1)
     return {
         f"layer_{number}": {"kernel": he(one, sides), "bias": jnp.zeros(sides[1])}
@@ -79,7 +79,7 @@ def apply(params: Params, x: jax.Array) -> jax.Array:
 
 
 def loss(params: Params, x: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns the mean loss of a batch, and the share of right predictions."""
+    """Returns the mean loss of a batch, and the share of correct predictions."""
     logits = apply(params, x)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     return jnp.mean(losses), jnp.mean(logits.argmax(-1) == labels)
@@ -89,22 +89,22 @@ def loss(params: Params, x: jax.Array, labels: jax.Array) -> tuple[jax.Array, ja
 
 
 class Learner(NamedTuple):
-    """A network that learns."""
+    """A network in training."""
 
     params: Params
     opt_state: Any
-    utility: Any = ()  # of units, where continual backprop renews them
+    utility: Any = ()  # of units, if continual backprop renews them
 
 
 def optimizer(way: Way) -> Any:
-    """Returns Adam, with L2 as a part of the gradient, whose state may grow or be renewed."""
+    """Returns Adam with L2 regularization in the gradient; its state can grow or be renewed."""
     links = [optax.add_decayed_weights(way.decay)] if way.decay else []
     tx = optax.chain(*links, optax.adam(RATE))
     return dw.growable(tx, renewable=bool(way.every or way.share))
 
 
 def learning(way: Way, widths: dw.Widths, tx: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Returns how a learner begins, and how it learns a batch of images."""
+    """Returns two functions: one creates a learner, the other one learns a batch of images."""
     utility = dw.training.utility(apply, widths, share=way.share) if way.share else None
 
     def begin(key: jax.Array) -> Learner:
@@ -116,7 +116,7 @@ def learning(way: Way, widths: dw.Widths, tx: Any) -> tuple[Callable[..., Any], 
             new = dw.renew(*learner[:2], widths, masks, key=key, tx=tx, init=he)
             return Learner(*new, learner.utility)
 
-        # Asked of all seeds, because a cond whose predicate is mapped runs both branches.
+        # Reduced over all seeds, because a cond with a mapped predicate runs both branches.
         some = jax.lax.pmax(jnp.any(jnp.stack([*masks.values()])), SEEDS)
         return jax.lax.cond(some, renew, lambda: learner)
 
@@ -131,7 +131,7 @@ def learning(way: Way, widths: dw.Widths, tx: Any) -> tuple[Callable[..., Any], 
             noise = optax.tree_utils.tree_random_like(key, params)
             after = jax.tree.map(lambda a, b: a + way.noise * b, after, noise)
         if utility:
-            # Of the old weights, because their activations are there already.
+            # Uses the old weights, because their activations are already computed.
             masks, used = utility.update(used, params, x)
             return renewed(Learner(after, opt_state, used), masks, key), right
         learner = Learner(after, opt_state)
@@ -149,7 +149,7 @@ def learning(way: Way, widths: dw.Widths, tx: Any) -> tuple[Callable[..., Any], 
 def grown(
     learner: Learner, widths: dw.Widths, size: int, keys: jax.Array, tx: Any
 ) -> tuple[Learner, dw.Widths]:
-    """Returns the learners of all seeds with so many units in each hidden layer."""
+    """Returns the learners of all seeds with ``size`` units in each hidden layer, and widths."""
     sizes = {f"layer_{number}": size for number in range(LAYERS)}
     growth = dw.plan(widths, sizes, strategy=dw.strategies.zero_outgoing(he))
 
@@ -169,9 +169,9 @@ def task(key: jax.Array, images: jax.Array, steps: int) -> tuple[jax.Array, jax.
 
 
 def over_a_task(learn: Callable[..., Any], steps: int) -> Any:
-    """Returns a compiled function by which the learners of all seeds learn a task each.
+    """Returns a compiled function in which the learners of all seeds learn one task each.
 
-    It takes the learners, keys, images and labels; it returns the learners and their online
+    It takes the learners, keys, images and labels, and returns the learners and their online
     accuracies.
     """
 
@@ -191,16 +191,16 @@ def over_a_task(learn: Callable[..., Any], steps: int) -> Any:
     return jax.jit(jax.vmap(one, (0, 0, None, None), axis_name=SEEDS))
 
 
-# What comes of it ---------------------------------------------------------------------------------
+# Results ------------------------------------------------------------------------------------------
 
 
 class Result(NamedTuple):
-    """What came of a way, for one seed."""
+    """Measurements of a way with one seed."""
 
     way: str
     seed: int
-    seconds: float  # of a task, for all seeds
-    dormant: float  # units at the end, as a share
+    seconds: float  # per task, for all seeds
+    dormant: float  # share of dormant units at the end
     accuracies: tuple[float, ...]  # online, of each task
 
 
@@ -228,7 +228,7 @@ def measured(
             times.append(time.perf_counter() - start)
             curves.append(right)
             advance()
-        # The fastest one, because the machine may do something else at times.
+        # The fastest task counts, because other programs may slow down the others.
         seconds += [min(times)] * len(times)
 
     def dormant_share(params: Params, key: jax.Array) -> jax.Array:
@@ -253,7 +253,7 @@ def write(results: Sequence[Result], path: Path) -> None:
 
 
 def read(path: Path) -> list[Result]:
-    """Returns the results that a file has."""
+    """Returns the results in a file."""
     with path.open(newline="") as file:
         _, *rows = csv.reader(file)
     return [
@@ -263,7 +263,7 @@ def read(path: Path) -> list[Result]:
 
 
 def by_way(results: Iterable[Result]) -> dict[str, list[Result]]:
-    """Returns the results of each way."""
+    """Groups results by way."""
     ways: dict[str, list[Result]] = {}
     for result in results:
         ways.setdefault(result.way, []).append(result)
@@ -271,7 +271,7 @@ def by_way(results: Iterable[Result]) -> dict[str, list[Result]]:
 
 
 def table(results: Sequence[Result]) -> str:
-    """Returns a row for each way, in Markdown: means over seeds, and their standard errors."""
+    """Returns a Markdown table with a row for each way: means over seeds and standard errors."""
     lines = [
         f"| way | first {ENDS} tasks | last {ENDS} tasks | difference | dormant units | cost |",
         "|---|---|---|---|---|---|",
@@ -293,7 +293,7 @@ def _mean(shares: np.ndarray, sign: str) -> str:
 
 
 def picture(results: Sequence[Result]) -> Any:
-    """Returns a figure of the online accuracy by task: means over seeds, and ranges."""
+    """Returns a figure of the online accuracy by task: means and ranges over seeds."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")
@@ -310,14 +310,14 @@ def picture(results: Sequence[Result]) -> Any:
 
 
 def main(arguments: list[str] | None = None) -> list[Result]:
-    """Runs the example; returns what was measured."""
+    """Runs the example; returns the measurements."""
     options = parse(
         __doc__,
         arguments,
         counts={
             "tasks": (120, "permutations, one after the other"),
-            "images": (10_000, "of each task, in batches of 16"),
-            "seeds": (3, "how often each way is run"),
+            "images": (10_000, "images of each task, in batches of 16"),
+            "seeds": (3, "number of seeds for each way"),
         },
         quick={"tasks": 2, "images": 960},
     )
@@ -329,7 +329,7 @@ def main(arguments: list[str] | None = None) -> list[Result]:
             results += measured(way, options.digits, seeds, tasks, steps)
             say(f"{way.name}: {np.mean([run.accuracies for run in results[-len(seeds) :]]):.1%}")
     write(results, options.out / "permuted_mnist.csv")
-    results = read(options.out / "permuted_mnist.csv")  # which has rounded figures
+    results = read(options.out / "permuted_mnist.csv")  # the rounded values
     print(f"\n{table(results)}")
     picture(results).savefig(options.out / "permuted_mnist.png", dpi=150)
     print(f"\nwritten to {options.out}: permuted_mnist.csv, permuted_mnist.png")

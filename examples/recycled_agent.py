@@ -1,10 +1,10 @@
 """Recycle dormant units of an agent that learns by reinforcement.
 
-A deep Q-network plays Catch: a paddle moves below a ball that falls. After some thousand steps the
-cells of the board change places, and it has to learn the game again. More and more units become
-dormant, and it learns less and less. Another one renews its dormant units after every 1,000
-updates, as ReDo does (Sokar et al., 2023). The replay ratio is the number of updates for each step.
-All runs with the same one are one compiled program.
+A deep Q-network plays Catch: a paddle moves below a falling ball. After some thousand steps the
+cells of the board change places, and the network has to learn the game again. More and more units
+become dormant, and it learns less and less. A second agent renews its dormant units after every
+1,000 updates, like ReDo (Sokar et al., 2023). The replay ratio is the number of updates per step.
+All runs with the same replay ratio are one compiled program.
 """
 
 from collections.abc import Iterable, Sequence
@@ -26,12 +26,12 @@ Variables = Any
 ROWS, COLUMNS = 10, 5
 CELLS = ROWS * COLUMNS
 MOVES = 3  # left, none, right
-BOARDS = 4  # that are played at once
-STEPS = 8_000  # until cells change places, over all boards
-EXPLORED, LEAST = 4_000, 0.05  # steps until the share of random moves is at its least
+BOARDS = 4  # games played at the same time
+STEPS = 8_000  # between changes of places, over all boards
+EXPLORED, LEAST = 4_000, 0.05  # steps until the share of random moves is lowest, and this share
 UNITS, RATE, BATCH_SIZE, DISCOUNT = 32, 1e-3, 32, 0.99
 MEMORY = 8_000  # transitions
-COPIED, RECYCLED = 200, 1_000  # updates until the target is copied, and until units are renewed
+COPIED, RECYCLED = 200, 1_000  # updates between copies of the target, and between renewals
 TAU = 0.025
 TX = dw.growable(optax.adam(RATE), renewable=True)
 
@@ -39,7 +39,7 @@ TX = dw.growable(optax.adam(RATE), renewable=True)
 
 
 class Boards(NamedTuple):
-    """Where balls and paddles are: ``[boards]``, integers."""
+    """Positions of balls and paddles: integers ``[boards]``."""
 
     row: Array
     ball: Array
@@ -47,13 +47,13 @@ class Boards(NamedTuple):
 
 
 def fresh(key: Array) -> Boards:
-    """Returns boards with a ball somewhere in the first row."""
+    """Returns boards with a ball at a random place in the first row."""
     ball = jax.random.randint(key, (BOARDS,), 0, COLUMNS)
     return Boards(jnp.zeros_like(ball), ball, jnp.full_like(ball, COLUMNS // 2))
 
 
 def seen(boards: Boards, places: Array) -> Array:
-    """Returns what an agent sees: ``[boards, cells]``, ones for ball and paddle."""
+    """Returns the agent's observations ``[boards, cells]``: ones for ball and paddle."""
     ball = boards.row * COLUMNS + boards.ball
     paddle = CELLS - COLUMNS + boards.paddle
     both = jax.nn.one_hot(ball, CELLS) + jax.nn.one_hot(paddle, CELLS)
@@ -61,7 +61,7 @@ def seen(boards: Boards, places: Array) -> Array:
 
 
 def play(boards: Boards, moves: Array) -> tuple[Boards, Array, Array]:
-    """Returns the next boards, the rewards, and which games have ended."""
+    """Returns the next boards, the rewards, and whether each game has ended."""
     paddle = jnp.clip(boards.paddle + moves - 1, 0, COLUMNS - 1)
     boards = Boards(boards.row + 1, boards.ball, paddle)
     ended = boards.row == ROWS - 1
@@ -72,7 +72,7 @@ def play(boards: Boards, moves: Array) -> tuple[Boards, Array, Array]:
 
 
 class Network(nn.Module):
-    """Two layers of relu units, and the value of each move."""
+    """Two layers of relu units, with the value of each move as output."""
 
     @nn.compact
     def __call__(self, cells: jax.Array) -> jax.Array:
@@ -93,7 +93,7 @@ def widths() -> dw.Widths:
 
 
 class Transitions(NamedTuple):
-    """What was seen, what the agent did, and what came of it."""
+    """Observations, the agent's moves, and their results."""
 
     before: Array
     move: Array
@@ -103,7 +103,7 @@ class Transitions(NamedTuple):
 
 
 class Agent(NamedTuple):
-    """A network in training, its target network, and all that it remembers."""
+    """A network in training, its target network, its games and its replay memory."""
 
     variables: Variables
     target: Variables
@@ -113,14 +113,14 @@ class Agent(NamedTuple):
 
 
 def loss(variables: Variables, target: Variables, batch: Transitions) -> Array:
-    """Returns how far values are from rewards and the values after them."""
+    """Returns the loss of values against rewards plus discounted values of the next states."""
     after = apply(target, batch.after).max(-1) * ~batch.ended
     values = jnp.take_along_axis(apply(variables, batch.before), batch.move[:, None], -1)[:, 0]
     return jnp.mean(optax.huber_loss(values, batch.reward + DISCOUNT * after))
 
 
 def born(key: Array) -> Agent:
-    """Returns an agent that knows nothing."""
+    """Returns an untrained agent."""
     cells = jnp.zeros((MEMORY, CELLS))
     init_key, board_key = jax.random.split(key)
     variables = Network().init(init_key, cells[:1])
@@ -132,7 +132,7 @@ def born(key: Array) -> Agent:
 def step(
     updates: int, key: Array, places: Array, agent: Agent, number: Array
 ) -> tuple[Agent, tuple[Array, Array]]:
-    """Plays a step on all boards, and learns so many times from what is remembered.
+    """Plays a step on all boards, and learns ``updates`` batches from the memory.
 
     Returns:
         The agent, and the sum of rewards and the number of games that have ended.
@@ -176,14 +176,14 @@ def lives(
     """Trains agents.
 
     Args:
-        updates: how often they learn in a step of all boards.
-        games: how often cells change places.
-        key: PRNG keys: ``[n]``, like the following.
-        changes: whether cells change places at all.
-        recycles: whether dormant units are renewed.
+        updates: number of updates in a step of all boards.
+        games: number of periods; cells change places between them.
+        key: PRNG keys ``[n]``.
+        changes: whether cells change places, ``[n]``.
+        recycles: whether dormant units are renewed, ``[n]``.
 
     Returns:
-        The mean return, and the share of dormant units, of each game: ``[n, games]``.
+        The mean return and the share of dormant units in each period: ``[n, games]``.
     """
     born_key, places_key, key = jax.random.split(key, 3)
     steps = RECYCLED // updates
@@ -220,14 +220,14 @@ def lives(
     return found
 
 
-# What comes of it ---------------------------------------------------------------------------------
+# Results ------------------------------------------------------------------------------------------
 
 
 class Game(NamedTuple):
-    """What came of a run between two changes of places."""
+    """Results of a run between two changes of places."""
 
     cells: str
-    replay_ratio: float  # updates for each step
+    replay_ratio: float  # updates per step
     dormant_units: str
     seed: int
     game: int
@@ -235,14 +235,14 @@ class Game(NamedTuple):
     dormant: float
 
 
-# Updates in a step of all boards, and whether cells change places.
+# For each number of updates in a step of all boards: whether cells change places.
 SETTINGS = {1: (True,), 4: (False, True), 8: (True,)}
 
 
 def measured(
     updates: int, changes: Sequence[bool], games: int, key: Array, seeds: int
 ) -> list[Game]:
-    """Trains agents with and without renewed units, from the same first weights."""
+    """Trains agents with and without renewed units, from the same initial weights."""
     lanes = [
         (seed, moves, new) for moves in changes for new in (False, True) for seed in range(seeds)
     ]
@@ -264,7 +264,7 @@ def measured(
 
 
 def grouped(found: Iterable[Game]) -> dict[tuple[str, float, str], np.ndarray]:
-    """Returns returns and shares of dormant units by setting and way: ``[2, seeds, games]``."""
+    """Groups mean returns and shares of dormant units by setting and way: ``[2, seeds, games]``."""
     ways: dict[tuple[str, float, str], list[Game]] = {}
     for game in found:
         ways.setdefault(game[:3], []).append(game)
@@ -277,7 +277,7 @@ def grouped(found: Iterable[Game]) -> dict[tuple[str, float, str], np.ndarray]:
 
 
 def table(found: Iterable[Game]) -> str:
-    """Returns a row in Markdown for each setting and way: means over seeds and standard errors."""
+    """Returns a Markdown table, a row per setting and way: means over seeds, standard errors."""
     heads = ["cells", "replay ratio", "dormant units are", "return, whole training"]
     heads += ["return, last tenth", "dormant, first tenth", "dormant, last tenth"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
@@ -292,7 +292,7 @@ def table(found: Iterable[Game]) -> str:
 
 
 def picture(found: Iterable[Game]) -> Any:
-    """Returns a figure of returns and dormant units over time, with the range of all seeds."""
+    """Returns a figure of mean returns and dormant units over time, with ranges over seeds."""
     from matplotlib.figure import Figure
 
     ways = grouped(found)
@@ -317,13 +317,13 @@ def picture(found: Iterable[Game]) -> Any:
 
 
 def main(arguments: list[str] | None = None) -> list[Game]:
-    """Runs the example; returns what was measured."""
+    """Runs the example; returns the measurements."""
     options = parse(
         __doc__.splitlines()[0],
         arguments,
         counts={
-            "games": (20, f"how often cells change places, after {STEPS:,} steps each"),
-            "seeds": (4, "how often each is run"),
+            "games": (20, f"periods of {STEPS:,} steps; cells change places between them"),
+            "seeds": (4, "number of seeds for each setting"),
         },
         digits=False,
         quick={"games": 2, "seeds": 1},

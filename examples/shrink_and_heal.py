@@ -1,9 +1,8 @@
 """Shrink a trained transformer to two thirds of its parameters, and heal it by distillation.
 
 The large network learns to write like Python's sources, one character at a time. ``dw.shrink``
-removes the units that it misses least, in one order over all widths, or a third of the layers. The
-small network then learns from what the large one predicts, on a few more characters of the same
-text.
+removes the units with the lowest scores over all widths, or a third of the layers. The small
+network then learns the large network's predictions, on a few more characters of the same text.
 """
 
 import argparse
@@ -27,20 +26,20 @@ from dogwood_jax import training
 Params = dict[str, Any]
 
 STREAM, HEADS, HEAD_DIM, MLP = 64, 4, 16, 256
-CONTEXT = 64  # characters that it sees
+CONTEXT = 64  # characters that the network sees
 BATCH_SIZE, RATE = 16, 6e-3
-STEPS = 50  # of a compiled call
-SHARE = 0.67  # of the parameters that stays
-TOKENS = 0.05  # to heal with, as a share of those that the large network learned from
+STEPS = 50  # per compiled call
+SHARE = 0.67  # of the parameters stays
+TOKENS = 0.05  # tokens for healing, as a share of those of the large network's training
 HEALING_BATCH_SIZE, HEALING_RATE = 4, 2e-3
-OWN = 0.3  # the weight of the text itself against that of the large network's predictions
+OWN = 0.3  # the weight of the loss on the text; the rest is that of the large network's predictions
 WAYS: tuple[Literal["first_order", "activity", "norm"], ...] = ("first_order", "activity", "norm")
 
 # The text -----------------------------------------------------------------------------------------
 
 
 class Data(NamedTuple):
-    """Windows of a text to train on and to test with, and what follows each character."""
+    """Windows of a text to train on and to test with, and the next character for each character."""
 
     train: tuple[np.ndarray, np.ndarray]
     test: tuple[np.ndarray, np.ndarray]
@@ -92,10 +91,10 @@ def init(key: jax.Array, layers: int) -> Params:
 
 
 def apply(params: Params, text: jax.Array) -> jax.Array:
-    """Returns logits ``[n, time, characters]`` of what follows each character of a text.
+    """Returns logits ``[n, time, characters]`` for the next character at each position.
 
-    All sizes follow from the arrays, and the number of layers, too. So this is the function of the
-    small network as well.
+    All sizes and the number of layers follow from the arrays, so the small network has the same
+    function.
     """
     x = params["characters"][text] + params["positions"][None, : text.shape[1]]
     is_past = jnp.tril(jnp.ones((text.shape[1],) * 2, bool))[None, None]
@@ -119,7 +118,7 @@ def _norm(x: jax.Array, scale: jax.Array) -> jax.Array:
 
 
 def loss(params: Params, text: jax.Array, following: jax.Array) -> jax.Array:
-    """Returns the mean loss of a batch, in nats a character."""
+    """Returns the mean loss of a batch, in nats per character."""
     logits = apply(params, text)
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, following))
 
@@ -136,7 +135,7 @@ def optimizer(rate: float, steps: int, decay: float) -> optax.GradientTransforma
 
 
 def windows(data: Data, seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns random windows of the text to train on, and what follows each character."""
+    """Returns random windows of the training text, and the next character for each character."""
     chosen = np.random.default_rng(seed).integers(0, len(data.train[0]), count)
     return data.train[0][chosen], data.train[1][chosen]
 
@@ -151,7 +150,7 @@ def trained(
     opt_state: Any = None,
     **options: Any,
 ) -> training.Run:
-    """Trains once on some windows, a part of them at a time, so that the bar moves."""
+    """Trains on windows once, in several parts so that the bar moves."""
     part = STEPS * batch_size
     for start in range(0, len(data[0]), part):
         run = fit(
@@ -184,20 +183,20 @@ def train(data: Data, seed: int, layers: int, steps: int) -> training.Run:
 def heal(
     small: Params, growth: dw.Growth, large: training.Run, data: Data, count: int, own: float
 ) -> training.Run:
-    """Trains the small network on some windows to predict what the large one does.
+    """Trains the small network to predict what the large network predicts.
 
     Args:
         small: the narrowed variables.
-        growth: how they were narrowed; the state of Adam is narrowed along.
+        growth: the narrowing, which also narrows Adam's state.
         large: the large network.
         data: the text.
-        count: how many windows.
-        own: the weight of what really follows.
+        count: number of windows.
+        own: the weight of the loss on the text itself.
     """
     steps = count // HEALING_BATCH_SIZE
     tx = optimizer(HEALING_RATE, steps, 1.0)
     moments, _ = dw.grow_opt_state(large.opt_state, growth, tx)
-    _, schedule = tx.init(small)  # which counts from zero
+    _, schedule = tx.init(small)  # its step count starts at zero
     return trained(
         small,
         tx,
@@ -211,11 +210,11 @@ def heal(
 
 
 def tested(params: Params, data: Data) -> float:
-    """Returns the test loss, in nats a character."""
+    """Returns the test loss, in nats per character."""
     return training.evaluate(apply, params, data.test, batch_size=100)[0]
 
 
-# What comes of it ---------------------------------------------------------------------------------
+# Results ------------------------------------------------------------------------------------------
 
 
 class Result(NamedTuple):
@@ -231,10 +230,10 @@ class Result(NamedTuple):
 def shrink_and_heal(
     data: Data, seed: int, layers: int, steps: int, scored: int
 ) -> tuple[list[Result], dw.Growth]:
-    """Trains a large network, and shrinks and heals it in all ways.
+    """Trains a large network, then shrinks and heals it in all ways.
 
     Returns:
-        The results, and how the first way narrows.
+        The results, and the narrowing of the first way.
     """
     large = train(data, seed, layers, steps)
     batch = windows(data, 2_000_000, scored)
@@ -267,7 +266,7 @@ def _count(params: Params) -> int:
 
 
 def table(results: Sequence[Result]) -> str:
-    """Returns a row for each way: mean losses over seeds, and how far above the large network's."""
+    """Returns a table, a row per way: mean losses over seeds, and their rise over the large one."""
     lines = [f"{'scored by':<28}{'large':>8}{'shrunk':>9}{'':>8}{'healed':>9}{'':>8}  single seeds"]
     for way in dict.fromkeys(result.way for result in results):
         runs = [result for result in results if result.way == way]
@@ -281,11 +280,13 @@ def table(results: Sequence[Result]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> list[Result]:
-    """Runs the example; returns what was measured."""
+    """Runs the example; returns the measurements."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--quick", action="store_true", help="two layers, few steps and one seed")
-    parser.add_argument("--steps", type=int, default=1000, help="of the large network's training")
-    parser.add_argument("--seeds", type=int, default=3, help="how often all of it is run")
+    parser.add_argument(
+        "--steps", type=int, default=1000, help="steps of the large network's training"
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
     options = parser.parse_args(arguments)
     layers, steps, seeds, scored = 6, options.steps, options.seeds, 128
     if options.quick:

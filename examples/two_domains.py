@@ -1,9 +1,9 @@
-"""Fine-tune a language model on a second domain, and see what it forgets of the first one.
+"""Fine-tune a language model on a second domain, and measure how much it forgets of the first.
 
 A small transformer learns Python code, one character at a time, and then English: the docstrings
-and comments of the same files. All its weights learn the second domain, or only new ones: new units
-of the MLPs, or new layers between the old ones that begin as silent copies of these, as in LLaMA
-Pro (Wu et al., 2024). All ways have the same learning rate and as many steps.
+and comments of the same files. Either all weights learn the second domain, or only new weights: new
+units of the MLPs, or new layers between the old layers. New layers begin as silent copies, as in
+LLaMA Pro (Wu et al., 2024). All ways have the same learning rate and the same number of steps.
 """
 
 import argparse
@@ -29,15 +29,15 @@ import dogwood_jax as dw
 from dogwood_jax import strategies, training
 
 BATCH_SIZE, RATE = 16, 2e-3
-PARTS = 5  # of a training; a test follows each part
+PARTS = 5  # of a training, with a test after each part
 SMALL = Transformer(stream=48, heads=4, mlp=192, depth=3)
-# Both have as many new weights.
+# Both add about the same number of weights.
 WIDE = Transformer(stream=48, heads=4, mlp=480, depth=3)
 DEEP = Transformer(stream=48, heads=4, mlp=192, depth=6)
 
 
 class Way(NamedTuple):
-    """A way to learn the second domain: in which network, and from which text."""
+    """A way to learn the second domain: a network and a mix of texts."""
 
     model: Transformer
     replayed: float = 0.0  # the share of windows from the first domain
@@ -54,14 +54,14 @@ WAYS = {
 
 
 class Domain(NamedTuple):
-    """A text as numbers of characters, and windows to test with."""
+    """A text as codes of characters, and windows to test with."""
 
     train: np.ndarray
     test: tuple[np.ndarray, np.ndarray]
 
 
 def domains(files: int) -> tuple[Domain, Domain]:
-    """Returns code and English of Python's standard library, or of some of its files.
+    """Returns code and English from at most ``files`` files of Python's standard library.
 
     Every tenth file is held out for tests.
     """
@@ -81,7 +81,7 @@ def domains(files: int) -> tuple[Domain, Domain]:
 def divided(source: str) -> tuple[str, str]:
     """Returns a source's code without docstrings and comments, and its docstrings and comments."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of escapes in strings
+        warnings.simplefilter("ignore")  # warnings about escapes in strings
         tree = ast.parse(source)
     english = []
     for node in ast.walk(tree):
@@ -96,7 +96,7 @@ def divided(source: str) -> tuple[str, str]:
 
 
 def windows(text: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns windows of a text, and what follows each of their characters."""
+    """Returns windows of a text, and the next character for each of their characters."""
     found = text[starts[:, None] + np.arange(CONTEXT + 1)].astype(np.int32)
     return found[:, :-1], found[:, 1:]
 
@@ -104,7 +104,7 @@ def windows(text: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarra
 def drawn(
     rng: np.random.Generator, count: int, domain: Domain, other: Domain, share: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns random windows of a domain, with a share of another one's; ``fit`` mixes them."""
+    """Returns random windows of a domain, with a share from another domain; ``fit`` mixes them."""
     both = []
     for one, size in (domain, count - round(share * count)), (other, round(share * count)):
         both.append(windows(one.train, rng.integers(0, len(one.train) - CONTEXT, size)))
@@ -116,7 +116,7 @@ def drawn(
 
 
 def planned(model: Transformer) -> dw.Growth | None:
-    """Plans how the small network becomes another one; None if it is the same."""
+    """Plans the growth of the small network to ``model``; None if it is the small one itself."""
     if model == SMALL:
         return None
     before, after = shapes(SMALL), shapes(model)
@@ -134,7 +134,7 @@ def shapes(model: Transformer) -> Any:
 
 
 def grown(variables: Variables, growth: dw.Growth, key: jax.Array) -> Variables:
-    """Grows the small network. Outputs stay, because copies of layers get last weights of zero."""
+    """Grows the small network; outputs stay, because the last weights of copied layers are zero."""
     wide = dw.grow(variables, growth, key=key)
 
     def silenced(keys: Any, array: jax.Array, new: jax.Array) -> jax.Array:
@@ -149,7 +149,7 @@ def grown(variables: Variables, growth: dw.Growth, key: jax.Array) -> Variables:
 
 
 def optimizer(steps: int, is_new: Any = None) -> optax.GradientTransformation:
-    """Returns Adam with a short warmup and a decay; of new entries alone, if these are told."""
+    """Returns Adam with a short warmup and a decay; ``is_new`` limits it to new entries."""
     adam = optax.adam(optax.warmup_cosine_decay_schedule(0, RATE, steps // 20, steps))
     if is_new is None:
         return adam
@@ -168,7 +168,7 @@ def trained(
     draw: Callable[[np.random.Generator, int], Any],
     seed: int,
 ) -> Iterator[tuple[int, Variables]]:
-    """Trains in parts, on windows that are drawn for each. Yields the steps and the variables."""
+    """Trains in parts, each on newly drawn windows; yields steps and variables after each part."""
     rng, opt_state, size = np.random.default_rng(seed), None, steps // PARTS
     for part in range(PARTS):
         variables, opt_state, _ = fit(
@@ -186,10 +186,10 @@ def trained(
 
 
 class Point(NamedTuple):
-    """Test losses, in nats a character, after some steps on the second domain."""
+    """Test losses, in nats per character, after some steps on the second domain."""
 
     way: str
-    new_weights: int  # that are trained; all weights are, if there are none
+    new_weights: int  # only these are trained; 0 if all weights are trained
     seed: int
     step: int
     code: float
@@ -199,11 +199,11 @@ class Point(NamedTuple):
 def measured(
     code: Domain, english: Domain, steps: int, second: int, seeds: Sequence[int]
 ) -> Iterator[Point]:
-    """Trains on code for some steps, then on English in all ways. Yields what tests show."""
+    """Trains on code, then on English in all ways; yields the test losses."""
     growths = {name: planned(way.model) for name, way in WAYS.items()}
     masks = {name: g and g.is_new(shapes(WAYS[name].model)) for name, g in growths.items()}
     news = {name: sum(int(new.sum()) for new in jax.tree.leaves(masks[name])) for name in WAYS}
-    # One optimizer for all seeds, because fit compiles once for each.
+    # One optimizer for all seeds, because fit compiles once per optimizer.
     first, txs = optimizer(steps), {name: optimizer(second, masks[name]) for name in WAYS}
     for seed in seeds:
         key = jax.random.key(seed)
@@ -223,11 +223,11 @@ def measured(
                 yield Point(name, news[name], seed, step, *(round(loss, 4) for loss in losses))
 
 
-# What comes of it ---------------------------------------------------------------------------------
+# Results ------------------------------------------------------------------------------------------
 
 
 def curves(points: Iterable[Point]) -> dict[str, np.ndarray]:
-    """Returns the losses by way: ``[seeds, tests, 2]``, those on code before those on English."""
+    """Returns losses ``[seeds, tests, 2]`` by way; the last axis is code, English."""
     ways: dict[str, dict[int, list[tuple[float, float]]]] = {}
     for point in points:
         ways.setdefault(point.way, {}).setdefault(point.seed, []).append(point[-2:])
@@ -235,7 +235,7 @@ def curves(points: Iterable[Point]) -> dict[str, np.ndarray]:
 
 
 def table(points: Sequence[Point]) -> str:
-    """Returns a row in Markdown for each way: means over seeds and standard errors."""
+    """Returns a Markdown table with a row for each way: means over seeds and standard errors."""
     heads = ["trained on English", "new weights", "loss on code", "forgotten", "loss on English"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     found = curves(points)
@@ -250,7 +250,7 @@ def table(points: Sequence[Point]) -> str:
 
 
 def picture(points: Sequence[Point]) -> Any:
-    """Returns a figure: losses on both domains as training goes on, and the ends of all seeds."""
+    """Returns a figure of losses on both domains during training, and at the end of all seeds."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 5), layout="constrained")
@@ -266,15 +266,15 @@ def picture(points: Sequence[Point]) -> Any:
 
 
 def main(arguments: list[str] | None = None) -> list[Point]:
-    """Runs the example; returns what was measured."""
+    """Runs the example; returns the measurements."""
     options = parse(
         __doc__.splitlines()[0],
         arguments,
         counts={
-            "steps": (1000, "of training on code"),
+            "steps": (1000, "steps of training on code"),
             "second": (300, "steps of training on English"),
-            "seeds": (3, "how often each is run"),
-            "files": (1000, "of Python's standard library to learn from, if there are as many"),
+            "seeds": (3, "number of runs of each way"),
+            "files": (1000, "at most this many files of Python's standard library to learn from"),
         },
         digits=False,
         quick={"steps": 40, "second": 20, "seeds": 1, "files": 30},

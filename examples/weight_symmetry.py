@@ -1,7 +1,7 @@
-"""Which layers of an MNIST network may start at zero, and what becomes of their units.
+"""Which layers of an MNIST network can start at zero and still learn different units?
 
 Trains networks in which the kernels of some layers start at zero, and counts the different units of
-each hidden layer before and after. (They are the models 4 to 9 of the notebook this follows.)
+each hidden layer before and after training. (They are models 4 to 9 of the original notebook.)
 """
 
 import functools
@@ -22,7 +22,7 @@ Variables = Mapping[str, Any]
 
 
 class Model(NamedTuple):
-    """A network of the notebook: its layers, those that start at zero, and what comes of it."""
+    """A network of the notebook: its layers, the zero layers, and the expected result."""
 
     layers: tuple[str, ...]
     zero: frozenset[str]
@@ -101,12 +101,12 @@ class MLP(nn.Module):
 
 @functools.cache
 def apply_of(layers: tuple[str, ...]) -> Callable[..., Any]:
-    """Returns one apply for all models with the same layers, so that `fit` knows it again."""
+    """Returns one apply for all models with the same layers, so that `fit` compiles it once."""
     return MLP(layers).apply
 
 
 def different_units(variables: Variables, layers: tuple[str, ...]) -> dict[str, int]:
-    """Returns how many different units each hidden layer has."""
+    """Returns the number of different units in each hidden layer."""
     widths = dw.chain(variables, layers)
     counts = {}
     for name in layers[:-1]:
@@ -116,7 +116,7 @@ def different_units(variables: Variables, layers: tuple[str, ...]) -> dict[str, 
 
 
 class Outcome(NamedTuple):
-    """What training a model came to."""
+    """Results of training a model."""
 
     accuracy: float  # on the test images
     learns: bool
@@ -149,7 +149,7 @@ def train(
     _, accuracy = training.evaluate(
         apply, trained.variables, (digits.test_images, digits.test_labels)
     )
-    # A network that only learns how often each digit occurs answers with one digit.
+    # A network that only learns the frequencies of the digits always predicts the same digit.
     one_answer = np.bincount(digits.test_labels).max() / len(digits.test_labels)
     before, after = (different_units(v, model.layers) for v in (start, trained.variables))
     return Outcome(accuracy, accuracy > 2 * one_answer, before, after)
@@ -168,7 +168,7 @@ def row(name: str, outcome: Outcome) -> str:
 
 
 def sentence(name: str, model: Model, outcome: Outcome) -> str:
-    """Returns what the outcome shows."""
+    """Returns a sentence on the outcome."""
     verb = "learns" if outcome.learns else "does not learn"
     expected = outcome.learns == model.learns
     return f"{name}: {verb}{', because ' + model.reason if expected else ', against expectation'}."
@@ -192,7 +192,7 @@ def picture(outcomes: Mapping[str, Outcome], epochs: int) -> Any:
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Outcome]:
-    """Runs the example; returns what came of each network."""
+    """Runs the example; returns the outcome for each network."""
     options = parse(__doc__, arguments)
     print(HEADER)
     outcomes, tx = {}, optax.adam(1e-3)

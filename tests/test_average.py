@@ -95,7 +95,7 @@ def test_rows_of_a_vocabulary_become_means():
 @pytest.mark.parametrize(
     ("groups", "message"),
     [
-        ({("layers/*/w", 1): 2}, r"layers/\*/w: fits the path of no array"),
+        ({("layers/*/w", 1): 2}, r"layers/\*/w: matches the path of no array"),
         ({("layers/0/k", 1): 3}, "3 does not divide the 8 units"),
         ({("layers/0/k", 3): 2}, "expected an axis of"),
         ({("layers/0/k", 1): [(0, 8)]}, "groups of units below 8"),
@@ -160,7 +160,7 @@ def test_experts_come_from_each_network_and_the_rest_is_averaged():
 def test_a_growth_without_experts_is_refused():
     (one,) = sources(1)
     growth = dw.plan(dw.trace(dense, one, X), {"up": 9})
-    with pytest.raises(ValueError, match="puts no experts in the place of an MLP"):
+    with pytest.raises(ValueError, match="does not replace an MLP by experts"):
         dw.training.grow_several([one], growth)
     with pytest.raises(TypeError, match="sources must be a list"):
         dw.training.grow_several(one, growth)
@@ -195,5 +195,5 @@ def test_more_networks_than_experts_are_refused():
     shapes["out"] = (STREAM, 2)
     target = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
     growth = dw.upcycle(dw.trace(dense, several[0], X), target=target, target_apply=stacked)
-    with pytest.raises(ValueError, match="4 networks are more than the 3 experts"):
+    with pytest.raises(ValueError, match="got 4 networks for 3 experts"):
         dw.training.grow_several(several, growth, key=jax.random.key(1))

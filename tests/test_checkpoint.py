@@ -350,7 +350,7 @@ def test_what_names_cannot_say_is_listed(tmp_path):
     with pytest.raises(ValueError, match="x: expected a path.*\n- y.{i}: expected the same names"):
         names = {"x": 3, "y.{i}": "y", "{0}": "z", "w": "z"}
         checkpoint.shapes(tmp_path / "x.safetensors", names=names)
-    with pytest.raises(ValueError, match="b: a has the leaf c, too"):
+    with pytest.raises(ValueError, match="b: a is mapped to the leaf c, too"):
         checkpoint.shapes(tmp_path / "x.safetensors", names={"a": "c", "b": "c"})
     save_file({"q.w": np.ones(2), "q.w.max": np.ones(2)}, tmp_path / "y.safetensors")
     with pytest.raises(checkpoint.CheckpointError, match="q/w/max: q/w is a tensor itself"):
@@ -477,7 +477,7 @@ def test_a_run_that_fails_goes_on_where_it_stopped(form, tmp_path, monkeypatch):
     written, last = [], every // 2
     with pytest.raises(OSError, match="No space left") as failed:
         checkpoint.grow(small, growth, out, key=KEY, tx=tx)
-    assert "the same call goes on" in failed.value.__notes__[0]
+    assert "the same call resumes" in failed.value.__notes__[0]
     assert not out.exists()
     if form == "orbax":  # as if the journal had been written, and the array had not
         copy = shutil.copytree(tmp_path / "large.growing", tmp_path / "torn.growing")
@@ -514,7 +514,7 @@ def test_a_draft_that_was_damaged_is_completed(small, damage, tmp_path, monkeypa
         patch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(PermissionError("no")))
         with pytest.raises(PermissionError) as failed:
             checkpoint.grow(small, growth_of("wider"), out, key=KEY)
-    assert "the same call goes on" in failed.value.__notes__[0]
+    assert "the same call resumes" in failed.value.__notes__[0]
     journal = tmp_path / "large.growing.journal"
     if damage.startswith("no file"):
         (folder / small.name).unlink()
@@ -709,7 +709,7 @@ def test_a_checkpoint_of_orbax_grows_with_the_optimizer(tx, name, options, tmp_p
     assert found["step"] == 7
     assert_same(*(leaves_by_path({**t, "step": np.int64(7)}) for t in (found, target)))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["large", "small"]
-    if name == "deeper":  # and once more, with the ages of units
+    if name == "deeper":  # and once more, with step counts of units
         again = dw.plan(dw.trace(apply, wide, tokens), {"embedding": 12})
         checkpoint.grow(tmp_path / "large", again, tmp_path / "larger", key=KEY, tx=tx)
         wider = dw.grow(wide, again, key=KEY)
@@ -813,11 +813,13 @@ def test_what_names_cannot_say_of_orbax_is_listed(tmp_path):
     def grow(names, growth="wider"):
         checkpoint.grow(tmp_path / "small", growth_of(growth), tmp_path / "x", key=KEY, names=names)
 
-    with pytest.raises(ValueError, match=r"names alone .*\n- model/head: head\n- model/x: x\[0\]"):
+    with pytest.raises(
+        ValueError, match=r"can only rename .*\n- model/head: head\n- model/x: x\[0\]"
+    ):
         grow({"model/head": ("head", "transpose"), "model/x": "x[0]"})
     with pytest.raises(ValueError, match="layers/0/up: is up/0, which an earlier row calls x/0/y;"):
         grow({"x/{i}/y": "up/{i}", "model/layers/{j}/up": "up/{j}"})
-    with pytest.raises(ValueError, match="hold the growth's network; .*\n- head: not in the"):
+    with pytest.raises(ValueError, match="the growth's network; .*\n- head: not in the"):
         grow({"model/layers/{*rest}": "layers/{*rest}", "model/embedding": "embedding"})
     names = {f"model/layers/{n}/{{*rest}}": f"layers/{n}/{{*rest}}" for n in range(2)}
     with pytest.raises(

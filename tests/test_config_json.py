@@ -264,9 +264,9 @@ def test_tensors_that_the_model_lacks_or_needs_are_named(tmp_path):
 def test_other_models_need_a_file_by_hand(tmp_path):
     for before in ({}, {"model_type": "phi3"}, {"model_type": []}, config(text_config={})):
         assert new_config(tmp_path, shapes(), old=shapes(), before=before) is None
-        with pytest.raises(ValueError, match="config= is for a folder with this file"):
+        with pytest.raises(ValueError, match="config= needs a folder with this file"):
             new_config(tmp_path, shapes(), old=shapes(), before=before, given={})
-    with pytest.raises(TypeError, match="config= must be what JSON can hold"):
+    with pytest.raises(TypeError, match="config= must hold JSON values only"):
         new_config(tmp_path, shapes(), given={"vocab_size": np.arange(3)})
 
 
@@ -425,7 +425,7 @@ def test_without_a_file_and_for_one_file_tensors_grow_alone(small, growth, tmp_p
     with pytest.raises(ValueError, match="config= is for folders"):
         checkpoint.grow(small / INDEX, growth, tmp_path / "x", key=KEY, names=NAMES, config={})
     (small / "config.json").unlink()
-    with pytest.raises(ValueError, match="config= is for a folder with this file"):
+    with pytest.raises(ValueError, match="config= needs a folder with this file"):
         checkpoint.grow(small, growth, tmp_path / "x", key=KEY, names=NAMES, config={})
     checkpoint.grow(small, growth, tmp_path / "large", key=KEY, names=NAMES)
     assert names_in(tmp_path / "large") == TENSORS

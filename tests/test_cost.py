@@ -254,7 +254,7 @@ def test_a_transformer_that_deepens_costs_its_layers():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"stages": [Stage(epochs=1)]}, "samples: expected their number"),
+        ({"stages": [Stage(epochs=1)]}, "samples: expected the number of samples"),
         ({"stages": [Stage(epochs=1)], "samples": 0}, "samples: expected an integer, 1 or more"),
         ({"stages": [Stage(steps=1), Stage(seconds=9)]}, r"stages\[1\]: ends by the clock alone"),
         ({"stages": []}, "stages: expected a list of training.Stage"),
@@ -270,7 +270,7 @@ def test_a_run_whose_steps_are_not_known_is_refused(options, message):
 
 
 def test_a_run_is_told_for_traced_networks_of_arrays():
-    with pytest.raises(ValueError, match="widths: expected those that dw.trace has returned"):
+    with pytest.raises(ValueError, match="widths: expected widths that dw.trace returned"):
         dw.cost(dw.chain(shapes(8), ("up", "down")), stages=[Stage(steps=1)])
     with pytest.raises(ValueError, match="widths: expected them traced with a batch"):
         widths = dw.trace(lambda params, x: params["w"] * x, {"w": jnp.ones(3)}, jnp.zeros(()))

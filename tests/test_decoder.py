@@ -69,7 +69,7 @@ def test_all_that_the_decoder_does_not_compute_is_listed():
     with pytest.raises(ValueError, match="cannot compute this model") as error:
         decoder.options_of(config)
     assert str(error.value).splitlines()[1:] == [
-        "- quantization_config: expected None, or nothing; the decoder has none other",
+        "- quantization_config: expected None, or nothing; the decoder has no other",
         "- hidden_size: expected a positive whole number; found 0",
         "- num_attention_heads: expected a multiple of num_key_value_heads 3; found 4",
         "- head_dim: expected an even number, for rotary positions; found 5",
@@ -152,7 +152,7 @@ def test_a_folder_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(FileExistsError):
         decoder.save(tmp_path / "old", options, variables)
     variables["model"]["norm"] = {"weight": np.ones(3), "other": np.ones(1)}
-    with pytest.raises(ValueError, match="are not those of options") as error:
+    with pytest.raises(ValueError, match="variables do not match options") as error:
         decoder.save(tmp_path / "new", options, variables)
     assert str(error.value).splitlines()[1:] == [
         "- model/norm/weight: expected (16,), got (3,)",
@@ -162,6 +162,6 @@ def test_a_folder_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     _, variables = decoder.load(tmp_path / "old")
     with pytest.raises(TypeError):
         decoder.save(tmp_path / "new", options, variables)
-    with pytest.raises(ValueError, match="options are of no config.json"):
+    with pytest.raises(ValueError, match="options have no config; pass"):
         decoder.save(tmp_path / "new", replace(options, config={}), variables)
     assert [path.name for path in tmp_path.iterdir()] == ["old"]

@@ -534,7 +534,7 @@ def test_a_lower_precision_is_noted():
 
     widths = dw.trace(chain("a"), square("a"), VECTOR)
     growth = dw.plan(widths, target=square("a", "b"), target_apply=deep)
-    assert "casts to float32, so outputs may differ by what that rounds" in " ".join(growth.notes)
+    assert "casts to float32, so outputs may differ by its rounding" in " ".join(growth.notes)
 
 
 def test_zeros_do_not_silence_what_overflows():

@@ -172,7 +172,7 @@ def test_errors_of_layers_by_name_are_listed():
     names = {"b": "aa", "c": "norm", "norm": "a", "d": "m/a"}
     with pytest.raises(ValueError, match="b|aa: no layer 'aa'; the closest are \\['a'") as error:
         dw.deepen(params, layers=names)
-    for words in ("norm: expected a kernel", "norm: is there already", "d: must be in the same"):
+    for words in ("norm: expected a kernel", "norm: already exists", "d: must be in the same"):
         assert words in str(error.value)
 
 
@@ -297,7 +297,7 @@ def test_edits_are_data_from_shapes_alone():
     compiled = under_jit(variables, found)
     eager = inserted(variables, found, target, key=jax.random.key(0))
     assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), compiled, eager))
-    with pytest.raises(ValueError, match="w: missing; it is to become w"):
+    with pytest.raises(ValueError, match="w: missing, but w is made from it"):
         inserted({}, found, target, key=jax.random.key(0))
 
 
@@ -464,7 +464,7 @@ def test_the_optimizer_and_the_gradient_follow_layers_that_share_an_axis():
     init, update = jax.jit(tx.init), jax.jit(tx.update)
     _, state = update(gradient(small, VECTOR), init(small), small)
     state = dw.grow_opt_state(state, growth, tx)
-    assert [*state.ages.arrays["rows"].cohorts[1]] == [0] * rows + [1] * rows
+    assert [*state.step_counts.arrays["rows"].cohorts[1]] == [0] * rows + [1] * rows
     updates, _ = update(jax.tree.map(jnp.ones_like, deeper), state, deeper)
     begun, _ = update(jax.tree.map(jnp.ones_like, deeper), init(deeper), deeper)
     np.testing.assert_allclose(updates["rows"][:, rows:], begun["rows"][:, rows:], rtol=1e-9)

@@ -334,7 +334,7 @@ def test_layers_that_add_to_nothing_cannot_share():
         return x
 
     of = [{f"hidden_{i}": jnp.eye(8) for i in range(n)} for n in (2, 4)]
-    with pytest.raises(ValueError, match=r"these layers, so they add to none\n  pass .*interpose"):
+    with pytest.raises(ValueError, match=r"so they add to no stream\n  pass .*interpose"):
         dw.plan(dw.trace(apply, of[0], X), target=of[1], target_apply=apply, depth=SCALED)
 
 

@@ -265,23 +265,23 @@ def by_algorithm(params, batches, decay, maturity, share):
     readers = {FIRST: params["hidden"][1]["kernel"], SECOND: params["out"]}
     sums = {name: np.abs(np.asarray(kernel)).sum(1) for name, kernel in readers.items()}
     utility = {name: [0.0] * len(of) for name, of in sums.items()}
-    ages = {name: [0] * len(of) for name, of in sums.items()}
+    steps = {name: [0] * len(of) for name, of in sums.items()}
     due = dict.fromkeys(sums, 0.0)
     for x in batches:
         replaced = {}
         for name, values in activations(params, x).items():
             mean = np.abs(values).mean(0)
             for unit in range(len(mean)):
-                ages[name][unit] += 1
+                steps[name][unit] += 1
                 added = (1 - decay) * mean[unit] * sums[name][unit]
                 utility[name][unit] = decay * utility[name][unit] + added
-            mature = [unit for unit, age in enumerate(ages[name]) if age > maturity]
+            mature = [unit for unit, n in enumerate(steps[name]) if n > maturity]
             due[name] += share * len(mature)
-            corrected = {u: utility[name][u] / (1 - decay ** ages[name][u]) for u in mature}
+            corrected = {u: utility[name][u] / (1 - decay ** steps[name][u]) for u in mature}
             lowest = sorted(mature, key=corrected.__getitem__)[: int(due[name])]
             due[name] -= len(lowest)
             for unit in lowest:
-                utility[name][unit], ages[name][unit] = 0.0, 0
+                utility[name][unit], steps[name][unit] = 0.0, 0
             replaced[name] = sorted(lowest)
         yield replaced
 
@@ -300,7 +300,7 @@ def test_utility_is_that_of_continual_backprop(share):
     for n, replaced in enumerate(expected):
         assert {name: np.flatnonzero(masks[name][n]).tolist() for name in masks} == replaced
     assert sum(len(units) for one in expected for units in one.values()) > 5
-    assert all(jnp.all(ages <= 40) for ages in state.ages.values())
+    assert all(jnp.all(steps <= 40) for steps in state.steps.values())
 
 
 def test_updates_are_traced_once_and_need_shapes_to_begin():

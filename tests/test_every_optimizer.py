@@ -224,16 +224,16 @@ NOT_ANEW = {
     *("schedule_free", "schedule_free_adamw", "schedule_free_sgd"),
 }
 
-UNKNOWN = r"what field '.*' of .* holds is not known\s+say so with fields="
+UNKNOWN = r"field '.*' of .* has no known meaning\s+pass fields="
 REFUSED = {
     "cocob": UNKNOWN,
     "scale_by_cocob": UNKNOWN,
     "ema": UNKNOWN,
-    "flatten": "a state of all parameters in one, as of optax.flatten",
+    "flatten": "all parameters in one array, as of optax.flatten",
     "galore": "(?s)has shape .* start anew with tx.init",
     "scale_by_galore": "(?s)has shape .* start anew with tx.init",
     "lbfgs": UNKNOWN,
-    "monitor": "0/measurements/norm: tx.init makes no such state",
+    "monitor": "0/measurements/norm: tx.init makes no such array",
     "scale_by_lbfgs": UNKNOWN,
     "scale_by_zoom_linesearch": UNKNOWN,
 }

@@ -123,7 +123,7 @@ def test_the_readme_says_what_was_recorded():
     rows = {row.way.name: row for row in results.rows_of(tasks.TEXT, recorded()["text"])}
     grown = rows["3 to 6 layers, copies between"]
     readme = " ".join((ROOT / "README.md").read_text().split())
-    assert f"end with after {grown.ratio.value:.0%} of the FLOPs" in readme
+    assert f"the from-scratch loss with {grown.ratio.value:.0%} of the FLOPs" in readme
     assert f"{grown.without.value:.0%} of the FLOPs are needed" in readme
     others = [row for row in rows.values() if not row.way.grows and row.seeds == grown.seeds]
     assert len(others) >= 3 and all(

@@ -71,8 +71,8 @@ def test_rounding_of_rescaled_arrays_is_told(tmp_path):
             ["grow", str(small), str(large), *setting({"hidden_size": size}), "--seed", "0"]
         )
         assert ("note: rescaled arrays are rounded to bfloat16" in said) == is_rounded
-        assert "note: config.json says head_dim = 4 now, because heads keep their size" in said
-        assert said.splitlines()[-1].startswith("train on with a third of the rate")
+        assert "note: config.json now has head_dim = 4, because heads keep their size" in said
+        assert said.splitlines()[-1].startswith("continue training with a third of the learning")
         assert decoder.load(large)[1]["model"]["norm"]["weight"].dtype == jnp.bfloat16
         if not is_rounded:
             assert_same(small, large)
@@ -83,7 +83,7 @@ def test_a_window_that_no_text_reached_is_told(tmp_path):
     arguments = ["grow", str(small), str(tmp_path / "large"), "--seed", "0"]
     said = main([*arguments, "--set", "intermediate_size=24"])
     assert "not seen: lt (model.py:" in said
-    assert "note: lt is the sliding window, which is longer than the texts" in said
+    assert "note: lt is the sliding window, which is longer than the evaluated texts" in said
 
 
 @pytest.mark.long
@@ -213,8 +213,8 @@ def test_a_share_of_parameters_stays(name, tmp_path):
     main([*deep, "--set", "parameters=0.5"])
     assert config(tmp_path / "deep")["num_hidden_layers"] == 2
     for share, message in (
-        ("parameters=0.05", r"with the fewest hidden units there are 0\.\d+ of today's parameters"),
-        ("parameters=2", "expected one share of today's, such as parameters=0.7"),
+        ("parameters=0.05", r"the fewest hidden units still leave 0\.\d+ of today's parameters"),
+        ("parameters=2", "expected one share from 0 to 1, such as parameters=0.7"),
     ):
         with pytest.raises(SystemExit, match=message):
             main(["shrink", str(large), str(tmp_path / "out"), "--set", share])
@@ -262,12 +262,12 @@ def test_all_mistakes_are_told_at_once_and_nothing_is_written(tmp_path):
         "num_key_value_heads, head_dim, layer_types"
     )
     assert str(error.value).splitlines() == [
-        f"dogwood_jax: {small} cannot grow so:",
+        f"dogwood_jax: {small} cannot grow to these values:",
         f"- --set moe_intermediate_size=9: expected NAME=VALUE with one of {known}",
         "- --set vocab_size=x: expected a value in JSON; got 'x'",
         "- --set intermediate_size=2.5: expected a positive whole number; got 2.5",
-        "- --set hidden_size=12: expected at least 16; shrink takes less",
-        "- --rows: goes with --set vocab_size=N, a larger vocabulary",
+        "- --set hidden_size=12: expected at least 16; use shrink for less",
+        "- --rows: needs --set vocab_size=N with a larger vocabulary",
     ]
     for arguments, message in (
         (grow, "--set NAME=VALUE: needed"),
@@ -285,7 +285,7 @@ def test_all_mistakes_are_told_at_once_and_nothing_is_written(tmp_path):
         ),
         (
             ["grow", str(tmp_path / "none"), str(out), "--set", "hidden_size=8"],
-            "is no folder",
+            "is not a folder",
         ),
         (["upcycle", str(small), str(out), "--experts", "1"], "--experts 1: expected at least 2"),
     ):

@@ -334,7 +334,7 @@ def test_query_heads_beside_their_keys_are_told() -> None:
         return {"qkv": f64(6, (HEADS + 2 * kv) * DIM), "o": f64(HEADS * DIM, 6)}, apply
 
     (shapes, small), (target, large) = beside(2), beside(4)
-    with pytest.raises(ValueError, match="query heads lie beside their head of keys and values"):
+    with pytest.raises(ValueError, match="interleaves query heads with their keys and values"):
         dw.plan(dw.trace(small, shapes, X), target=target, target_apply=large)
 
 
@@ -419,7 +419,7 @@ def test_a_unit_that_is_repeated_stays_where_its_function_takes_no_copies() -> N
     with pytest.raises(dw.Refused, match="gate: its unit is copied; leave it out of strategy="):
         strategy = {"gate": dw.strategies.zeros()}
         dw.plan(dw.trace(gated, GATED, X), {"gate": 8}, strategy=strategy)
-    with pytest.raises(dw.Refused, match="up: what all of them share is copied in a growth of its"):
+    with pytest.raises(dw.Refused, match="up: the unit that all share is copied in a growth of"):
         strategy = dw.strategies.random()
         dw.plan(dw.trace(gated, GATED, X), {"gate": 12, "up": 12}, strategy=strategy)
 

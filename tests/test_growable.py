@@ -149,45 +149,45 @@ def test_what_sees_whole_arrays_sees_the_grown_ones():
         assert distance(updates, begun, same(NEW)) < 1e-10
 
 
-# Steps by hand, in which each entry has the count of its own age. They take a gradient, its
-# parameter, the moments, and the ages along each axis, this step included.
+# Steps by hand, in which each entry has the step count of its cohort. They take a gradient,
+# its parameter, the moments, and step counts along each axis, this step included.
 
 
-def adam_by_hand(gradient, moments, ages, eps):
-    age = functools.reduce(np.minimum.outer, ages)
+def adam_by_hand(gradient, moments, counts, eps):
+    count = functools.reduce(np.minimum.outer, counts)
     mu = 0.9 * moments["mu"] + 0.1 * gradient
     nu = 0.999 * moments["nu"] + 0.001 * gradient**2
     moments |= {"mu": mu, "nu": nu}
-    return mu / (1 - 0.9**age) / (np.sqrt(nu / (1 - 0.999**age)) + eps)
+    return mu / (1 - 0.9**count) / (np.sqrt(nu / (1 - 0.999**count)) + eps)
 
 
-def lamb_by_hand(gradient, param, moments, ages):
-    update = adam_by_hand(gradient, moments, ages, 1e-6)
+def lamb_by_hand(gradient, param, moments, counts):
+    update = adam_by_hand(gradient, moments, counts, 1e-6)
     return -RATE * update * np.linalg.norm(param) / np.linalg.norm(update)
 
 
-def adafactor_by_hand(gradient, param, moments, ages):
-    def decayed(name, mean, age):
-        rate = 1 - age**-0.8
+def adafactor_by_hand(gradient, param, moments, counts):
+    def decayed(name, mean, count):
+        rate = 1 - count**-0.8
         moments[name] = rate * moments[name] + (1 - rate) * mean
         return moments[name]
 
     if moments["v"].shape == param.shape:
         update = (
-            gradient / decayed("v", gradient**2, functools.reduce(np.minimum.outer, ages)) ** 0.5
+            gradient / decayed("v", gradient**2, functools.reduce(np.minimum.outer, counts)) ** 0.5
         )
     else:
         shorter, longer = np.argsort(param.shape)
-        row = decayed("v_row", np.mean(gradient**2, longer), ages[shorter])
-        column = decayed("v_col", np.mean(gradient**2, shorter), ages[longer])
+        row = decayed("v_row", np.mean(gradient**2, longer), counts[shorter])
+        column = decayed("v_col", np.mean(gradient**2, shorter), counts[longer])
         row, column = np.expand_dims(row / row.mean(), longer), np.expand_dims(column, shorter)
         update = gradient / np.sqrt(row * column)
     rms = lambda array: np.sqrt(np.mean(array**2))  # noqa: E731
     return -RATE * update / max(1, rms(update)) * max(rms(param), 1e-3)
 
 
-def clipped_by_hand(gradient, param, moments, ages):
-    return adam_by_hand(gradient, moments, ages, 1e-8)
+def clipped_by_hand(gradient, param, moments, counts):
+    return adam_by_hand(gradient, moments, counts, 1e-8)
 
 
 WHOLE_ARRAYS = {
@@ -219,11 +219,11 @@ def test_where_whole_arrays_are_seen_new_entries_have_a_count_of_their_own(name)
         gradient = gradients(WIDE, step)
         updates, state = update(gradient, state, WIDE)
         of_units = np.where(np.arange(14) < 8, 50 + step, step).astype(float)
-        ages = {"up/kernel": (np.full(4, 50.0 + step), of_units), "up/bias": (of_units,)}
-        ages |= {"down/kernel": (of_units, np.full(3, 50.0 + step))}
-        ages |= {"down/bias": (np.full(3, 50.0 + step),)}
+        counts = {"up/kernel": (np.full(4, 50.0 + step), of_units), "up/bias": (of_units,)}
+        counts |= {"down/kernel": (of_units, np.full(3, 50.0 + step))}
+        counts |= {"down/bias": (np.full(3, 50.0 + step),)}
         wanted = {
-            path: by_hand(np.asarray(array), flat[path], moments[path], ages[path])
+            path: by_hand(np.asarray(array), flat[path], moments[path], counts[path])
             for path, array in leaves_by_path(gradient).items()
         }
         if name == "clipped":
@@ -332,14 +332,14 @@ def test_growing_without_it_is_a_warning_that_names_it(recwarn):
     tx = dw.growable(adam)
     dw.grow_opt_state(adam.init(SMALL), GROWTH, tx)
     assert not recwarn
-    with pytest.warns(UserWarning, match=r"tx = dw.growable\(tx\), it counts for each"):
+    with pytest.warns(UserWarning, match=r"tx = dw.growable\(tx\), and new entries get"):
         dw.grow_opt_state(adam.init(SMALL), GROWTH, adam)
 
 
 def test_nothing_is_kept_until_the_first_growth():
     tx = dw.growable(optax.adam(RATE))
     state = tx.init(SMALL)
-    assert state.ages == ()
+    assert state.step_counts == ()
     assert len(jax.tree.leaves(state)) == len(jax.tree.leaves(optax.adam(RATE).init(SMALL)))
     programs = [
         jax.make_jaxpr(one.update)(SMALL, one.init(SMALL), SMALL) for one in (optax.adam(RATE), tx)
@@ -347,14 +347,14 @@ def test_nothing_is_kept_until_the_first_growth():
     assert str(programs[0]) == str(programs[1])
     for name in ("sgd", "lion"):
         other = dw.growable(OPTIMIZERS[name]())
-        assert dw.grow_opt_state(other.init(SMALL), GROWTH, other).ages == ()
+        assert dw.grow_opt_state(other.init(SMALL), GROWTH, other).step_counts == ()
 
 
 # Several growths ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["adam", long("optimistic")])
-def test_a_network_that_grows_twice_has_entries_of_three_ages(name):
+def test_a_network_that_grows_twice_has_entries_of_three_cohorts(name):
     plain = OPTIMIZERS[name]()
     tx = dw.growable(plain)
     update, reference = jax.jit(tx.update), jax.jit(plain.update)
@@ -397,22 +397,22 @@ def test_a_network_that_grows_twice_has_entries_of_three_ages(name):
 def test_whether_a_step_is_the_first_is_known_for_each_cohort():
     tx = dw.growable(optax.optimistic_gradient_descent(RATE))
     state = dw.grow_opt_state(tx.init(SMALL), GROWTH, tx)  # before the first step of all
-    np.testing.assert_array_equal(state.ages.counts[0], [True, True])
+    np.testing.assert_array_equal(state.step_counts.counts[0], [True, True])
     _, state = trained(tx, WIDE, 2, state=state)
     again = dw.plan(dw.chain(WIDE, LAYERS), {"up": 20})
     state = dw.grow_opt_state(state, again, tx)
-    np.testing.assert_array_equal(state.ages.counts[0], [False, False, True])
+    np.testing.assert_array_equal(state.step_counts.counts[0], [False, False, True])
 
 
-def test_units_that_stay_when_others_are_removed_keep_their_ages():
+def test_units_that_stay_when_others_are_removed_keep_their_step_counts():
     tx = dw.growable(optax.adam(RATE))
     state = dw.grow_opt_state(trained(tx, SMALL, 10)[1], GROWTH, tx)
     _, state = trained(tx, WIDE, 4, seed=3, state=state)
     removal = dw.plan(dw.chain(WIDE, LAYERS), keep={"up": [0, 3, 9, 13]})
     kept = dw.grow_opt_state(state, removal, tx)
-    along = kept.ages.arrays["up"]["kernel"]
+    along = kept.step_counts.arrays["up"]["kernel"]
     np.testing.assert_array_equal(along.cohorts[1], [0, 0, 1, 1])
-    np.testing.assert_array_equal(kept.ages.counts[0], [0, 10, 14])
+    np.testing.assert_array_equal(kept.step_counts.counts[0], [0, 10, 14])
 
 
 def test_layers_that_are_inserted_begin_and_old_ones_go_on():
@@ -538,12 +538,12 @@ def test_copies_that_are_merged_carry_the_whole_again():
     even = dw.plan(dw.chain(SMALL, LAYERS), {"up": 16}, strategy=dw.strategies.replicate())
     wide = dw.grow(SMALL, even)
     state = dw.grow_opt_state(trained(tx, SMALL, 5)[1], even, tx)
-    np.testing.assert_allclose(state.ages.arrays["down"]["kernel"].shares[0], 0.5)
+    np.testing.assert_allclose(state.step_counts.arrays["down"]["kernel"].shares[0], 0.5)
     groups = [(i, i + 8) for i in range(8)]
     merged = dw.plan(dw.chain(wide, LAYERS), merge={"up": groups})
     back = dw.grow_opt_state(state, merged, tx)
-    np.testing.assert_allclose(back.ages.arrays["down"]["kernel"].shares[0], 1.0)
-    np.testing.assert_array_equal(back.ages.arrays["up"]["kernel"].cohorts[1], 0)
+    np.testing.assert_allclose(back.step_counts.arrays["down"]["kernel"].shares[0], 1.0)
+    np.testing.assert_array_equal(back.step_counts.arrays["up"]["kernel"].cohorts[1], 0)
 
 
 def test_shares_of_copies_of_copies_multiply():
@@ -553,7 +553,7 @@ def test_shares_of_copies_of_copies_multiply():
     wide = dw.grow(SMALL, even)
     more = dw.plan(dw.chain(wide, LAYERS), {"up": 32}, strategy=dw.strategies.replicate())
     state = dw.grow_opt_state(state, more, tx)
-    np.testing.assert_allclose(state.ages.arrays["down"]["kernel"].shares[0], 0.25)
+    np.testing.assert_allclose(state.step_counts.arrays["down"]["kernel"].shares[0], 0.25)
 
 
 # Warming up ---------------------------------------------------------------------------------------
@@ -669,7 +669,7 @@ def test_an_nnx_optimizer_grows():
     growth = dw.nnx.plan(dw.nnx.trace(wide, x), target=Module(16, nnx.Rngs(2)))
     wider = dw.nnx.grow(wide, growth, key=jax.random.key(0))
     again = dw.nnx.grow_optimizer(grown, growth, wider)
-    assert again.opt_state.ages.births.shape == (3,)
+    assert again.opt_state.step_counts.births.shape == (3,)
 
 
 @pytest.mark.long
@@ -755,7 +755,7 @@ def test_what_cannot_be_wrapped_is_named():
         dw.growable(optax.chain(optax.clip(1.0), tx))
     with pytest.raises(TypeError, match="growable: tx must be the optax.GradientTransformation"):
         dw.growable(optax.adam)
-    with pytest.raises(ValueError, match="no rule for a state of all parameters in one"):
+    with pytest.raises(ValueError, match="states with all parameters in one array"):
         dw.growable(optax.flatten(optax.adam(RATE)))
 
 
@@ -770,7 +770,7 @@ def test_unknown_second_moments_are_refused_and_momenta_are_not():
 
         return optax.GradientTransformation(init, update)
 
-    with pytest.raises(ValueError, match=r"what dict.kept holds is not known: wrap the links"):
+    with pytest.raises(ValueError, match=r"the meaning of dict.kept is not known: wrap only"):
         dw.growable(keeping(2))
     dw.growable(keeping(1))
     dw.growable(optax.chain(keeping(1), optax.adam(RATE)))
@@ -790,13 +790,13 @@ def test_a_state_that_has_not_grown_along_is_named(name, renewable):
     tx = dw.growable(plain, renewable=renewable)
     state = tx.init(SMALL)
     for update in (tx.update, jax.jit(tx.update)):
-        with pytest.raises(ValueError, match=r"go on with dw\.grow_opt_state\(state") as raised:
+        with pytest.raises(ValueError, match=r"use dw\.grow_opt_state\(state") as raised:
             update(WIDE, state, WIDE)
         said = "up/kernel: has shape (4, 8), but the update of up/kernel has (4, "
         assert said in str(raised.value)
     grown = dw.grow_opt_state(state, GROWTH, tx)
     jax.eval_shape(tx.update, WIDE, grown, WIDE)
-    with pytest.raises(ValueError, match=r"go on with dw\.grow_opt_state\(state"):
+    with pytest.raises(ValueError, match=r"use dw\.grow_opt_state\(state"):
         tx.update(SMALL, grown, SMALL)
 
 

@@ -268,7 +268,9 @@ def test_an_optimizer_that_is_not_known_is_refused_before_anything_grows():
 
     model = mlp()
     model.compile(Other(0.1), "mse")
-    with pytest.raises(ValueError, match="Other keeps what is not known.*\n.*twist, expected one"):
+    with pytest.raises(
+        ValueError, match="Other keeps arrays of unknown meaning.*\n.*twist, expected one"
+    ):
         dw.keras.grow(model, {"up": 9})
     with pytest.raises(ValueError, match="twist"):
         dw.keras.fit(model, X, Y, grow_at={0: {"up": 9}})
@@ -321,7 +323,7 @@ def test_the_larger_model_may_be_given():
     assert_goes_on(model, deeper)
     compiled = own(8, depth=1)
     compiled.compile("sgd", "mse")
-    with pytest.raises(ValueError, match="compiled with SGD, but the model that grows with Adam"):
+    with pytest.raises(ValueError, match="compiled with SGD, but the smaller model with Adam"):
         dw.keras.grow(model, x=X, target=compiled)
     with pytest.raises(ValueError, match="the larger model computes something else"):
         dw.keras.grow(model, x=X, target=own(8, depth=1, shift=0.5))
@@ -371,7 +373,7 @@ REFUSED = {
     "no width 'down'.*closest": lambda: dw.keras.grow(mlp(), {"down": 9}),
     "5 units are fewer than today's 6": lambda: dw.keras.grow(mlp(), {"up": 5}),
     "out: is a dimension of an input or output": lambda: dw.keras.grow(mlp(), {"out": 3}),
-    "block: no numbers in the config of Fixed make up/kernel .4, 9. in place of .4, 7.*target=": (
+    "block: no values in the config of Fixed make up/kernel .4, 9. in place of .4, 7.*target=": (
         lambda: dw.keras.grow(
             keras.Sequential([keras.Input((4,)), Fixed(name="block")]), {"block/up": 9}
         )
@@ -379,15 +381,15 @@ REFUSED = {
     "block: Secret has no get_config": lambda: dw.keras.grow(
         keras.Sequential([keras.Input((4,)), Secret(abs, name="block")]), {"block/up": 9}
     ),
-    "no numbers in the config of Own make blocks/0/kernel": (
+    "no values in the config of Own make blocks/0/kernel": (
         lambda: dw.keras.grow(own(5), {"blocks/0": 7}, X)
     ),
-    r"same layer along, such as \[.*'heads/value\[value_dim\]'.*\], because Keras cannot call": (
+    r"other widths of the same layer, such as \[.*'heads/value\[value_dim\]'.*\], because": (
         lambda: dw.keras.grow(attention_alone(), {"heads/query[head_dim]": 6})
     ),
     "needs sizes": lambda: dw.keras.grow(mlp()),
-    "does not say what its input is; pass an example": lambda: dw.keras.trace(own(5)),
-    "leaves sizes of its input open": lambda: dw.keras.trace(
+    "its input shape is unknown; pass an example": lambda: dw.keras.trace(own(5)),
+    "its input shapes leave sizes open": lambda: dw.keras.trace(
         keras.Sequential([keras.Input((None, 3)), layers.LSTM(4), layers.Dense(2)])
     ),
     "has no variables yet": lambda: dw.keras.trace(keras.Sequential([layers.Dense(2)])),

@@ -96,7 +96,9 @@ def test_models_of_keras_1_grow_and_are_not_written(tmp_path):
     sizes["convolution1d_1"] = 7
     wide = dw.grow(variables, dw.plan(widths, sizes), key=jax.random.key(0))
     np.testing.assert_allclose(module.apply(wide, x), y, 1e-5, 1e-5)
-    with pytest.raises(ValueError, match="whole model of Keras 1, which is read but not written"):
+    with pytest.raises(
+        ValueError, match="whole model of Keras 1, which can be read but not written"
+    ):
         keras_h5.save(tmp_path / "wide.h5", wide, like=path)
     keras_h5.save(tmp_path / "wide.h5", wide)  # as Keras 2 has it, gates side by side
     kernel = keras_h5.load(tmp_path / "wide.h5")["params"]["lstm_1"]["cell"]["hf"]["kernel"]
@@ -193,9 +195,11 @@ def test_shapes_and_groups_of_a_grown_model_are_written(writer, tmp_path):
 def test_groups_may_be_more_or_larger():
     assert grown_groups(3, 6, 8) == 4 and grown_groups(3, 6, 9) == 3
     assert grown_groups(1, 6, 9) == 1 and grown_groups(6, 6, 9) == 9
-    with pytest.warns(RuntimeWarning, match="12 channels taken for 6 groups of 2, not 3 groups"):
+    with pytest.warns(RuntimeWarning, match="12 channels read as 6 groups of 2, not as 3 groups"):
         assert grown_groups(3, 6, 12) == 6
-    with pytest.raises(ValueError, match="7 channels are neither groups of 2 nor 3 groups"):
+    with pytest.raises(
+        ValueError, match="7 channels divide neither into groups of 2 nor into 3 groups"
+    ):
         grown_groups(3, 6, 7)
 
 
@@ -217,7 +221,7 @@ def test_a_shape_of_which_any_axis_may_have_grown_is_refused(tmp_path):
         ValueError, match=r"no config .*: layer_2 \(Reshape\): which axis of \(2, 3"
     ):
         resized(model, {"params": {"layer_1": dense(4, 12), "layer_4": dense(12, 2)}})
-    with pytest.raises(ValueError, match=r"layer_4/kernel: has shape \(7, 2\), where Keras would"):
+    with pytest.raises(ValueError, match=r"layer_4/kernel: has shape \(7, 2\), but Keras would"):
         resized(model, {"params": {"layer_1": dense(4, 6), "layer_4": dense(7, 2)}})
 
 
@@ -336,7 +340,9 @@ def test_channels_that_a_depthwise_kernel_does_not_tell_are_refused():
     kernel = module.init(jax.random.key(0), x)["params"]["layer_1"]["kernel"]
     assert module.apply({"params": {"layer_1": {"kernel": kernel}}}, x).shape == (1, 4, 2)
     wide = {"params": {"layer_1": {"kernel": np.ones((1, 1, 4), "f")}}}
-    with pytest.raises(ValueError, match="layer_0: whether the channels or the depth_multiplier"):
+    with pytest.raises(
+        ValueError, match="layer_0: cannot tell whether the channels or the depth_multiplier"
+    ):
         module.apply(wide, x)
 
 
@@ -347,9 +353,9 @@ def test_in_what_a_module_differs_from_keras_is_said():
         ("Dense", {"units": 2, "dtype": {"config": {"name": "bfloat16"}}}),
     )
     assert differences(build(model)) == [
-        "layer_0 begins each call with a state of zeros, as after reset_states()",
-        "layer_1 computes in the dtype of its arrays, in Keras in mixed_float16",
-        "layer_2 computes in the dtype of its arrays, in Keras in bfloat16",
+        "layer_0 starts each call with a state of zeros, as after reset_states()",
+        "layer_1 computes in the dtype of its arrays, but in Keras in mixed_float16",
+        "layer_2 computes in the dtype of its arrays, but in Keras in bfloat16",
     ]
 
 
@@ -447,14 +453,14 @@ def test_all_that_is_not_supported_is_said_at_once():
     assert str(raised.value).splitlines() == [
         "cannot make a Flax module of this model:",
         "- layer_0 (Lambda): this class of layers is not supported",
-        "- layer_1 (Dense): the activation 'my_activation' is none of Keras's own",
-        "- layer_2/thing (Custom>Thing): its class is not Keras's own, and its code is not in the "
-        "file",
+        "- layer_1 (Dense): the activation 'my_activation' is not one of Keras's own",
+        "- layer_2/thing (Custom>Thing): its class is not part of Keras, and its code is not in "
+        "the file",
         "  load reads its weights, for a module of your own",
         "- layer_3 (LSTM): time_major=True is not supported",
         "- layer_4 (Conv2D): its config has no 'padding'",
-        "- variables (Dense): Flax has another use for this name; rename the layer",
-        "- params (Dense): Flax has another use for this name; rename the layer",
+        "- variables (Dense): Flax modules use this name; rename the layer",
+        "- params (Dense): Flax modules use this name; rename the layer",
     ]
 
 
@@ -489,7 +495,9 @@ def test_masks_that_keras_3_may_forget_are_refused():
         return {"class_name": "Functional", "config": config, "keras_version": "3.15.1"}
 
     build(model("a"))
-    with pytest.raises(KerasFileError, match="a .MultiHeadAttention.: masks after it, which Keras"):
+    with pytest.raises(
+        KerasFileError, match="a .MultiHeadAttention.: masks after it are not supported"
+    ):
         build(model("e"))
 
 
@@ -509,7 +517,7 @@ def test_layers_that_wait_for_each_other_are_refused():
         "input_layers": [["x", 0, 0]],
         "output_layers": [["b", 0, 0]],
     }
-    with pytest.raises(KerasFileError, match="the layers a, b wait for each other"):
+    with pytest.raises(KerasFileError, match="the layers a, b depend on each other"):
         build({"class_name": "Functional", "config": config})
 
 
@@ -652,9 +660,7 @@ EMBEDDING = ("embedding", "Embedding", {"input_dim": 5, "output_dim": 2}, "token
 
 def test_a_model_behind_a_vocabulary_takes_what_it_returns():
     module = build(connected(TEXT, TOKENS, EMBEDDING))
-    assert differences(module) == [
-        "tokens is left out; pass what it returns in Keras as input text"
-    ]
+    assert differences(module) == ["tokens is left out; pass its result in Keras as input text"]
     (example,) = example_inputs(module)
     assert example.shape[1:] == (3,) and example.dtype == jnp.int32
     table = np.arange(10.0, dtype="f").reshape(5, 2)
@@ -666,7 +672,7 @@ def test_a_model_behind_a_vocabulary_takes_what_it_returns():
         module.apply(variables, np.array([["a"]]))
     dense = ("Dense", {"units": 2, "activation": "linear"})
     module = build(sequential(("StringLookup", {"output_mode": "multi_hot"}), dense))
-    assert differences(module)[0].startswith("layer_0 is left out; pass what it returns")
+    assert differences(module)[0].startswith("layer_0 is left out; pass its result")
     assert example_inputs(module) is None
 
 
@@ -683,7 +689,7 @@ def test_an_example_may_be_a_number(batch, shape):
         (connected(TEXT, ("x", "Identity", {}, "text"), TOKENS[:3] + ("x",)), "not at the front"),
         (
             connected(TEXT, TOKENS, ("h", "Hashing", {}, "text")),
-            "input of tokens is read by h as well",
+            "input of tokens is also read by h",
         ),
         (connected(TEXT, ("x", "Identity", {}, "text")), r"text \(InputLayer\): text is not supp"),
         (sequential(("Sequential", sequential(("Hashing", {}))["config"])), "inside another model"),
@@ -743,7 +749,7 @@ def test_random_crops_are_not_the_same_in_all_versions():
     for version, expected in (("3.15.1", X), ("2.15.0", X[:, :1])):
         y = build({**model, "keras_version": version}).apply({}, X)
         np.testing.assert_allclose(y, expected, rtol=1e-6)
-    with pytest.raises(KerasFileError, match="layer_0 .*what Keras 3.6 and 3.7 evaluate"):
+    with pytest.raises(KerasFileError, match="layer_0 .*crops of Keras 3.6 and 3.7"):
         build({**model, "keras_version": "3.7.0"})
 
 
@@ -862,7 +868,7 @@ def test_a_config_that_contradicts_the_arrays_is_refused(tmp_path):
 def test_arrays_that_do_not_fit_together_are_refused(tmp_path):
     path = DATA / "tensorflow_2.10.0_image.h5"
     path = changed(path, tmp_path, lambda layers: layers["conv2d"]["config"].update(groups=5))
-    with pytest.raises(KerasFileError, match="the arrays are not those of the model"):
+    with pytest.raises(KerasFileError, match="the arrays do not belong to the model"):
         load_model(path)
 
 
@@ -877,7 +883,7 @@ INT8 = {"class_name": "QuantizedDTypePolicy", "config": {"mode": "int8"}}
         ("Dense", "AWQDTypePolicy", {"mode": "awq/4/128"}, "of mode 'awq/4/128' are not"),
         ("Dense", "QuantizedDTypePolicy", {"mode": "int4"}, "of mode 'int4' are not.*Keras 3.14"),
         ("Dense", "QuantizedDTypePolicy", {"mode": "int8", "rank": 2}, "with LoRA are not"),
-        ("Dense", "Int4DTypePolicy", [], "are not supported that Keras describes so"),
+        ("Dense", "Int4DTypePolicy", [], "with this dtype policy are not supported"),
         (
             "GroupedQueryAttention",
             "QuantizedDTypePolicy",
@@ -925,7 +931,7 @@ def test_quantized_weights_are_integers_and_written_back_as_they_were(path, tmp_
     keras_h5.save(copy, variables, like=path)
     for old, new in zip(weights_in(path), weights_in(copy), strict=True):
         np.testing.assert_array_equal(old, new, strict=True)
-    with pytest.raises(ValueError, match="dense: Keras looks for quantized weights in layout 'h5'"):
+    with pytest.raises(ValueError, match="dense: Keras expects quantized weights of layout 'h5'"):
         keras_h5.save(tmp_path / "x.h5", variables, like=path, layout="h5")
     variables["params"]["dense"]["kernel"] = kernel.astype("f")
     with pytest.raises(ValueError, match="dense: expected quantized weights of int8, got float32"):
@@ -987,13 +993,13 @@ def test_integers_in_a_layer_that_is_not_quantized_are_refused(tmp_path):
         kernel = conv["kernel:0"][()]
         del conv["kernel:0"]
         conv["kernel:0"] = np.round(kernel * 100).astype("int8")
-    with pytest.raises(KerasFileError, match="conv2d/kernel: is of int8, and the model's config"):
+    with pytest.raises(KerasFileError, match="conv2d/kernel: has dtype int8, but this layer"):
         load_model(path)
 
 
 def test_weights_alone_are_no_model():
     path = Path(__file__).parent / "data" / "keras_2.10.0_mlp.h5"
-    with pytest.raises(KerasFileError, match="expected a whole model, .* found weights alone"):
+    with pytest.raises(KerasFileError, match="expected a whole model, .* found only weights"):
         load_model(path)
 
 

@@ -173,7 +173,7 @@ def test_both_directions_have_one_size_unless_they_had_two_before():
     model = {"layers": [layer("Bidirectional", name="both", **ways)]}
     model = {"class_name": "Sequential", "config": {"name": "model", **model}}
     wide = {"both": {"forward_rnn": {"cell": LSTM}}}
-    with pytest.raises(ValueError, match="both: its two directions must be of one size"):
+    with pytest.raises(ValueError, match="both: its two directions must have one size"):
         resized(model, wide)
     ways["backward_layer"]["config"]["units"] = 3
     assert resized(model, wide)["config"]["layers"][0]["config"]["layer"]["config"]["units"] == 7

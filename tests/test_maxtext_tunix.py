@@ -69,7 +69,7 @@ def test_the_command_says_that_maxtext_is_needed(tmp_path):
     arguments = ["grow", "step", str(tmp_path / "out"), "--maxtext", "old.yml", "new.yml"]
     with pytest.raises(SystemExit, match=r"--maxtext: needs MaxText, pip install"):
         main([*arguments, "--set", "base_mlp_dim=96"])
-    with pytest.raises(SystemExit, match="--rows: goes with folders of Hugging Face"):
+    with pytest.raises(SystemExit, match="--rows: is for Hugging Face folders"):
         main([*arguments, "--rows", "mean"])
     with pytest.raises(SystemExit, match="--set NAME=VALUE: needed, such as --set base_mlp_dim"):
         main(arguments)

@@ -211,7 +211,7 @@ def test_unprepared_says_what_is_missing(tmp_path, monkeypatch, with_tensorflow,
     message = str(error.value)
     assert str(builder.data_path) in message
     assert ("pip install tensorflow" in message) is not with_tensorflow
-    assert ("the network is out of reach" in message) is not with_network
+    assert ("the network is unreachable" in message) is not with_network
     assert prepared == []
 
 

@@ -226,14 +226,14 @@ def test_what_nothing_shows_is_refused_and_the_larger_model_tells_it(make: Any) 
     small, large = make(8), make(12)
     widths = dw.trace(apply, small, X)
     by_name, by_target = dw.plan(widths, {("up", 1): 12}), dw.plan(widths, target=large)
-    with pytest.raises(ValueError, match="(?s)says hidden.*8.*target=.*fresh="):
+    with pytest.raises(ValueError, match="(?s)stores hidden.*8.*target=.*fresh="):
         dw.grow(small, by_name, key=KEY)
     for growth in (by_name, by_target):
         wide = dw.grow(small, growth, fresh=large)
         assert wide.hidden == large.hidden
         np.testing.assert_allclose(apply(wide, X), apply(small, X), rtol=1e-6)
     if make is Counted:  # which a tree's structure does not tell
-        with pytest.raises(ValueError, match="(?s)hidden: is 8, as a size that changes.*fresh="):
+        with pytest.raises(ValueError, match="(?s)hidden: is 8, which equals a size.*fresh="):
             dw.grow(small, by_target, key=KEY)
     else:
         assert dw.grow(small, by_target, key=KEY).hidden == large.hidden
@@ -263,7 +263,7 @@ def test_numbers_that_follow_from_a_size_are_refused_where_they_matter() -> None
 
 def test_sizes_that_no_module_of_the_class_has_are_refused() -> None:
     widths = dw.trace(apply, mlp(8), X)
-    with pytest.raises(ValueError, match="MLP says width_size=8, and its class makes none"):
+    with pytest.raises(ValueError, match="MLP stores width_size=8, but its class makes no module"):
         dw.grow(mlp(8), dw.plan(widths, {"layers/0": 12}), key=KEY)
 
 
@@ -455,7 +455,7 @@ def test_a_state_whose_modules_nothing_tells_asks_for_the_grown_variables() -> N
     small, large, tx = fields(8), fields(12), optax.adam(1e-2)
     growth = dw.plan(dw.trace(apply, small, X), {("up", 1): 12})
     state = tx.init(small)
-    with pytest.raises(ValueError, match="(?s)Fields says hidden=8.*pass .* as variables="):
+    with pytest.raises(ValueError, match="(?s)Fields stores hidden=8.*pass the grown variables"):
         dw.grow_opt_state(state, growth, tx)
     wide = dw.grow(small, growth, fresh=large)
     grown = dw.grow_opt_state(state, growth, tx, variables=wide)
@@ -476,7 +476,7 @@ def test_an_optimizer_that_holds_the_old_tree_is_named() -> None:
     growth = dw.plan(dw.trace(chained, pair(8), X), {"0": 12})
     with pytest.raises(ValueError) as error:
         dw.grow_opt_state(tx.init(pair(8)), growth, tx)
-    assert "a tree of labels or a mask, has to be made anew" in error.value.__notes__[-1]
+    assert "such as labels or a mask, create a new tx" in error.value.__notes__[-1]
     grown = dw.grow_opt_state(
         tx.init(pair(8)), growth, optax.multi_transform(transforms, by_axes(pair(12)))
     )

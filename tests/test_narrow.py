@@ -148,9 +148,9 @@ def test_activity_is_the_change_that_silencing_makes(network):
         ({"keep": {"Conv_0[0]": [0]}}, "cannot change from 3 to 1: it is a spatial dimension"),
         ({"keep": {"Dense_1": [0]}}, "pass interface=True"),
         ({"keep": {"Cov": [0]}}, "no width 'Cov'"),
-        ({"keep": {"Conv": [0]}}, "nothing shows how the network does without these layers"),
+        ({"keep": {"Conv": [0]}}, "nothing shows how the network runs without these layers"),
         ({"merge": {"Conv_0": [(0, 1), (1, 2)]}}, "merge takes groups of distinct units"),
-        ({"sizes": {"Conv_0": 6}, "keep": {"Conv_0": [0]}}, "change in two ways"),
+        ({"sizes": {"Conv_0": 6}, "keep": {"Conv_0": [0]}}, "is in sizes and in keep= or merge="),
     ],
 )
 def test_bad_requests_are_refused(network, arguments, message):

@@ -355,7 +355,7 @@ def test_what_nothing_shows_is_refused() -> None:
         dw.nnx.plan(widths, target=Told(6, nnx.Rngs(1))),
         dw.nnx.plan(widths, {"up": 6}),
     ):
-        with pytest.raises(ValueError, match="Told says hidden=4, .*\n  pass the larger module"):
+        with pytest.raises(ValueError, match="Told stores hidden=4, .*\n  pass the larger module"):
             dw.nnx.grow(told, growth, key=jax.random.key(0))
     with pytest.raises(
         ValueError, match="cannot narrow this module:(.|\n)*make the smaller module"

@@ -127,7 +127,7 @@ def test_a_layer_may_have_several_names():
     module = Deep()
     variables = jax.jit(module.init)(jax.random.key(0), X)
     widths = dw.trace(module.apply, variables, X)
-    with pytest.raises(ValueError, match="blocks: nothing shows how the network does without"):
+    with pytest.raises(ValueError, match="blocks: nothing shows how the network runs without"):
         dw.plan(widths, keep={"blocks": KEPT})
     growth = dw.plan(widths, keep=dict.fromkeys(("norms", "layers", "blocks"), KEPT))
     smaller = dw.grow(variables, growth)
@@ -191,7 +191,7 @@ def test_units_of_layers_that_stay_may_change_along():
 def test_narrow_says_how_far_outputs_move():
     module, variables = blocks()
     widths = dw.trace(module.apply, variables, X)
-    with pytest.warns(UserWarning, match="outputs move by .* because of the layers that go"):
+    with pytest.warns(UserWarning, match="outputs move by .* because layers are removed"):
         smaller = dw.narrow(variables, widths, {"block": KEPT})
     assert jax.eval_shape(Blocks(3).apply, smaller, X).shape == (2, 2)
     for index in (2, 3):  # these do nothing
@@ -329,7 +329,7 @@ def test_layers_go_alone():
     ends, layers = arrays()
     params = ends | in_dict(layers)
     widths = dw.trace(by_names, params, X)
-    with pytest.raises(ValueError, match="plan one after the other"):
+    with pytest.raises(ValueError, match="plan two growths"):
         dw.plan(widths, target=params, keep={"layer": KEPT})
     with pytest.raises(ValueError, match="use dw.trace"):
         dw.plan(dw.from_json(dw.to_json(widths)), keep={"layer": KEPT})
@@ -346,7 +346,7 @@ def test_a_chain_cannot_do_without_a_layer_that_changes_its_size():
         return x
 
     widths = dw.trace(apply, params, X)
-    with pytest.raises(ValueError, match="nothing shows how the network does without"):
+    with pytest.raises(ValueError, match="nothing shows how the network runs without"):
         dw.plan(widths, keep={"layer": [0, 2]})
     growth = dw.plan(widths, keep={"layer": [0, 2]}, check=False)
     assert dw.grow(params, growth)["layer_1"].shape == (5, 6)
@@ -386,7 +386,7 @@ def test_a_network_of_two_streams_is_not_written_anew():
         assert len(params["layers"]) == COUNT
         return network(COUNT)(params, x)
 
-    with pytest.raises(ValueError, match="nothing shows how the network does without"):
+    with pytest.raises(ValueError, match="nothing shows how the network runs without"):
         dw.plan(dw.trace(fixed, params, X), keep={"layers": KEPT})
     growth = dw.plan(dw.trace(network(None), params, X), keep={"layers": KEPT})
     assert len(dw.grow(params, growth)["layers"]) == 3
@@ -409,6 +409,6 @@ def test_layers_of_layers_go():
         [6, 8],
         [9, 10, 11],
     ]
-    with pytest.raises(ValueError, match="is to grow, but it is in layers that go alone"):
+    with pytest.raises(ValueError, match="should grow, but it is only in layers that are removed"):
         widths = dw.trace(by_names, arrays()[0] | in_dict(arrays()[1]), X)
         dw.plan(widths, {("layer_1/up", 1): 20}, keep={"layer": KEPT})

@@ -135,7 +135,7 @@ def test_factors_of_old_entries_stay(name):
 
 @pytest.mark.long
 def test_a_state_of_renewable_units_grows_and_goes_on_renewing():
-    """Entries of three ages, and a fourth after the growth."""
+    """Entries of three cohorts, and a fourth after the growth."""
     plain, tx = optax.adam(RATE), adam()
     update, reference = jax.jit(tx.update), jax.jit(plain.update)
     growth = dw.plan(WIDTHS, {"up": 12})
@@ -152,7 +152,7 @@ def test_a_state_of_renewable_units_grows_and_goes_on_renewing():
         (_, old), (_, middle) = (reference(gradient, one) for one in (old, middle))
     wide = dw.grow(params, growth, key=KEY)
     state = dw.grow_opt_state(state, growth, tx)
-    assert len(state.ages.births) == 2 + (4 + 12) + 12 + (12 + 3) + 3
+    assert len(state.step_counts.births) == 2 + (4 + 12) + 12 + (12 + 3) + 3
     new = plain.init(wide)
     late = jnp.arange(12) >= 10
     after, renewed = renew(wide, state, growth.after, {"up": late}, key=KEY, tx=tx)
@@ -162,10 +162,10 @@ def test_a_state_of_renewable_units_grows_and_goes_on_renewing():
         own = jax.tree.map(lambda a, b: a[tuple(map(slice, b.shape))], gradient, PARAMS)
         found, renewed = update(gradient, renewed, after)
         parts = []
-        for ages in ("old", "middle"):
-            updates, kept = reference(own, {"old": old, "middle": middle}[ages])
+        for cohort in ("old", "middle"):
+            updates, kept = reference(own, {"old": old, "middle": middle}[cohort])
             parts.append(updates["up"]["kernel"])
-            old, middle = (kept, middle) if ages == "old" else (old, kept)
+            old, middle = (kept, middle) if cohort == "old" else (old, kept)
         begun, new = reference(gradient, new)
         last, latest = reference(gradient, latest)
         first = jnp.where(MASKS[0][None], parts[1], parts[0])
@@ -199,7 +199,7 @@ def test_two_thousand_renewals_neither_compile_nor_grow():
         assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, carry)
         assert part == 0 or len(traced) == once
         carry = after
-    assert int(carry[1].ages.steps) == 2000
+    assert int(carry[1].step_counts.steps) == 2000
     assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(carry))
 
 
@@ -380,12 +380,12 @@ def test_what_is_wrong_is_said_before_anything_is_computed():
     for plain in (optax.adam(RATE), optax.sgd(RATE)):
         with pytest.raises(ValueError, match=r"tx = dw.growable\(tx, renewable=True\)"):
             renews(PARAMS, plain.init(PARAMS), WIDTHS, {"up": mask})
-    with pytest.raises(ValueError, match="does not hold when each unit was born; wrap"):
+    with pytest.raises(ValueError, match="has no step count for each unit; wrap"):
         renews(PARAMS, dw.growable(optax.adam(RATE)).init(PARAMS), WIDTHS, {"up": mask})
     wide = adam().init(perceptron(9))
-    with pytest.raises(ValueError, match=r"other sizes than the variables; after a growth go on"):
+    with pytest.raises(ValueError, match=r"other sizes than the variables; after a growth, use"):
         renews(PARAMS, wide, WIDTHS, {"up": mask})
-    with pytest.raises(ValueError, match="tx has no such state"):
+    with pytest.raises(ValueError, match="does not belong to tx"):
         dw.renew(
             *(PARAMS, state, WIDTHS, {"up": mask}),
             key=KEY,
@@ -428,7 +428,7 @@ def test_rows_of_a_table_have_no_weights_that_could_be_zero():
 
 def test_what_a_state_keeps_must_be_known():
     tx = dw.growable(optax.ema(0.9), renewable=True)  # of gradients, or of parameters
-    with pytest.raises(ValueError, match="cannot begin anew(.|\n)*ema/up/kernel: what it holds"):
+    with pytest.raises(ValueError, match="cannot reset entries(.|\n)*ema/up/kernel: has no known"):
         dw.renew(PARAMS, tx.init(PARAMS), WIDTHS, {"up": MASKS[0]}, key=KEY, tx=tx)
 
 

@@ -184,7 +184,7 @@ def test_averages_of_parameters_follow_where_others_weigh_them() -> None:
     average, fields = optax.ema(0.9, debias=False), {"ema": "parameters"}
     state = average.init(variables)._replace(ema=jax.tree.map(jnp.copy, variables))
     others = optax.masked(average, lambda tree: jax.tree.map(lambda a: a.ndim > 1, tree))
-    with pytest.raises(ValueError, match="skip: is weighed by inner_state/ema/layers/0/scale"):
+    with pytest.raises(ValueError, match="skip: is weighted by inner_state/ema/layers/0/scale"):
         dw.grow_opt_state(others.init(variables), growth, others, variables=wide, fields=fields)
     options = {"variables": wide, "fields": fields, "donate": True}
     grown = dw.grow_opt_state(state, growth, average, **options).ema
@@ -198,7 +198,7 @@ def test_averages_of_parameters_follow_where_others_weigh_them() -> None:
 def test_new_units_may_learn_where_all_scales_are_zero() -> None:
     model, widths, variables = before("layer scale")
     growth = dw.plan(widths, {widths.of("write/bias", 0).name: 7})
-    assert "axis 1 copy (write), means weighed by layers/0/scale" in str(growth)
+    assert "axis 1 copy (write), means weighted by layers/0/scale" in str(growth)
     (layer,) = variables["layers"]
     silent = {**variables, "layers": [{**layer, "scale": jnp.zeros_like(layer["scale"])}]}
     outputs = model.apply(silent, *model.inputs)

@@ -273,7 +273,7 @@ def test_dimensions_of_heads_that_go_only_together_stay(decoder):
     params, widths, tokens = decoder
     scores = dw.saliency(params, widths, predicted, tokens)
     assert {*scores} == {"embedding", "block_0[heads]", "block_0/up"}
-    with pytest.raises(ValueError, match=r"cannot come to 0.01 of the parameters(.|\n)*head_dim"):
+    with pytest.raises(ValueError, match=r"cannot reach 0.01 of the parameters(.|\n)*head_dim"):
         dw.shrink(params, widths, scores=scores, parameters=0.01)
 
 
@@ -323,9 +323,9 @@ def test_channels_under_a_norm_go_alone_or_by_group(groups, name, after):
     [
         ({}, "needs one budget"),
         ({"parameters": 0.5, "flops": 0.5}, "needs one budget"),
-        ({"parameters": 67}, "parameters is the share that stays, between 0 and 1, got 67"),
-        ({"flops": 0.0}, "flops is the share that stays"),
-        ({"parameters": 0.001}, r"cannot come to 0.001 of the parameters: .* 0.0\d+ of them are"),
+        ({"parameters": 67}, "parameters must be a share between 0 and 1, got 67"),
+        ({"flops": 0.0}, "flops must be a share between"),
+        ({"parameters": 0.001}, r"cannot reach 0.001 of the parameters: .* 0.0\d+ remains"),
         ({"parameters": 0.5, "scores": {}}, "either a loss and a batch, or scores="),
     ],
 )
@@ -340,7 +340,7 @@ def test_bad_budgets_are_refused(network, arguments, message):
     [
         ({"h0": np.ones(3), "h": np.ones(3)}, [r"h0: has shape \(3,\), expected \(12,\)", "h: "]),
         ({"h0": np.full(12, np.nan)}, ["h0: is not finite"]),
-        ({"out": np.ones(3)}, ["out: no unit of it can go: it is a dimension of an input"]),
+        ({"out": np.ones(3)}, ["out: its units cannot be removed: it is a dimension of an input"]),
     ],
 )
 def test_scores_that_do_not_fit_are_refused(network, scores, messages):

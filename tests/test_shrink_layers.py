@@ -194,7 +194,7 @@ def test_sizes_are_multiples():
         ({"layers": 5}, "between 1 and 4 layers can stay, got 5"),
         long({"layers": {"blocks": 2}}, "no layers 'blocks'; the closest are \\['block'\\]"),
         ({"layers": 2, "scores": {"block": np.ones(3)}}, "a finite score for each of 4 layers"),
-        ({"layers": 2, "scores": {}}, "there are layers called nothing"),
+        ({"layers": 2, "scores": {}}, "scores are of these layers: none"),
         ({"layers": 2, "scores": {"block_0/up": np.ones(7)}}, "block_0/up is a width of units"),
     ],
 )

@@ -364,7 +364,7 @@ def test_averages_of_parameters_begin_at_the_grown_ones():
 
 
 def test_a_stage_checks_its_arguments():
-    with pytest.raises(ValueError, match="pass sizes= or target=, too"):
+    with pytest.raises(ValueError, match="pass sizes= or target= as well"):
         Stage(epochs=1, depth=dw.strategies.stack())
     with pytest.raises(TypeError, match="training.Stage.*sizes"):
         Stage(epochs=1, sizes=12)

@@ -231,7 +231,7 @@ def test_merging_is_refused_where_outputs_would_change():
     widths = dw.trace(lambda p, x: dense(p, x) * p["up"].shape[1], params, x)
     with pytest.raises(ValueError, match="the network itself computes something else: its output"):
         dw.plan(widths, merge={"up": [(0, 2)]})
-    with pytest.raises(ValueError, match="dw.narrow removes units all the same"):
+    with pytest.raises(ValueError, match="dw.narrow still removes the units"):
         dw.merge_symmetric(params, widths, "up")
 
 

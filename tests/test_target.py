@@ -230,7 +230,7 @@ def test_heads_that_the_shapes_leave_open():
     assert line == (
         "qkv[1]: is 72 long in the target (like bias[0]), but for heads * dim | heads * dim | "
         "heads * value the shapes do not say whether {'heads': 6} or {'heads': 3} or {'heads': 4}; "
-        "say so with sizes= beside target=, or pass target_apply=, the larger model's function"
+        "say so with sizes= and target=, or pass target_apply=, the larger model's function"
     )
     for heads, dim in [(6, 4), (3, 8), (4, 6)]:
         new = {"heads": heads, "dim": dim, "value": dim, "model": 24}
@@ -404,7 +404,7 @@ LINES = {
         [
             "a[0]: is 24 long in the target, but for h * d the shapes do not say whether "
             "{'h': 3} or {'h': 6} or {'h': 4}; "
-            "say so with sizes= beside target=, or pass target_apply=, the larger model's function"
+            "say so with sizes= and target=, or pass target_apply=, the larger model's function"
         ],
     ),
     "many ways": (
@@ -414,7 +414,7 @@ LINES = {
         [
             "a[0]: is 30 long in the target, but for h | d the shapes do not say whether "
             "{'h': 3} or {'h': 26} or {'h': 4} or 21 others; "
-            "say so with sizes= beside target=, or pass target_apply=, the larger model's function"
+            "say so with sizes= and target=, or pass target_apply=, the larger model's function"
         ],
     ),
     "more ways than are listed": (
@@ -425,7 +425,7 @@ LINES = {
             "a[0]: is 50000 long in the target, but for c | h | d the shapes do not say whether "
             "{'c': 2, 'h': 3, 'd': 49995} or {'c': 2, 'h': 4, 'd': 49994} or "
             "{'c': 2, 'h': 5, 'd': 49993} or more than 97 others; say so with "
-            "sizes= beside target=, or pass target_apply=, the larger model's function"
+            "sizes= and target=, or pass target_apply=, the larger model's function"
         ],
     ),
 }
@@ -508,7 +508,7 @@ def test_a_search_ends(monkeypatch):
     found = []
     assert calls_of_size_of(monkeypatch, lambda: sizes_of(widths, target, found)) < 1_000 * 20
     assert found == [
-        "a[0], b[0]: there are too many sizes to try; say some with sizes= beside target=, "
+        "a[0], b[0]: there are too many sizes to try; pass some with sizes= and target=, "
         "or pass target_apply=: h >= 3, d >= 4"
     ]
 

@@ -216,7 +216,7 @@ def test_what_lies_elsewhere_is_named(variables, data):
             sharding=NamedSharding(mesh, P("data")),
             **settings | {"batch_size": 18},
         )
-    with pytest.raises(ValueError, match="sharding: expected that of the first axis of a batch"):
+    with pytest.raises(ValueError, match="sharding: expected the sharding of a batch along its"):
         training.fit(
             never, variables, TX, data, sharding=NamedSharding(mesh, P(None, "data")), **settings
         )

@@ -73,7 +73,7 @@ def test_each_layer_keeps_its_units(network):
     params, widths, keep = network
     growth = dw.plan(widths, keep=keep)
     equal(jax.jit(dw.grow)(params, growth), by_hand(params))
-    assert "kept, others in each layer" in " ".join(str(growth).split())
+    assert "kept, different in each layer" in " ".join(str(growth).split())
     assert dw.from_json(dw.to_json(growth)) == growth
     with pytest.warns(UserWarning, match="outputs move by"):
         equal(dw.narrow(params, widths, keep), by_hand(params))
@@ -135,7 +135,7 @@ def test_the_optimizer_goes_along(network, tx):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), *updates)
 
 
-def test_units_of_several_ages_are_refused(network):
+def test_units_with_different_step_counts_are_refused(network):
     params, widths, keep = network
     name = next(iter(keep))
     tx = dw.growable(optax.adam(0.1))
@@ -143,7 +143,7 @@ def test_units_of_several_ages_are_refused(network):
     grow = lambda params: dw.grow_opt_state(tx.init(params), growth, tx)  # noqa: E731
     state = jax.jit(grow)(params)
     smaller = dw.plan(growth.after, keep={name: [[0, 1], [2, 7], [3, 4]]})
-    with pytest.raises(ValueError, match="its units are of several ages"):
+    with pytest.raises(ValueError, match="its units have different step counts"):
         dw.grow_opt_state(state, smaller, tx)
 
 

@@ -203,7 +203,7 @@ def test_gates_that_depend_on_their_place():
     x = jnp.ones((4, 3))
     widths = dw.trace(apply, {"router": jnp.ones((3, 4)), "up": jnp.ones((4, 3, 2))}, x)
     growth = dw.upcycle(widths, {"router": 8})
-    assert "the larger model is to choose 4 of 8 experts instead of 2 of 4" in growth.notes[0]
+    assert "the larger model must choose 4 of 8 experts instead of 2 of 4" in growth.notes[0]
     assert growth.notes[1].startswith("outputs change: its output[0, 0] becomes")
     assert not is_preserving(growth)
 
@@ -251,7 +251,7 @@ def test_plan_copies_experts_where_outputs_stay():
         dw.plan(widths, target=shapes(6), target_apply=old)
     with pytest.raises(ValueError, match="some experts get more copies"):
         dw.plan(widths, dict.fromkeys(names, 5))
-    with pytest.raises(ValueError, match="its experts grow along, .*; dw.upcycle plans both"):
+    with pytest.raises(ValueError, match="its experts must grow with it, .*; dw.upcycle plans"):
         dw.plan(widths, {names[0]: 6})
 
 
@@ -405,7 +405,7 @@ def test_experts_that_cannot_be_evaluated():
     growth = dw.upcycle(widths, {"moe/router": 6})
     assert "reshape of (30, 2) to (30,)" in growth.evidence.why_not
     assert str(growth).startswith("not checked: the programs cannot be evaluated")
-    assert "the larger model is to choose 2 of 6" in growth.notes[0] and not is_preserving(growth)
+    assert "the larger model must choose 2 of 6" in growth.notes[0] and not is_preserving(growth)
     # As ``plan`` finds, outputs stay with one of six, too: the network's own function shows it.
     names = [widths.of("moe/router/kernel", 1).name, widths.of("moe/up", 0).name]
     planned = dw.plan(widths, dict.fromkeys(names, 6))
@@ -504,7 +504,7 @@ def test_rename_where_names_do_not_tell():
     target["moe"] = {names.get(name, name): array for name, array in target["moe"].items()}
     variables, old = net.params(0, mlp=True), net.network()
     widths = dw.trace(old, variables, TOKENS)
-    with pytest.raises(ValueError, match="mlp/gate/kernel: names do not tell which of"):
+    with pytest.raises(ValueError, match="mlp/gate/kernel: names do not show which of"):
         dw.upcycle(widths, target=target, target_apply=new)
     rename = {f"mlp/{name}": f"moe/{name_there}" for name, name_there in names.items()}
     growth = dw.upcycle(widths, target=target, target_apply=new, rename=rename)
@@ -617,11 +617,11 @@ def test_refusals():
     widths = dw.trace(apply, variables, TOKENS)
     with pytest.raises(ValueError, match="does not show which arrays hold its experts"):
         dw.upcycle(widths, {"moe/router": 6})
-    with pytest.raises(ValueError, match="head: no router that grows is seen to choose along it"):
+    with pytest.raises(ValueError, match="head: no router that grows chooses along this width"):
         dw.upcycle(widths, {"head": 20})
     with pytest.raises(ValueError, match="2 experts are fewer than today's 3"):
         dw.upcycle(widths, {"moe/router": 2})
-    with pytest.raises(ValueError, match="as many experts as in the network"):
+    with pytest.raises(ValueError, match="as many experts as before"):
         dw.upcycle(widths, target=variables)
     with pytest.raises(ValueError, match="either experts"):
         dw.upcycle(widths)

@@ -698,7 +698,7 @@ def test_other_masks_are_no_mistake():
     functions = [pair for m in (small, grown) for pair in as_function(m)]
     with pytest.raises(
         ValueError,
-        match="draws other random numbers; run both in evaluation mode, as by deterministic=True",
+        match="draws other random numbers; run both in evaluation mode, by deterministic=True",
     ):
         dw.verify(*functions, data(jnp.float32))
 

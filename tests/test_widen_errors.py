@@ -104,11 +104,11 @@ ERRORS = {
         ({"dense_1": 4, "params/dense_1": 5}, {"order": CHAIN}),
         ["dense_1", "named twice"],
     ),
-    "an order of one": (PARAMS, ({"dense_1": 4}, {"order": "dense_1"}), ["fewer than two layers"]),
+    "an order of one": (PARAMS, ({"dense_1": 4}, {"order": "dense_1"}), ["at least two layers"]),
     "the last layer": (
         PARAMS,
         ({"dense_3": 12}, {"order": CHAIN}),
-        ["dense_3", "last in order", "put the layer that reads it behind it"],
+        ["dense_3", "last in order", "append this layer to order"],
     ),
     "one layer without its reader": (PARAMS, ("dense_1", {"units": 4}), ["pass into="]),
     "one layer without units": (PARAMS, ("dense_1", {"into": "dense_2"}), ["units="]),

@@ -153,7 +153,7 @@ CALLS: dict[str, tuple[Callable[[], Any], list[str]]] = {
     ),
     "trace: a class of modules": (
         lambda: dw.trace(Linen, VARIABLES, X),
-        ["the class Linen of Flax Linen modules", "make a module"],
+        ["the class Linen of Flax Linen modules", "make an instance"],
     ),
     "trace: a keyword argument of the network": (
         lambda: dw.trace(apply_mode, PARAMS, X, train=False),  # type: ignore[call-arg]
@@ -260,7 +260,7 @@ CALLS: dict[str, tuple[Callable[[], Any], list[str]]] = {
     ),
     "nnx.trace: a class": (
         lambda: dw.nnx.trace(Nnx, X),
-        ["the class Nnx of NNX modules", "make a module"],
+        ["the class Nnx of NNX modules", "make an instance"],
     ),
     "nnx.trace: the state": (lambda: dw.nnx.trace(nnx.state(NNX), X), ["State", "dw.trace"]),
     "nnx.trace: no inputs": (lambda: dw.nnx.trace(NNX), ["model cannot be called", "'x'"]),
@@ -272,7 +272,7 @@ CALLS: dict[str, tuple[Callable[[], Any], list[str]]] = {
     ),
     "nnx.verify: inputs first": (
         lambda: dw.nnx.verify(NNX, X, NNX),
-        ["verify(model, wide_model, *inputs)", "wide_model", "inputs come behind all modules"],
+        ["verify(model, wide_model, *inputs)", "wide_model", "inputs come after all modules"],
     ),
     "nnx.plan: sizes as target": (
         lambda: dw.nnx.plan(NNX_WIDTHS, target={"up": 12}),
@@ -576,7 +576,7 @@ CALLS: dict[str, tuple[Callable[[], Any], list[str]]] = {
     ),
     "grow_opt_state: a state of other variables": (
         lambda: dw.grow_opt_state(IN_STATE, GROWTH, TX),
-        ["0/mu/params/down/bias", "below 'params'", "{'params': ...}"],
+        ["0/mu/params/down/bias", "in 'params'", "{'params': ...}"],
     ),
     "grow_opt_state: twice": (
         lambda: dw.grow_opt_state(WIDE_STATE, GROWTH, TX),
@@ -782,7 +782,7 @@ CALLS: dict[str, tuple[Callable[[], Any], list[str]]] = {
     ),
     "utility: the state of another network": (
         lambda: dw.training.utility(apply, WIDTHS).update(UTILITY_WIDE, PARAMS, X),
-        ["{'up': (12,)}", "{'up': (8,)}", "begin anew"],
+        ["{'up': (12,)}", "{'up': (8,)}", "start again"],
     ),
     "saliency: no batch": (
         lambda: dw.saliency(PARAMS, WIDTHS, lambda params, x: apply(params, x).mean()),
@@ -813,11 +813,11 @@ CALLS: dict[str, tuple[Callable[[], Any], list[str]]] = {
     "from_json: a list": (lambda: dw.from_json("[]"), ["to_json", "got '[]'"]),
     "from_json: the name of a file": (
         lambda: dw.from_json("growth.json"),
-        ["'growth.json', which is no JSON", "what is in it"],
+        ["'growth.json', which is not JSON", "pass the file's content"],
     ),
     "from_json: half a text": (
         lambda: dw.from_json(dw.to_json(GROWTH)[:300]),
-        ["which is no JSON", "char 300"],
+        ["which is not JSON", "char 300"],
     ),
     "from_json: an object": (
         lambda: dw.from_json({"type": "Widths"}),
@@ -1003,7 +1003,7 @@ CALLS: dict[str, tuple[Callable[[], Any], list[str]]] = {
     "plan: no units": (lambda: dw.plan(WIDTHS, {"up": -3}), ["one unit at least, got -3"]),
     "trace: an input by its name": (
         lambda: dw.trace(apply, PARAMS, x=X),
-        ["no argument x", "pass inputs by place, trace(apply, variables, input)"],
+        ["no argument x", "pass inputs by position, trace(apply, variables, input)"],
     ),
     "trace: a module of Equinox and several samples": (
         lambda: dw.trace(lambda module, x: module(x), ONE_SAMPLE, X),
@@ -1023,7 +1023,7 @@ CALLS: dict[str, tuple[Callable[[], Any], list[str]]] = {
     ),
     "plan: keep beside a size": (
         lambda: dw.plan(WIDTHS, {"up": 4}, keep={"up": [0, 1]}),
-        ["'up'", "two ways", "leave out its size"],
+        ["'up'", "in sizes and in keep=", "leave out its size"],
     ),
     "plan: fewer units": (
         lambda: dw.plan(WIDTHS, {"up": 4}),
@@ -1059,7 +1059,7 @@ CALLS: dict[str, tuple[Callable[[], Any], list[str]]] = {
     ),
     "fit: a batch larger than the data": (
         lambda: training.fit(apply, PARAMS, TX, DATA, epochs=1, batch_size=8, key=KEY),
-        ["batch_size: expected 3 or fewer", "got 8"],
+        ["batch_size: expected at most 3", "got 8"],
     ),
     "gain: a loss that needs a batch": (
         lambda: dw.gain(PARAMS, WIDTHS, lambda params, x: apply(params, x).mean()),
@@ -1122,7 +1122,7 @@ CALLS: dict[str, tuple[Callable[[], Any], list[str]]] = {
 
 def test_verify_says_whose_variables_do_not_fit() -> None:
     with pytest.raises(
-        TypeError, match=r"are wide those of target_apply\?\nIt fails with wide and these inputs: "
+        TypeError, match=r"does wide belong to target_apply\?\nThe function fails with wide "
     ):
         dw.verify(apply, PARAMS, apply, {**PARAMS, "up": dense(3, 8)}, X)
 
@@ -1210,7 +1210,7 @@ def test_a_function_that_looks_like_another_takes_its_own_arguments() -> None:
 
 
 def test_a_loss_of_other_arguments_is_asked_for_its_variables() -> None:
-    with pytest.raises(TypeError, match="are variables those of loss"):
+    with pytest.raises(TypeError, match="does variables belong to loss"):
         dw.saliency(PARAMS, WIDTHS, lambda x, params: jnp.sum(apply(params, x)), X)
 
 

@@ -247,7 +247,7 @@ def similarities(p: Any, x: Any) -> Any:
     return jax.nn.softmax(h @ h.T)
 
 
-@trap({"i[1]": "grow more widths along"}, **MLP)
+@trap({"i[1]": "grow more widths as well"}, **MLP)
 def hard_choice(p: Any, x: Any) -> Any:
     h = layer(p, x)
     return jax.nn.one_hot(jnp.argmax(h, -1), h.shape[1], dtype=h.dtype) @ p["o"]

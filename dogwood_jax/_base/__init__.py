@@ -1,21 +1,21 @@
-"""What every room stands on: trees, text, meshes, random bits. Of growing it knows only names.
+"""Helpers that every other room uses: trees, text, meshes, random bits. Nothing here grows models.
 
 | file | holds |
 |---|---|
-| ``trees`` | pytrees by path; the one place that says how a leaf is named |
+| ``trees`` | pytrees by path; the only place that defines the names of leaves |
 | ``arguments`` | refusals of arguments of the wrong kind: ``expect`` |
-| ``failed_calls`` | why a network's function fails with wrong variables or inputs |
-| ``command`` | how commands on a terminal end |
+| ``failed_calls`` | explanations of a network's function that fails: ``explaining`` |
+| ``command`` | options, output and exit codes of terminal commands |
 | ``deferred`` | arrays that are made when they are needed |
-| ``described`` | what a value is, in the words of an error |
+| ``described`` | short descriptions of values for error messages |
 | ``places`` | where a file may be written |
 | ``printable`` | text that a terminal can show |
-| ``problems`` | how an error lists all that is wrong: ``listed`` |
-| ``bits`` | whether JAX has 64 bits for a number |
+| ``problems`` | errors that list all problems together: ``listed`` |
+| ``bits`` | 64-bit mode of JAX |
 | ``tables`` | tables that people read |
-| ``meshes`` | where arrays lie on a mesh of devices |
-| ``draw`` | random numbers for new weights, as fast as they can be written |
+| ``meshes`` | placement of arrays on a mesh of devices |
+| ``draw`` | random values for new weights, at the speed of writing them |
 
-Where to add: a kind of argument is one ``ArgumentKind`` in ``arguments``. What goes here knows
-nothing of programs or widths.
+Where to add: a kind of argument is one ``ArgumentKind`` in ``arguments``. Code in this room depends
+on neither programs nor widths.
 """

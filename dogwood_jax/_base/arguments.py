@@ -1,7 +1,7 @@
-"""Refuse arguments of the wrong kind: ``expect``, ``expect_call`` and ``expect_arrays``.
+"""Refuses arguments of the wrong kind: ``expect``, ``expect_call`` and ``expect_arrays``.
 
-A wrong argument causes errors later that hide the mistake, such as a list of all paths. So the
-mistake itself is named before anything is computed, with what came and what to do next.
+A wrong argument causes later errors that hide the mistake, such as a list of all paths. These
+checks run before any computation. They name the mistake, the value that came and the next step.
 """
 
 import functools
@@ -35,12 +35,12 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class ArgumentKind:
-    """What an argument has to be.
+    """The kind of value that an argument must have.
 
     Attributes:
-        what: words for it.
+        what: its description.
         fits: whether a value is of this kind.
-        way_out: what to do with a value that is not, or an empty text.
+        way_out: the next step for a value of another kind, or an empty text.
     """
 
     what: str
@@ -52,11 +52,11 @@ def expect(call: str, **arguments: tuple[ArgumentKind, Any]) -> None:
     """Raises if arguments are of the wrong kind, or in the wrong order.
 
     Args:
-        call: how the public function is called, ``"grow(variables, growth)"``.
+        call: the call of the public function, ``"grow(variables, growth)"``.
         **arguments: the kind and the value of each argument, in the function's order.
 
     Raises:
-        TypeError: says of all of them what each must be, what came, and the next step.
+        TypeError: lists for each wrong argument its kind, the value that came and the next step.
     """
     wrong = {name: one for name, one in arguments.items() if not one[0].fits(one[1])}
     if not wrong:
@@ -101,7 +101,7 @@ def _is_function(value: Any) -> bool:
 def _function_of(value: Any) -> str:
     library = library_of(value)
     if library is not None and isinstance(value, type):
-        return "make a module of the class first"
+        return "make an instance of the class first"
     if library == "Flax Linen":
         return "pass its function, module.apply, and the variables that module.init returns"
     if library == "NNX":
@@ -111,8 +111,8 @@ def _function_of(value: Any) -> str:
         )
     if library == "Equinox":
         return (
-            "it holds its arrays itself, so pass a function of the module and inputs, such as "
-            "lambda module, x: jax.vmap(module)(x), and the module as variables"
+            "pass a function of the module and inputs, such as lambda module, x: "
+            "jax.vmap(module)(x), and the module, which holds its arrays, as variables"
         )
     if library == "Keras":
         return "dw.keras.trace(model, x) takes models of Keras"
@@ -128,13 +128,13 @@ def expect_call(call: str, name: str, function: Callable[..., Any], *arguments: 
     """Raises if a function does not take these arguments.
 
     Args:
-        call: how the public function is called.
+        call: the call of the public function.
         name: its argument that holds the function.
-        function: what will be called.
-        *arguments: with what: the variables, where it takes some, and the inputs.
+        function: the function that will be called.
+        *arguments: its arguments: the variables, if it takes any, and the inputs.
 
     Raises:
-        TypeError: says what is missing or too much.
+        TypeError: names the argument that is missing or too much.
     """
     why = misfit(function, *arguments)
     module = getattr(function, "__self__", None)
@@ -152,22 +152,22 @@ def expect_call(call: str, name: str, function: Callable[..., Any], *arguments: 
 
 
 def expect_scalar(call: str, loss: Any) -> None:
-    """Raises ValueError if a loss, or its shape, is not a single number."""
+    """Raises ValueError if a loss, or its ``jax.ShapeDtypeStruct``, is not a scalar."""
     if getattr(loss, "shape", None) != ():
-        way_out = "pass a loss, not the network; where it is one for each sample, take the mean"
+        way_out = "pass a loss, not the network; if there is one loss per sample, take the mean"
         if isinstance(loss, tuple):
-            way_out = "pass a function that returns the loss alone, as lambda *args: loss(*args)[0]"
+            way_out = "pass a function that returns the loss alone, lambda *args: loss(*args)[0]"
         raise ValueError(f"{call}: the loss must be a scalar, got {described(loss)}; {way_out}")
 
 
 def takes_inputs(function: Callable[P, R]) -> Callable[P, R]:
-    """Lets a public function say how a network's keyword arguments are given.
+    """Makes a public function explain how to pass keyword arguments of the network.
 
     Args:
-        function: takes a network's function or an NNX module first, and inputs by place.
+        function: takes a network's function or an NNX module first, and positional inputs.
 
     Returns:
-        The function, which raises TypeError for keyword arguments that are not its own.
+        The function, which raises TypeError for unknown keyword arguments, with the next step.
     """
     known = inspect.signature(function).parameters
     network = next(iter(known))
@@ -180,9 +180,11 @@ def takes_inputs(function: Callable[P, R]) -> Callable[P, R]:
             call = f"lambda variables, *inputs: {network}(variables, *inputs, {its})"
             way_out = f"pass a function that sets it in place of {network}: {call}"
             if any(map(holds_arrays, foreign.values())):
-                way_out = f"pass inputs by place, {function.__name__}({network}, variables, input)"
+                way_out = (
+                    f"pass inputs by position, {function.__name__}({network}, variables, input)"
+                )
             if args and library_of(args[0]) == "NNX":
-                way_out = f"set it in the module beforehand, as {network}.eval() sets modes"
+                way_out = f"set it in the module beforehand, such as the mode by {network}.eval()"
             raise TypeError(
                 f"{function.__name__} has no argument {', '.join(foreign)}; if the network has it, "
                 f"{way_out}"
@@ -200,9 +202,9 @@ _KEYWORD = "missing the keyword argument"
 
 
 def misfit(function: Callable[..., Any], *arguments: Any) -> str | None:
-    """Returns why a function does not take these arguments, as far as its signature tells."""
-    # A function of Python has its own arguments, even if functools.wraps makes it look like another
-    # one; what jax.jit and the like return takes what their function takes.
+    """Returns why a function's signature does not accept these arguments; None if it does."""
+    # A Python function keeps its own signature, even if functools.wraps copies another one to it.
+    # The results of jax.jit and other transformations take the arguments of their function.
     while not _is_of_python(function) and hasattr(function, "__wrapped__"):
         function = function.__wrapped__
     try:
@@ -234,8 +236,8 @@ def _variables_of(value: Any) -> str:
         return "pass the arrays of a module, not its class; jax.eval_shape gives their shapes"
     if library == "Flax Linen":
         return (
-            "pass the variables that module.init returns; where shapes are enough, those that "
-            "jax.eval_shape gives"
+            "pass the variables that module.init returns; where shapes are enough, pass the "
+            "result of jax.eval_shape"
         )
     if library == "NNX":
         return "pass nnx.state(module); the functions of dw.nnx take modules"
@@ -247,7 +249,7 @@ def _variables_of(value: Any) -> str:
 VARIABLES = ArgumentKind(
     "a pytree of arrays, the network's variables", _is_variables, _variables_of
 )
-# Of a network that may have no variables.
+# Variables of a network that may have none.
 TREE = ArgumentKind(
     VARIABLES.what,
     lambda value: (
@@ -261,19 +263,19 @@ TREE = ArgumentKind(
 def expect_arrays(
     call: str, name: str, tree: PyTree, given: Collection[str], known: Collection[str]
 ) -> None:
-    """Raises if a tree is not the network's: if it has none of the network's paths.
+    """Raises if a tree has none of the network's paths.
 
-    Where only some arrays are missing, nothing is raised: callers list them.
+    If only some arrays are missing, it does not raise: callers list these arrays.
 
     Args:
-        call: how the public function is called.
+        call: the call of the public function.
         name: its argument that holds the tree.
         tree: the argument.
         given: paths of the arrays in it.
         known: paths of the network's arrays.
 
     Raises:
-        ValueError: says what the tree is, and what to pass.
+        ValueError: describes the tree and names the next step.
     """
     found = set(given)
     if not known or not found.isdisjoint(known):
@@ -298,13 +300,13 @@ def expect_values(
     """Raises if an argument holds only the shapes of arrays, unless JAX is tracing.
 
     Args:
-        call: how the public function is called.
+        call: the call of the public function.
         arrays: the arrays, by path.
-        way_out: what to do instead.
-        name: the argument that they are in.
+        way_out: the next step.
+        name: the argument that holds the arrays.
 
     Raises:
-        TypeError: names one of them.
+        TypeError: names the first array without values.
     """
     for path, array in arrays.items():
         if isinstance(array, jax.ShapeDtypeStruct) and not is_traced(jnp.zeros([])):
@@ -314,13 +316,13 @@ def expect_values(
 
 
 def some(paths: Collection[str]) -> str:
-    """Returns the first two of some paths, and how many more there are."""
+    """Returns a text with the first two of some paths, and the number of further ones."""
     shown = [repr(path) for path in itertools.islice(paths, 2)]
     more = len(paths) - len(shown)
     return ", ".join(shown) + (f" and {more} more" if more else "")
 
 
-# What this package makes --------------------------------------------------------------------------
+# Results of this package --------------------------------------------------------------------------
 
 
 def _growth_of(value: Any) -> str:
@@ -367,7 +369,7 @@ def _is_state(value: Any) -> bool:
 def _state_of(value: Any) -> str:
     if is_nnx_optimizer(value):
         return "dw.nnx.grow_optimizer grows it"
-    return "pass the one that tx.init and tx.update return"
+    return "pass the state that tx.init and tx.update return"
 
 
 def _is_key(value: Any) -> bool:
@@ -375,7 +377,7 @@ def _is_key(value: Any) -> bool:
         return False
     if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
         return value.shape == ()
-    return value.dtype == np.uint32 and value.shape in ((2,), (4,))  # as of jax.random.PRNGKey
+    return value.dtype == np.uint32 and value.shape in ((2,), (4,))  # from jax.random.PRNGKey
 
 
 def _key_of(value: Any) -> str:
@@ -387,11 +389,11 @@ def _key_of(value: Any) -> str:
 def _nnx_of(value: Any) -> str:
     library = library_of(value)
     if library == "NNX":
-        return "make a module of the class; nnx.eval_shape makes one without values"
+        return "make an instance of the class; nnx.eval_shape makes one without values"
     if library == "Flax Linen":
         return "dw.trace(module.apply, variables, *inputs) takes Linen modules"
     if is_array(value):
-        return "inputs come behind all modules"
+        return "inputs come after all modules"
     if isinstance(value, Mapping) and not holds_arrays(value):
         return "pass a module in these sizes"
     way_out = "dw.trace(apply, variables, *inputs) takes functions of variables and inputs"
@@ -415,7 +417,7 @@ KEY = ArgumentKind("one random key of JAX, such as jax.random.key(0)", _is_key, 
 
 
 def is_integer(value: Any) -> bool:
-    """Whether a value is an integer, of Python or an array of no axes, and no boolean."""
+    """Whether a value is a Python integer or a scalar integer array, and not a boolean."""
     if isinstance(value, bool):
         return False
     try:
@@ -426,7 +428,7 @@ def is_integer(value: Any) -> bool:
 
 
 def is_count(value: Any, *, at_least: int) -> bool:
-    """Whether a value is an integer of Python or NumPy, and no less than another one."""
+    """Whether a value is a Python or NumPy integer, not a boolean, and not less than a limit."""
     if isinstance(value, bool):
         return False
     return isinstance(value, int | np.integer) and bool(value >= at_least)
@@ -445,7 +447,7 @@ def _are_names(value: Any) -> bool:
 BOOLEAN = ArgumentKind("True or False", lambda value: isinstance(value, bool | np.bool_))
 INTEGER = ArgumentKind("an integer", is_integer)
 NUMBER = ArgumentKind("a number", _is_number)
-# What a function has for variables where these may also be plain numbers.
+# Variables that may also be plain numbers.
 DATA = ArgumentKind(
     VARIABLES.what,
     lambda value: holds_arrays(value) or not callable(value),

@@ -7,15 +7,15 @@ import jax
 
 
 class Deferred(jax.ShapeDtypeStruct):
-    """The shape and dtype of an array, and what makes or reads its values.
+    """The shape and dtype of an array, and a function that makes or reads its values.
 
-    A network whose arrays do not fit in memory is a tree of these.
+    A network whose arrays do not fit in memory is a tree of deferred arrays.
 
     Attributes:
         make: makes or reads the values.
-        mapped: the array that these values are made of, and the map that does it; None if more
-            than a map decides them.
-        facts: what decides the values beside the network's own arrays; None if that is not known.
+        mapped: the source array and the map from it to these values; None if the values depend on
+            more than that.
+        facts: everything except the network's own arrays that decides the values; None if unknown.
     """
 
     def __init__(
@@ -32,5 +32,5 @@ class Deferred(jax.ShapeDtypeStruct):
 
 
 def made(leaf: Any) -> Any:
-    """Returns the values of a leaf: made, if they are deferred."""
+    """Returns the values of a leaf, and makes them first if the leaf is deferred."""
     return leaf.make() if isinstance(leaf, Deferred) else leaf

@@ -1,8 +1,8 @@
-"""What a value is, in the words of error messages: ``described``.
+"""Short descriptions of values for error messages: ``described``.
 
-Classes of other libraries are recognized by the names of their files. So no library is imported
-only to find out that a value is not from it. This package's own classes are recognized in the same
-way, so that all of its files may import this one.
+Classes of other libraries are recognized by the names of their modules, so that no library is
+imported only to find out that a value is not from it. This package's own classes are recognized in
+the same way, so that all of its files may import this one.
 """
 
 import reprlib
@@ -23,7 +23,7 @@ _LIBRARIES = {
 
 
 def described(value: Any) -> str:
-    """Returns in a few words what a value is."""
+    """Returns a description of a value in a few words."""
     name, library = type(value).__name__, library_of(value)
     if isinstance(value, type):
         return f"the class {value.__name__}" + f" of {library} modules" * (library is not None)
@@ -63,7 +63,7 @@ def _article(noun: str) -> str:
 
 
 def is_a(value: Any, name: str, package: str = "dogwood_jax") -> bool:
-    """Whether a value, or a class, is of a class of this name that a package declares."""
+    """Whether a value (or class) is an instance (or subclass) of a package's class of this name."""
     cls = value if isinstance(value, type) else type(value)
     return any(
         base.__name__ == name and f"{base.__module__}.".startswith(f"{package}.")
@@ -72,10 +72,10 @@ def is_a(value: Any, name: str, package: str = "dogwood_jax") -> bool:
 
 
 def library_of(value: Any) -> str | None:
-    """Returns the library that a module, or a class of modules, is from; None if it is neither."""
+    """Returns the library of a module or of a class of modules; None for other values."""
     cls = value if isinstance(value, type) else type(value)
     if cls.__module__.startswith("equinox._"):
-        return None  # a transformed function or a bound method, which Equinox makes modules of
+        return None  # a transformed function or bound method, which Equinox wraps in a module
     found = (library for library, (package, name) in _LIBRARIES.items() if is_a(cls, name, package))
     return next(found, None)
 
@@ -86,19 +86,19 @@ def is_nnx_optimizer(value: Any) -> bool:
 
 
 def is_train_state(value: Any) -> bool:
-    """Whether a value holds parameters and an optimizer's state, as Flax's ``TrainState``."""
+    """Whether a value holds parameters and an optimizer's state, like Flax's ``TrainState``."""
     return hasattr(value, "opt_state") and hasattr(value, "params")
 
 
 def is_optimizer(value: Any) -> bool:
-    """Whether a value is an optimizer as of Optax."""
+    """Whether a value is an optimizer with the interface of Optax."""
     if isinstance(value, type) or library_of(value) is not None or is_a(value, "Rngs", "flax.nnx"):
-        return False  # nnx.Rngs has any attribute
+        return False  # nnx.Rngs seems to have every attribute
     return callable(getattr(value, "init", None)) and callable(getattr(value, "update", None))
 
 
 def optimizer_states(tree: PyTree) -> list[str]:
-    """Returns the names of the classes of Optax's states in a tree, each once."""
+    """Returns the class names of the Optax states in a tree, each once."""
     classes: dict[str, None] = {}
 
     def see(node: Any) -> bool:
@@ -112,7 +112,7 @@ def optimizer_states(tree: PyTree) -> list[str]:
 
 
 def first_line(error: Exception) -> str:
-    """Returns the kind of an error and the first line of what it says."""
+    """Returns the type of an error and the first line of its message."""
     return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
 
 

@@ -1,6 +1,6 @@
-"""Why a network's function fails with wrong variables or inputs: ``explaining``.
+"""Explains why a network's function fails with wrong variables or inputs: ``explaining``.
 
-What another library raises then, such as the shape of one parameter, hides the mistake.
+The errors of other libraries, such as one about a parameter's shape, hide the mistake.
 """
 
 import contextlib
@@ -34,20 +34,20 @@ def explaining(
     *,
     variables_are: str = "",
 ) -> Iterator[None]:
-    """Names the mistake if a function fails with these arguments, where one is recognized.
+    """Replaces an error of a network's function by one that names the mistake, if recognized.
 
     Args:
-        call: how the public function is called.
+        call: the call of the public function, ``"trace(apply, variables, *inputs)"``.
         name: its argument that holds the function.
         function: the network's function.
         variables: the variables that it is called with.
         inputs: the inputs that it is called with.
-        variables_are: the argument of the public function that holds the variables, if they may be
-            those of another network.
+        variables_are: the argument of the public function that holds the variables, if they may
+            belong to another network.
 
     Raises:
-        TypeError: says what the mistake is, and the next step. For another error, says so if
-            ``variables_are`` is given; else that error is left alone.
+        TypeError: names the mistake and the next step. If none is recognized and ``variables_are``
+            is given, names that argument and the error. Otherwise the original error is raised.
     """
     try:
         yield
@@ -57,8 +57,8 @@ def explaining(
             raise
         if not found:
             raise TypeError(
-                f"{call}: are {variables_are} those of {name}?\n"
-                f"It fails with {variables_are} and these inputs: {first_line(error)}"
+                f"{call}: does {variables_are} belong to {name}?\n"
+                f"The function fails with {variables_are} and these inputs: {first_line(error)}"
             ) from error
         if len(found) == 1:
             raise TypeError(f"{call}: {name} fails, because {found[0]}") from error
@@ -72,12 +72,12 @@ def expect_no_mistakes(
     variables: PyTree,
     inputs: Sequence[Any],
 ) -> None:
-    """Names the mistake if arguments look like one, and a function fails with them.
+    """Raises if arguments look like a known mistake and the function fails with them.
 
-    Arguments are those of ``explaining``. The function is traced only if there is a suspicion.
+    Takes the arguments of ``explaining``. The function is traced only if a mistake is suspected.
 
     Raises:
-        TypeError: says what the mistake is, and the next step.
+        TypeError: names the mistake and the next step.
     """
     if any(True for _ in _mistakes(name, function, variables, inputs)):
         with explaining(call, name, function, variables, inputs):
@@ -109,11 +109,11 @@ def _mistakes(
         )
     if library_of(variables) == "Equinox" and _takes_one_sample(function, variables, inputs):
         yield (
-            "a module of Equinox takes one sample, and is called with several; pass lambda module, "
+            "an Equinox module takes one sample and is called with several; pass lambda module, "
             "x: jax.vmap(module)(x)"
         )
     if not inputs:
-        yield f"it is called without inputs; pass those that {name} takes"
+        yield f"it is called without inputs; pass the inputs that {name} takes"
     for number, one in enumerate(inputs):
         if isinstance(one, str):
             yield f"input {number} is the text {one!r}; pass an array, or set it beforehand"
@@ -125,16 +125,16 @@ def _mistakes(
 
 
 def _takes_one_sample(function: Callable[..., Any], module: Any, inputs: Sequence[Any]) -> bool:
-    """Whether a function of a module runs once it is mapped over the first axis of inputs."""
+    """Whether a function of a module runs if it is mapped over the first axis of its inputs."""
     try:
         jax.eval_shape(jax.vmap(lambda *one: function(module, *one)), *inputs)
-    except Exception:  # which any function may raise
+    except Exception:  # the function may raise anything
         return False
     return True
 
 
 def _said_by_flax(name: str, error: Exception) -> Iterator[str]:
-    """Yields what an error of Flax means for collections and modes of a network."""
+    """Yields explanations of Flax errors about collections, training mode and random keys."""
     kind, said = type(error).__name__, str(error)
     collection = match[1] if (match := _COLLECTION.search(said)) else ""
     if kind == "ScopeCollectionNotFound" and collection != "params":
@@ -145,11 +145,11 @@ def _said_by_flax(name: str, error: Exception) -> Iterator[str]:
     elif kind == "ModifyScopeVariableError":
         yield (
             f"{name} is in training mode and updates the collection {collection!r}; call it in "
-            "evaluation mode, functools.partial(module.apply, train=False) or so, or let it "
-            f"return what it updates, functools.partial(module.apply, mutable=[{collection!r}])"
+            "evaluation mode, such as functools.partial(module.apply, train=False), or let it "
+            f"return the updates, functools.partial(module.apply, mutable=[{collection!r}])"
         )
     elif kind == "InvalidRngError":
         yield (
-            f"{name} draws random numbers, as dropout does in training mode, and has no key; call "
-            "it in evaluation mode, functools.partial(module.apply, deterministic=True) or so"
+            f"{name} draws random numbers, as dropout does in training mode, but has no key; call "
+            "it in evaluation mode, such as functools.partial(module.apply, deterministic=True)"
         )

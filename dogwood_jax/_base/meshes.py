@@ -1,4 +1,4 @@
-"""Where the arrays of a training loop lie on a mesh: where they are, or whole on every device."""
+"""Places the arrays of a training loop on a mesh: as they are split, or whole on every device."""
 
 import contextlib
 from collections.abc import Mapping
@@ -13,10 +13,10 @@ Shardings: TypeAlias = tuple[NamedSharding, ...]
 
 
 def automatic(sharding: NamedSharding) -> NamedSharding:
-    """Returns the sharding on a mesh that leaves the rest to XLA, so that any function runs.
+    """Returns the same sharding on a mesh of automatic axes, on which any function runs.
 
-    With the explicit axes of ``jax.make_mesh``, a model would have to say how each of its sums
-    over a split axis is split.
+    With the explicit axes of ``jax.make_mesh``, a model would have to declare the sharding of each
+    sum over a split axis.
     """
     assert isinstance(sharding.mesh, Mesh)
     mesh = Mesh(sharding.mesh.devices, sharding.mesh.axis_names)
@@ -24,17 +24,17 @@ def automatic(sharding: NamedSharding) -> NamedSharding:
 
 
 def context(sharding: NamedSharding | None) -> contextlib.AbstractContextManager[Any]:
-    """Returns the context in which to call compiled functions, in place of any mesh around it."""
+    """Returns the context in which to call compiled functions; it replaces the caller's mesh."""
     if sharding is None:
         return contextlib.nullcontext()
-    # Its name before JAX 0.7.
+    # Before JAX 0.7, ``set_mesh`` was ``use_mesh``.
     set_mesh: Any = getattr(jax, "set_mesh", None) or getattr(jax.sharding, "use_mesh")  # noqa: B009
     manager: contextlib.AbstractContextManager[Any] = set_mesh(automatic(sharding).mesh)
     return manager
 
 
 def without_mesh() -> contextlib.AbstractContextManager[Any]:
-    """Returns the context in which programs know nothing of the mesh that the caller has set."""
+    """Returns a context without the mesh that the caller has set."""
     if not hasattr(jax.sharding, "use_abstract_mesh"):  # before JAX 0.7
         return contextlib.nullcontext()
     nowhere: contextlib.AbstractContextManager[Any] = jax.sharding.use_abstract_mesh(
@@ -44,20 +44,20 @@ def without_mesh() -> contextlib.AbstractContextManager[Any]:
 
 
 def parts(sharding: NamedSharding) -> int:
-    """Returns in how many parts the first axis of an array is split."""
+    """Returns the number of parts into which the first axis of an array is split."""
     size = sharding.mesh.size
     return size // sharding.shard_shape((size,))[0]
 
 
 def on_axes(sharding: NamedSharding, *axes: Any) -> NamedSharding:
-    """Returns the sharding of an array's leading axes, on the same mesh; by default of no axis."""
+    """Returns a sharding on the same mesh that splits leading axes over mesh axes, if any."""
     return NamedSharding(sharding.mesh, PartitionSpec(*axes))  # type: ignore[no-untyped-call]
 
 
 def on_mesh(tree: PyTree, sharding: NamedSharding) -> PyTree:
-    """Returns arrays on the mesh: those on it stay where they are, others go whole to each device.
+    """Returns a tree on the mesh. Arrays already on it stay; others are copied to each device.
 
-    Where several processes share the mesh, each passes the same arrays, or global ones.
+    If several processes share the mesh, all must pass the same arrays, or global arrays.
     """
     whole = on_axes(automatic(sharding))
 
@@ -68,9 +68,9 @@ def on_mesh(tree: PyTree, sharding: NamedSharding) -> PyTree:
 
 
 def handed_back(tree: PyTree, shardings: Shardings, sharding: NamedSharding) -> PyTree:
-    """Returns arrays `on_mesh`, split as given, on the sharding's own mesh and its types of axes.
+    """Returns arrays of ``on_mesh`` with given shardings, on the caller's mesh and types of axes.
 
-    Also, a compiled function may return the same sharding in other words.
+    Also restores the given specs, since a compiled function may return equivalent ones.
     """
     own = [NamedSharding(sharding.mesh, given.spec) for given in shardings]
     return jax.device_put(tree, jax.tree.unflatten(jax.tree.structure(tree), own))
@@ -82,7 +82,7 @@ def shardings_of(tree: PyTree) -> Shardings:
 
 
 def constrained(tree: PyTree, sharding: NamedSharding | Shardings | None) -> PyTree:
-    """Returns the arrays of a compiled function with a sharding for all, one for each, or any."""
+    """Returns arrays of a compiled function with one sharding for all, one for each, or any."""
     if sharding is None:
         return tree
     if isinstance(sharding, tuple):
@@ -91,7 +91,7 @@ def constrained(tree: PyTree, sharding: NamedSharding | Shardings | None) -> PyT
 
 
 def mesh_problems(leaves: Mapping[str, Any], sharding: Any) -> list[str]:
-    """Says, by path, which arrays lie neither on one device nor on the mesh of the sharding."""
+    """Returns problems: arrays, by path, that are on several devices but not on the given mesh."""
     spread = {
         path: leaf.sharding
         for path, leaf in leaves.items()
@@ -99,13 +99,13 @@ def mesh_problems(leaves: Mapping[str, Any], sharding: Any) -> list[str]:
     }
     if sharding is None:
         return [
-            f"sharding: {path} lies on several devices; say how they share a batch, as in "
+            f"sharding: {path} lies on several devices; define how they share a batch, such as "
             "sharding=NamedSharding(mesh, PartitionSpec('data'))"
             for path in list(spread)[:1]
         ]
     if not isinstance(sharding, NamedSharding) or len(sharding.spec) > 1:
         return [
-            "sharding: expected that of the first axis of a batch, such as "
+            "sharding: expected the sharding of a batch along its first axis, such as "
             f"NamedSharding(mesh, PartitionSpec('data')), got {sharding!r}"
         ]
     mesh = automatic(sharding).mesh

@@ -1,15 +1,15 @@
-"""Where a file may be written: ``place_of``."""
+"""Checks of paths before a file is written: ``place_of``."""
 
 import errno
 from pathlib import Path
 
 
 def place_of(path: Path) -> Path:
-    """Returns where a file of this name goes: through symbolic links, not over them.
+    """Returns the path to write to. Symbolic links are followed, not replaced.
 
     Raises:
-        FileNotFoundError: if there is no such folder.
-        FileExistsError: if something else than a regular file is there: a folder, a device, a pipe.
+        FileNotFoundError: if the folder does not exist.
+        FileExistsError: if the path exists but is not a regular file (a folder, a device, a pipe).
     """
     place = path.resolve()
     if not place.parent.is_dir():

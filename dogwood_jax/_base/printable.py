@@ -1,8 +1,8 @@
-"""Text that a terminal can show, whatever names in a file are made of."""
+"""Text that a terminal can show, whatever characters the names in a file contain."""
 
 
 def printable(text: str, keep: str = "") -> str:
-    r"""Returns text with escapes for what would move the cursor, or have no sign of its own.
+    r"""Returns text in which unprintable characters, such as cursor controls, are escaped.
 
     Args:
         text: any text.

@@ -1,4 +1,4 @@
-"""How errors list all that is wrong: ``listed``, ``Refused``, and what several of them say."""
+"""Errors that list all problems together: ``listed`` and ``Refused``."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -6,19 +6,20 @@ from typing import Any, Literal
 
 from dogwood_jax._base.tables import MANY, layers_together, merged
 
-_LONGEST = 100  # characters of a line with more than one thought
-_MOST = 8  # lines of problems; where there are more, the last one names their places
-ITEM, THOUGHT = "\n- ", "\n  "  # what begins a problem in a message, and another thought of it
+_LONGEST = 100  # most characters of a problem on one line; longer ones get a line for each part
+_MOST = 8  # most lines of problems; if there are more, the last line lists the remaining places
+ITEM, THOUGHT = "\n- ", "\n  "  # prefixes of a problem in a message and of its further parts
 _PLACE = re.compile(r"((?:\w+ of )?\S+): (.*)", re.DOTALL)
 
 
 def listed(what: str, problems: Iterable[str]) -> str:
     """Returns the message of an error that lists problems.
 
-    A problem begins with its place and has thoughts between semicolons, what to do among them. A
-    long one has a line for each thought. What many say in the end is said once, in the first line.
-    What is wrong with many layers in the same way takes one line, ``block_{0..11}/up: ...``, and so
-    does what is wrong with arrays if there are more than a few lines, ``{up,down}/kernel: ...``.
+    A problem is a place, a colon and parts separated by semicolons, the next step among them. A
+    long problem gets a line for each part. If three or more problems all end with the same part,
+    that part moves to the first line. Equal problems of many layers take one line,
+    ``block_{0..11}/up: ...``. If there are more than a few lines, equal problems of other arrays
+    share a line, too, ``{up,down}/kernel: ...``.
     """
     thoughts = [_thoughts(problem) for problem in dict.fromkeys(problems)]
     ends = {each[-1] for each in thoughts}
@@ -37,14 +38,14 @@ def listed(what: str, problems: Iterable[str]) -> str:
 
 
 def listed_in(message: str) -> list[str]:
-    """Returns the problems that ``listed`` has put into a message."""
+    """Returns the problems in a message of ``listed``."""
     return message.replace(THOUGHT, "; ").split(ITEM)[1:]
 
 
 def _thoughts(problem: str) -> list[str]:
-    """Returns the parts of a problem between semicolons that are in no brackets.
+    """Returns the parts of a problem, split at semicolons outside of brackets.
 
-    What was expected and what came are one thought.
+    "expected ...; got ..." stays one part.
     """
     parts, depth = [""], 0
     for piece in re.split(r"(; (?!got |found )|[()\[\]{}])", problem):
@@ -57,7 +58,7 @@ def _thoughts(problem: str) -> list[str]:
 
 
 def _alike_together(lines: Iterable[str]) -> list[str]:
-    """Returns problems; problems that say the same of several places become one."""
+    """Returns problems in which those with the same text share one line that names their places."""
     found: dict[str, list[str]] = {}
     for line in lines:
         match = _PLACE.match(line)
@@ -68,21 +69,21 @@ def _alike_together(lines: Iterable[str]) -> list[str]:
 
 
 def _in_lines(problem: str) -> str:
-    """Returns a problem on one line, or with a line for each thought."""
+    """Returns a problem on one line, or on a line for each part if it is long."""
     return problem if len(problem) <= _LONGEST else THOUGHT.join(_thoughts(problem))
 
 
 class Refused(ValueError):
-    """Raised by ``plan`` and what calls it: a growth that cannot be planned.
+    """Raised by ``plan``, and by functions that call it, for a growth that cannot be planned.
 
     A ``ValueError``, so that ``except ValueError`` catches it, too.
 
     Attributes:
-        problems: what speaks against it, a line each, ways out among them.
-        samples: how many samples are equal before and after it, where others differ.
-        differences: what another program computes instead, a line each, if it was evaluated.
-        then: what may be tried: ``"starts"``, other new entries; ``"fillings"``, other new layers;
-            ``"nothing"``; or ``""`` for all that there is.
+        problems: reasons and ways out, a line each.
+        samples: the number of samples with equal outputs before and after, if others differ.
+        differences: what the larger program computes instead, a line each, if it was evaluated.
+        then: what to try next: ``"starts"``, other new entries; ``"fillings"``, other new layers;
+            ``"nothing"``; or ``""``, everything.
 
     Example:
         >>> import jax.numpy as jnp
@@ -108,7 +109,7 @@ class Refused(ValueError):
         super().__init__(listed("cannot plan this growth", self.problems))
 
     def after(self, ways_out: Iterable[str]) -> "Refused":
-        """Returns this error with what may be done before it."""
+        """Returns this error with ways out listed before its problems."""
         return Refused([*ways_out, *self.problems], self.samples, self.differences, self.then)
 
     def __reduce__(self) -> Any:
@@ -116,4 +117,4 @@ class Refused(ValueError):
 
 
 class UnfitArrays(ValueError):
-    """Raised by a module that takes its sizes from its arrays, and cannot take them from these."""
+    """Raised by a module that infers its sizes from its arrays, if these arrays do not allow it."""

@@ -1,6 +1,6 @@
-"""Tables that people read: aligned columns, and what repeats told once.
+"""Tables that people read: aligned columns, in which repeated lines are merged.
 
-Sixty lines for the places of a residual stream say no more than
+Sixty lines for the places of a residual stream become
 ``<- block_{0..11}/attention/{query,key,value}/kernel[0]``.
 """
 
@@ -13,19 +13,18 @@ from typing import TypeVar
 Key = TypeVar("Key", bound=Hashable)
 Row = tuple[str, ...]
 
-# Numbers in paths, not in sizes (4x12). Those in brackets count axes, those in braces are several
-# already.
+# Numbers in paths, not in sizes (4x12), nor in brackets (axes), nor in braces (merged already).
 _NUMBER = re.compile(r"((?<=[A-Za-z_/])(?<!\dx)\d+|\d+(?=/))(?![^\[\]{}]*[\]}])")
-_LONGEST_CELL, _SHORTEST_CELL = 60, 24  # of the last column, whose lines are broken
-_LINE_OF_A_FILE = 100  # how long lines are where no terminal shows them
-MANY = 3  # from how many on what is alike is summed up
+_LONGEST_CELL, _SHORTEST_CELL = 60, 24  # limits on the line length of the wrapped last column
+_LINE_OF_A_FILE = 100  # line length without a terminal
+MANY = 3  # minimal number of alike items that are merged
 _MOST_ALTERNATIVES = 8
 
 
 def table(rows: Sequence[Row]) -> str:
     """Returns rows as text with aligned columns, the first row underlined.
 
-    Cells may have several lines; those of the last column are broken where they are long.
+    Cells may have several lines. Long cells of the last column are wrapped.
     """
     lines: list[Row] = []
     others = sum(
@@ -46,17 +45,17 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def line_length() -> int:
-    """Returns how long lines may be: as wide as the terminal, or 100 where there is none."""
+    """Returns the longest line allowed: the width of the terminal, or 100 without a terminal."""
     return shutil.get_terminal_size((_LINE_OF_A_FILE, 0)).columns
 
 
 def fits(text: str) -> bool:
-    """Returns whether no line of a text is longer than lines may be."""
+    """Whether no line of a text is longer than ``line_length``."""
     return max(map(len, text.splitlines()), default=0) <= line_length()
 
 
 def wrapped(text: str, indent: str = "  ") -> str:
-    """Returns a text in lines that are no longer than they may be, all but the first indented."""
+    """Returns a text wrapped at ``line_length``, with all lines but the first indented."""
     length = max(line_length(), 2 * len(indent) + 1)
     return textwrap.fill(
         text, length, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
@@ -64,7 +63,7 @@ def wrapped(text: str, indent: str = "  ") -> str:
 
 
 def blocks(rows: Iterable[tuple[str, Iterable[str]]]) -> str:
-    """Returns rows that are too wide for a table as text: a line for each, and indented ones below.
+    """Returns rows that are too wide for a table as text: a line each, with indented lines below.
 
     Args:
         rows: the first line of each row, and the lines below it.
@@ -76,7 +75,7 @@ def blocks(rows: Iterable[tuple[str, Iterable[str]]]) -> str:
 
 
 def merged(paths: Iterable[tuple[Key, str]]) -> list[tuple[Key, str]]:
-    """Returns paths in which those that differ in one component have become one.
+    """Returns paths, after merging those that have equal keys and differ in one component.
 
     ``up/kernel`` and ``down/kernel`` become ``{up,down}/kernel`` if their keys are equal.
     """
@@ -104,7 +103,7 @@ def merged(paths: Iterable[tuple[Key, str]]) -> list[tuple[Key, str]]:
 
 
 def _one_of(names: Sequence[str]) -> str:
-    """Returns how alternatives are written: ``{a,b}``, or ``block_{0..11}``."""
+    """Returns one text for alternatives: ``{a,b}``, or ``block_{0..11}``."""
     if len({_pattern(name) for name in names}) == 1:
         return _together(names)
     more = ["..."] if len(names) > _MOST_ALTERNATIVES else []
@@ -112,13 +111,13 @@ def _one_of(names: Sequence[str]) -> str:
 
 
 def layers_together(rows: Iterable[Row]) -> list[tuple[Row, list[int]]]:
-    """Returns rows in which those that differ in the number of a layer alone are one.
+    """Returns rows, after merging those that differ only in the number of a layer.
 
     Args:
-        rows: texts, ``("block_0/up", ...)``, of one length all.
+        rows: texts, ``("block_0/up", ...)``, all of the same length.
 
     Returns:
-        Rows, ``("block_{0..11}/up", ...)``, each with the indices of those that it stands for.
+        Rows, ``("block_{0..11}/up", ...)``, each with the indices of the rows merged into it.
     """
     alike: dict[Row, list[tuple[Row, int]]] = {}
     for index, row in enumerate(rows):
@@ -135,7 +134,7 @@ def layers_together(rows: Iterable[Row]) -> list[tuple[Row, list[int]]]:
 
 
 def _pattern(text: str) -> str:
-    """Returns a text with its numbers left out, save those of axes."""
+    """Returns a text with its numbers replaced by ``*``, except axis numbers and sizes."""
     return _NUMBER.sub("*", text)
 
 

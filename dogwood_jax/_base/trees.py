@@ -1,4 +1,4 @@
-"""Pytrees by path: the one place that says how a leaf is named."""
+"""Pytrees by path: the only place that defines the names of leaves."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,7 +10,7 @@ import numpy as np
 
 PyTree = Any
 V = TypeVar("V")
-# From a tree to a part of it, as JAX names them.
+# JAX's keys from a tree to a part of it.
 Keys = tuple[Any, ...]
 
 
@@ -24,20 +24,20 @@ def leaf_path(keys: Sequence[Any]) -> str:
 
 
 def level(tree: PyTree) -> tuple[list[tuple[Keys, Any]], Any]:
-    """Returns what a tree is made of, with its keys, and the structure that holds it together.
+    """Returns the children of a tree's root with their keys, and the structure of the root.
 
-    A leaf is made of itself alone, without a key.
+    A leaf is its own only child, without a key.
     """
     return jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda part: part is not tree)
 
 
 def is_array(leaf: Any) -> bool:
-    """Whether a leaf is an array or the shape of one, rather than, say, a function."""
+    """Whether a leaf is an array or the shape of an array, rather than, say, a function."""
     return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
 
 
 def apart(tree: PyTree) -> tuple[list[Any], Callable[[Iterable[Any]], PyTree]]:
-    """Returns the arrays of a tree in order, and a function that puts others in their places."""
+    """Returns the arrays of a tree in order, and a function that replaces them by other arrays."""
     leaves, structure = jax.tree.flatten(tree)
 
     def back(arrays: Iterable[Any]) -> PyTree:
@@ -62,7 +62,7 @@ def leaves_by_path(tree: PyTree) -> dict[str, Any]:
 
 
 def by_path(items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """Returns leaves by path, after checking that no two have the same."""
+    """Returns leaves by path, after checking that no two have the same path."""
     leaves: dict[str, Any] = {}
     for path, leaf in items:
         if path in leaves:
@@ -72,18 +72,18 @@ def by_path(items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def by_ending(paths: Iterable[str], items: Mapping[str, V]) -> dict[str, V]:
-    """Returns what belongs to the variables that leaves of another tree follow, by the leaf's path.
+    """Returns the items of the variables that leaves of another tree mirror, by the leaf's path.
 
-    A leaf's path ends like the variable's, with or without its collection: the longest end that
-    fits counts. An optimizer's state is such a tree. A leaf that follows no variable is left out.
+    The tree is, for example, an optimizer's state. A leaf mirrors the variable whose path, with or
+    without its collection, is the longest end of the leaf's path. Other leaves are left out.
 
     Args:
         paths: paths of the leaves.
-        items: what belongs to each variable, by path.
+        items: an item for each variable, by path.
     """
     inner = Counter(name.partition("/")[2] for name in items)
     known = {name.partition("/")[2]: item for name, item in items.items()}
-    # Without a collection, several layers may have a "kernel".
+    # In variables without collections, this cuts off the layer, and many layers have a "kernel".
     known = {name: item for name, item in known.items() if inner[name] == 1} | dict(items)
     found: dict[str, V] = {}
     for path in paths:
@@ -95,16 +95,16 @@ def by_ending(paths: Iterable[str], items: Mapping[str, V]) -> dict[str, V]:
 
 
 def arrays_of(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns those leaves that are arrays."""
+    """Returns the leaves that are arrays."""
     return {path: leaf for path, leaf in leaves.items() if is_array(leaf)}
 
 
 def mirrors(
     outputs: Mapping[str, tuple[int, ...]], leaves: Mapping[str, tuple[int, ...]]
 ) -> dict[str, str]:
-    """Returns the outputs that are new values, or gradients, of all variables or a collection.
+    """Finds outputs that are new values, or gradients, of all variables or of a collection.
 
-    They grow along with the variables: they are no interface to anything else.
+    They grow with the variables, so their widths are not fixed as an interface.
 
     Args:
         outputs: shapes of the outputs by path.
@@ -133,12 +133,12 @@ def mirrors(
 
 
 def is_traced(array: Any) -> bool:
-    """Whether a program around this one computes the array."""
+    """Whether the array is traced, as inside of ``jax.jit``."""
     return isinstance(array, jax.core.Tracer)
 
 
 def concrete(array: Any) -> np.ndarray | None:
-    """Returns the values of an array, or None where a program around this one computes them."""
+    """Returns the values of an array, or None if the array is traced."""
     try:
         return np.asarray(array)
     except jax.errors.TracerArrayConversionError:
@@ -146,14 +146,14 @@ def concrete(array: Any) -> np.ndarray | None:
 
 
 def rebuilt(structure: Any, leaves: Mapping[str, Any]) -> PyTree:
-    """Returns a tree of a given structure with the leaves that have the same paths."""
+    """Returns a tree of a given structure with the leaves placed by their paths."""
     return jax.tree.unflatten(
         structure, [leaves[path] for path in leaves_by_path(tree_of_indices(structure))]
     )
 
 
 def nested(leaves: Mapping[str, Any]) -> PyTree:
-    """Returns leaves by path as nested dicts, and as lists where keys are 0, 1 and so on."""
+    """Returns nested dicts of leaves by path, with lists where the keys are 0, 1 and so on."""
     if "" in leaves:
         return leaves[""]
     below: dict[str, dict[str, Any]] = {}
@@ -166,15 +166,15 @@ def nested(leaves: Mapping[str, Any]) -> PyTree:
 
 
 def tree_of_indices(structure: Any) -> PyTree:
-    """Returns a tree of a given structure whose leaves are numbers, for the sake of their paths."""
+    """Returns a tree of a given structure whose leaves are 0, 1, ..., to read paths from it."""
     return jax.tree.unflatten(structure, range(structure.num_leaves))
 
 
 def in_order_of(template: PyTree, tree: PyTree) -> PyTree:
     """Returns the tree with the keys of its plain dicts in the template's order.
 
-    JAX rebuilds dicts with sorted keys. Layers have an order that readers and file formats rely
-    on, so it is put back wherever the dicts are within reach.
+    JAX rebuilds dicts with sorted keys, but readers and file formats rely on the order of layers.
+    Dicts inside of other containers keep JAX's order.
     """
     if type(tree) is dict and isinstance(template, Mapping) and tree.keys() == template.keys():
         return {key: in_order_of(template[key], tree[key]) for key in template}
@@ -182,7 +182,7 @@ def in_order_of(template: PyTree, tree: PyTree) -> PyTree:
 
 
 def struct_of(leaf: Any) -> jax.ShapeDtypeStruct:
-    """Returns the shape and dtype that an array has inside a traced function."""
+    """Returns the shape and dtype that an array has inside of a traced function."""
     if isinstance(leaf, jax.ShapeDtypeStruct):
         return leaf
     dtype = leaf.dtype

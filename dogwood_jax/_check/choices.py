@@ -1,4 +1,4 @@
-"""Sides of choices that no sample takes, taken by force: ``Choices``.
+"""ObservedChoice of choices that no sample takes, taken by force: ``Choices``.
 
 A ``cond`` whose branch no sample runs, a mask that is zero in all samples, ``relu(sum - 1e5)``:
 samples show nothing of the side that they do not take. So both networks are made to take it, at
@@ -37,7 +37,7 @@ class Chosen:
 
 
 @dataclass(frozen=True)
-class Choice:
+class RouterChoice:
     """How many experts a router chooses before and after a growth.
 
     Attributes:
@@ -82,7 +82,7 @@ _MANY = 16
 _Run = Callable[[Any, Sequence[bool]], list[bool]]
 
 
-class Sides(NamedTuple):
+class ObservedChoice(NamedTuple):
     """A choice of a program.
 
     Attributes:
@@ -104,7 +104,7 @@ class Choices:
     """
 
     def __init__(self) -> None:
-        self.found: dict[Key, Sides] = {}
+        self.found: dict[Key, ObservedChoice] = {}
 
     def look(self, eqn: Any, operands: Sequence[Any], callers: Sequence[Any]) -> None:
         """Takes notice of an equation before it is evaluated, see ``Watch``."""
@@ -117,7 +117,7 @@ class Choices:
             return
         key = key_of(eqn, callers)
         if (choice := self.found.get(key)) is None:
-            choice = Sides(Operation(eqn, (*callers,)), sides.count(eqn), set())
+            choice = ObservedChoice(Operation(eqn, (*callers,)), sides.count(eqn), set())
             self.found[key] = choice
         if len(choice.taken) < choice.sides:
             last = choice.sides - 1  # JAX cuts the index of a branch to the branches that exist

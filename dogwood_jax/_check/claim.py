@@ -14,7 +14,7 @@ from dogwood_jax._check.samples import Arguments
 from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._growth.leaf_map import old_places
-from dogwood_jax._program.primitives.sizes import CannotResize, SizeOf
+from dogwood_jax._program.primitives.new_sizes import CannotResize, SizeOf
 from dogwood_jax._program.subprograms import Key
 from dogwood_jax._program.values import Value
 from dogwood_jax._widths.trace import Traced

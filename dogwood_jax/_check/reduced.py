@@ -16,7 +16,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from dogwood_jax._base.trees import struct
-from dogwood_jax._check.choices import Choice, Chosen, dims_of, factors_of
+from dogwood_jax._check.choices import Chosen, RouterChoice, dims_of, factors_of
 from dogwood_jax._check.claim import Case, Side, case_of
 from dogwood_jax._check.constant_tables import first_other_table
 from dogwood_jax._check.resize import in_sizes, least_sizes
@@ -24,7 +24,7 @@ from dogwood_jax._growth.edit import Edit
 from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._growth.growth import Change, Growth
 from dogwood_jax._program.dims import Dim, atoms, factors, pieces, spread_out
-from dogwood_jax._program.primitives.sizes import CannotResize
+from dogwood_jax._program.primitives.new_sizes import CannotResize
 from dogwood_jax._program.subprograms import Key, entries, every_constant
 from dogwood_jax._widths.layout import Layout, Product, Units, resized, size_of, units_of
 from dogwood_jax._widths.roles import spots_along
@@ -72,7 +72,7 @@ class LargerProgram:
 
     traced: Traced | None
     numbers: Mapping[Key, float] = field(default_factory=dict)
-    choices: Sequence[Choice] = ()
+    choices: Sequence[RouterChoice] = ()
 
 
 def claim(

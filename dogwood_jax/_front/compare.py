@@ -1,4 +1,4 @@
-"""How far two networks' outputs are apart: ``compare``."""
+"""Measures how far two networks' outputs differ: ``compare``."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -19,15 +19,15 @@ from dogwood_jax._base.trees import PyTree, is_array, is_traced, leaves_by_path
 class Difference:
     """The largest differences between the outputs of two networks.
 
-    It is neither true nor false: ``bool(difference)`` is an error.
+    A ``Difference`` is neither true nor false: ``bool(difference)`` raises an error.
 
     Attributes:
         absolute: largest ``|old - new|``; NaN if only one of two values is NaN.
-        relative: largest absolute difference of an output array over its largest magnitude.
-        ulps: largest difference in units in the last place of the old value; many where that value
-            is close to zero.
+        relative: largest absolute difference of an output array, divided by its largest magnitude.
+        ulps: largest difference in units in the last place of the old value; large if that value is
+            close to zero.
         where: path and index of the largest absolute difference, ``"logits[3, 7]"``.
-        nans: how many values are NaN in both networks, which is no difference.
+        nans: how many values are NaN in both networks, which is not a difference.
     """
 
     absolute: float
@@ -42,7 +42,7 @@ class Difference:
 
     def __bool__(self) -> bool:
         raise TypeError(
-            "a Difference is neither true nor false: compare a number of it, as in "
+            "a Difference is neither true nor false: compare one of its fields, as in "
             "difference.relative < 1e-5, or call dw.verify, which raises if outputs moved"
         )
 
@@ -55,16 +55,16 @@ def compare(
     new_variables: PyTree,
     *inputs: Any,
 ) -> Difference:
-    """Measures how far the outputs of two networks are apart on the same inputs.
+    """Measures how far the outputs of two networks differ on the same inputs.
 
-    Where the new outputs are longer, because an output width grew, their first part is compared.
-    Arrays that are divided among devices are compared where they lie.
+    If new outputs are longer, because an output width grew, their first part is compared. Sharded
+    arrays are compared on their devices.
 
     Args:
         old_apply: function of variables and inputs.
-        old_variables: its variables.
-        new_apply: the other function, of outputs of the same structure.
-        new_variables: its variables.
+        old_variables: variables of ``old_apply``.
+        new_apply: the other function, whose outputs have the same structure.
+        new_variables: variables of ``new_apply``.
         *inputs: pytrees of arrays, the same for both.
 
     Returns:
@@ -101,10 +101,10 @@ def moved_by(
     new_variables: PyTree,
     inputs: Sequence[Any],
 ) -> float:
-    """Returns by how much outputs move, relative to their size (root mean squares).
+    """Returns how far the output that moves most moves, relative to its size (root mean squares).
 
-    It is that of the output that moves most, 0.0 if all stay to rounding, and NaN if no output is
-    of floats and has the shape that it had.
+    The result is 0.0 if all outputs stay to rounding, and NaN if there is no output of floats with
+    an unchanged shape.
     """
     old, new = old_apply(old_variables, *inputs), new_apply(new_variables, *inputs)
     shares = []
@@ -135,15 +135,15 @@ def numbers_by_path(outputs: PyTree) -> dict[str, Any]:
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Difference]:
     """Returns the largest differences of each output.
 
-    Arrays that are divided among devices are compared where they lie, in the precision that JAX
-    has; all others by NumPy, in double precision.
+    Sharded arrays are compared on their devices, in the precision of JAX; all other arrays by
+    NumPy, in double precision.
 
     Args:
         old: outputs by path.
-        new: those of the other network.
+        new: outputs of the other network by path.
 
     Raises:
-        ValueError: if only one network has an output, or a new one has not at least the old shape.
+        ValueError: if only one network has an output, or if a new output is smaller than the old.
     """
     problems = [f"{output_at(path)}: only one network has it" for path in old.keys() ^ new.keys()]
     for path in [path for path in old if path in new]:
@@ -164,7 +164,7 @@ def largest(found: Mapping[str, Difference]) -> Difference:
     worst = max(found.values(), key=lambda d: np.inf if np.isnan(d.absolute) else d.absolute)
     return Difference(
         worst.absolute,
-        float(np.max([d.relative for d in found.values()])),  # NaN where one of them is
+        float(np.max([d.relative for d in found.values()])),  # NaN if one of them is NaN
         float(np.max([d.ulps for d in found.values()])),
         worst.where,
         sum(d.nans for d in found.values()),
@@ -172,12 +172,12 @@ def largest(found: Mapping[str, Difference]) -> Difference:
 
 
 def together(function: Callable[..., Any], *arrays: Any) -> Any:
-    """Returns what a function makes of one or two arrays of the same network's output.
+    """Calls a function with one or two arrays that belong to the same output.
 
-    Arrays that are divided among devices stay where they lie.
+    Sharded arrays stay on their devices.
 
     Args:
-        function: takes NumPy, or what JAX has in its place, and the arrays.
+        function: takes ``numpy`` or ``jax.numpy``, and the arrays.
         *arrays: the arrays.
     """
     if not any(map(_is_divided, arrays)):
@@ -203,7 +203,7 @@ def _difference(path: str, old: Any, new: Any) -> Difference:
 
 
 def output_at(path: str) -> str:
-    """Returns what an output is called, which may be the only one, without a path."""
+    """Returns the name of an output for messages; the only output may have an empty path."""
     return f"output {path!r}" if path else "the output"
 
 
@@ -213,7 +213,7 @@ def place(path: str, index: Sequence[int]) -> str:
 
 
 def _measures(numpy: Any, old: Any, new: Any) -> tuple[Any, ...]:
-    """Compares two arrays by NumPy, or by what JAX has in its place.
+    """Compares two arrays by ``numpy`` or ``jax.numpy``.
 
     Returns:
         The largest difference, the largest magnitude of the old values, the largest difference in
@@ -225,8 +225,8 @@ def _measures(numpy: Any, old: Any, new: Any) -> tuple[Any, ...]:
     ulps = gap
     if jnp.issubdtype(old.dtype, jnp.inexact):
         nans = (numpy.isnan(old) & numpy.isnan(_first_part(old, new))).sum()
-        # The last place of a number is worth eps times the power of two below the number. For zero
-        # and subnormal numbers it is worth as much as for the smallest normal number.
+        # One unit in the last place is eps times the largest power of two below the number. For
+        # zero and subnormal numbers it is that of the smallest normal number.
         places = jnp.finfo(old.dtype)  # type: ignore[no-untyped-call]
         _, exponent = numpy.frexp(numpy.maximum(size, float(places.smallest_normal)))
         ulps = numpy.ldexp(gap, 1 - exponent) / float(places.eps)
@@ -235,26 +235,26 @@ def _measures(numpy: Any, old: Any, new: Any) -> tuple[Any, ...]:
 
 
 def gaps(numpy: Any, old: Any, new: Any) -> Any:
-    """Returns how far each entry is from the new one: NaN if one of them is, zero if both are."""
+    """Returns how far each entry moves: NaN if only one of both is NaN, zero if both are."""
     new = _first_part(old, new)
     wide = wide_dtype(old.dtype, new.dtype, least=_least(numpy))
     a, b = old.astype(wide), new.astype(wide)
     if jnp.issubdtype(wide, jnp.inexact):
         return numpy.where((a == b) | numpy.isnan(a) & numpy.isnan(b), 0, abs(a - b))
-    # Integers are subtracted as integers: as floats, large ones would be rounded.
+    # Integers are subtracted as integers, because floats would round large ones.
     return numpy.where(a > b, a - b, b - a).astype(f"uint{8 * wide.itemsize}").astype(float)
 
 
 def sizes(numpy: Any, old: Any) -> Any:
-    """Returns the magnitude of each entry, zero for those that are not finite."""
+    """Returns the magnitude of each entry; zero for entries that are not finite."""
     wide = wide_dtype(old.dtype, least=_least(numpy))
     a = old.astype(wide if jnp.issubdtype(wide, jnp.inexact) else float)
     return numpy.where(numpy.isfinite(a), abs(a), 0)
 
 
 def largest_entry(numpy: Any, values: Any) -> tuple[Any, list[Any]]:
-    """Returns the largest of some values, NaN if there is one, and its index, one for each axis."""
-    worst = values.max()  # NaN where one of them is
+    """Returns the largest value (NaN if there is one) and its index along each axis."""
+    worst = values.max()  # NaN if one of them is NaN
     at, index = numpy.isnan(values) | (values == worst), []
     for axis, n in enumerate(values.shape):
         along = numpy.arange(n).reshape([-1 if a == axis else 1 for a in range(values.ndim)])
@@ -272,13 +272,13 @@ def _least(numpy: Any) -> Any:
 
 
 def wide_dtype(*dtypes: Any, least: Any = jnp.float32) -> Any:
-    """Returns a dtype of at least single precision in which numbers of these dtypes can be mixed.
+    """Returns a dtype of at least single precision in which values of these dtypes can be mixed.
 
     Args:
-        *dtypes: floating, complex, integer or boolean; integers beside others do not count.
-        least: the precision that floats have at least.
+        *dtypes: floating, complex, integer or boolean; integers do not count if there are floats.
+        least: the lowest precision of floats.
     """
-    # Numbers of 8 bits and less are promoted to no other unless they are told to be.
+    # JAX does not promote floats of 8 bits and less implicitly.
     known = [dtype for dtype in dtypes if jnp.dtype(dtype).itemsize > 1]
     if any(jnp.issubdtype(dtype, jnp.inexact) for dtype in dtypes):
         known = [least, *(dtype for dtype in known if jnp.issubdtype(dtype, jnp.inexact))]
@@ -290,7 +290,7 @@ def _is_divided(array: Any) -> bool:
 
 
 def _on_the_same_devices(old: Any, new: Any) -> tuple[NamedSharding | None, list[Any]]:
-    """Returns arrays on one mesh that has no explicit axes, and a sharding on it."""
+    """Returns two arrays on one mesh without explicit axes, and a sharding on it."""
     place = new if _is_divided(new) else old
     others = old if place is new else new
     if not isinstance(place.sharding, NamedSharding):

@@ -1,4 +1,4 @@
-"""What a network costs before and after growing: ``cost``."""
+"""The cost of a network before and after growing: ``cost``."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,13 +20,13 @@ class Cost:
     """The cost of a network before and after growing; ``print`` shows a table.
 
     Attributes:
-        parameters: how many numbers its arrays hold, before and after. Of Flax's collections,
-            those of ``"params"`` count.
-        flops: floating-point operations of one step of training, before and after; None where they
-            are not known, as the numbers below.
-        active_parameters: how many of the parameters a token uses: of experts, those that are
-            chosen for it.
-        memory: bytes of the parameters, and of the keys and values that attention keeps of the
+        parameters: number of parameters, before and after. Of Flax collections, only ``"params"``
+            counts.
+        flops: floating-point operations of one training step, before and after; None if they are
+            not known. The same holds for the fields below.
+        active_parameters: number of parameters that a token uses: of the experts, only those that
+            are chosen for it.
+        memory: bytes of the parameters, and of the keys and values that attention caches for the
             tokens in the inputs (the KV cache).
     """
 
@@ -65,38 +65,38 @@ def cost(
 ) -> Cost | RunCost:
     """Returns the parameters, FLOPs of a training step and memory, before and after growing.
 
-    FLOPs are those of matrix products and convolutions, two for each multiplication with its
-    addition, on inputs of the shapes that the network was traced with. A step of training counts
-    three times the network itself: once forward, and twice that for the gradients. A ``scan``
-    counts as often as it runs, a ``while`` loop once, and all branches of a ``cond``.
+    FLOPs count matrix products and convolutions, two for each multiply-add, on inputs of the shapes
+    that the network was traced with. A training step counts three times the network itself: once
+    for the forward pass, and twice that for the gradients. A ``scan`` counts as often as it runs, a
+    ``while`` loop once, and all branches of a ``cond``.
 
-    The memory is that of parameters in their dtypes, and of keys and values for the tokens in the
-    inputs, in the dtype that most parameters have. So trace with the batch and the length of text
-    that you serve. Heads of keys that queries share count once.
+    Memory counts parameters in their dtypes, and keys and values for the tokens in the inputs, in
+    the dtype that most parameters have. So trace with the batch size and text length that you
+    serve. Heads of keys that several queries share count once.
 
-    With ``stages``, it returns the FLOPs of a whole training that grows between stages, and of as
-    many steps with the last network from scratch. Growths are planned as ``training.fit`` plans
-    them, from shapes alone. The batch is that of the inputs with which the network was traced. The
-    last, smaller batch of an epoch counts as a whole one. A stage with ``seconds`` counts as if
-    these sufficed.
+    With ``stages``, ``cost`` returns the FLOPs of a training run that grows between stages, and of
+    the same number of steps with the last network from scratch. Growths are planned as in
+    ``training.fit``, from shapes alone. The batch size is that of the traced inputs. The last,
+    smaller batch of an epoch counts as a whole batch. A stage with ``seconds`` counts as if it ran
+    to its last step.
 
     Args:
         widths: the widths of the network, from ``trace`` or ``chain``.
-        sizes: new number of units by name of the width, or by ``(path, axis)`` of any place where
-            it occurs. Only ``plan`` checks whether it can grow like this. Or a growth of these
-            widths; of one with other layers, or experts in place of an MLP, only parameters are
-            known.
-        stages: in place of ``sizes``, the stages of a training, see ``training.Stage``.
-        samples: how many samples the data have; needed if stages count epochs.
+        sizes: new number of units by name of the width, or by ``(path, axis)`` of any of its
+            occurrences. Only ``plan`` checks whether the width can grow to this size. Or a growth
+            of these widths; if it changes layers, or replaces an MLP by experts, only parameters
+            are known.
+        stages: in place of ``sizes``, the stages of a training run, see ``training.Stage``.
+        samples: the number of samples in the data; needed if stages count epochs.
 
     Returns:
-        A `Cost`, or a `RunCost` of stages. Only parameters are known of widths from ``chain`` or
-        from a file, because the traced program tells the rest.
+        A `Cost`, or a `RunCost` for stages. For widths from ``chain`` or from a file, only
+        parameters are known, because the rest needs the traced program.
 
     Raises:
         TypeError: if arguments are of the wrong kind.
-        ValueError: for unknown widths, sizes that are no integers, a growth of another network, and
-            stages that do not fit the network or do not tell their number of steps.
+        ValueError: for unknown widths, sizes that are not integers, a growth of another network,
+            and stages that do not fit the network or whose number of steps is not known.
 
     Example:
         >>> import jax
@@ -142,7 +142,7 @@ def cost(
     problems: list[str] = []
     new = named_sizes(widths, sizes or {}, problems)
     if problems:
-        raise ValueError(listed("cannot tell this cost", problems))
+        raise ValueError(listed("cannot determine this cost", problems))
     return _of_sizes(widths, new)
 
 
@@ -157,7 +157,7 @@ def _of_growth(widths: Widths, growth: Growth) -> Cost:
     if growth.inserted or growth.layers:
         counts = Counts(widths)
         return Cost((counts.parameters({}), counts.parameters_of(growth)), None)
-    # Copied heads and experts are widths of the growth alone.
+    # Only the growth has widths for copied heads and experts.
     return _of_sizes(replace(growth.widths, network=widths.network), growth.sizes)
 
 

@@ -1,4 +1,4 @@
-"""What a network costs in any sizes: ``Counts``."""
+"""The cost of a network in any sizes: ``Counts``."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -8,7 +8,7 @@ from math import prod
 from dogwood_jax._base.trees import leaves_by_path
 from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._growth.growth import Growth
-from dogwood_jax._plan.experts.mixtures import idle_shares
+from dogwood_jax._plan.experts.found_mixtures import idle_shares
 from dogwood_jax._program.dims import Dim
 from dogwood_jax._program.primitives.record import primitive
 from dogwood_jax._program.values import Step, Trace, Value
@@ -18,12 +18,12 @@ from dogwood_jax._widths.widths import Widths
 
 
 def cached_entries(trace: Trace, size: Callable[[Dim], int]) -> int:
-    """Returns how many numbers the keys and values of all tokens in the inputs are.
+    """Returns how many entries the keys and values of all tokens in the inputs have.
 
-    Heads that several queries share count once, though they are repeated before they are used.
+    Heads that several queries share count once, even if they are repeated before use.
 
     Args:
-        trace: the network as it was read.
+        trace: the trace of the network.
         size: returns the size of a dimension.
     """
 
@@ -31,7 +31,7 @@ def cached_entries(trace: Trace, size: Callable[[Dim], int]) -> int:
         return prod(map(size, value.dims))
 
     def made_by_weights(value: Value) -> int:
-        """Returns the number of entries before any were repeated."""
+        """Returns the number of entries before any repetition."""
         count = entries(value)
         while (step := made.get(id(value))) is not None and not _reads_weights(step):
             computed = [operand for operand in step.operands if operand.origin == "data"]
@@ -53,12 +53,12 @@ def _reads_weights(step: Step) -> bool:
     return is_product and any(operand.origin == "parameter" for operand in step.operands)
 
 
-# A step of training runs the network forward, and takes about twice that for the gradients.
+# A training step runs the network forward, and needs about twice as much for the gradients.
 _OF_A_STEP = 3
 
 
 class Counts:
-    """What a network costs in any sizes, each number by itself.
+    """The cost of a network in any sizes; each method returns one measure.
 
     Args:
         widths: the widths of the network.
@@ -68,25 +68,25 @@ class Counts:
         self._widths = widths
 
     def parameters(self, sizes: Mapping[str, int]) -> int:
-        """Returns how many numbers the parameters are."""
+        """Returns the number of parameters."""
         return sum(self._arrays(sizes).values())
 
     def parameters_of(self, growth: Growth) -> int:
-        """Returns how many numbers the parameters of a larger model are."""
+        """Returns the number of parameters of a larger model."""
         return sum(prod(edit.shape) for path, edit in growth.edits.items() if self._counts(path))
 
     def flops(self, sizes: Mapping[str, int]) -> int:
-        """Returns the floating-point operations of a step of training."""
+        """Returns the floating-point operations of a training step."""
         return _OF_A_STEP * sum(_flops(self._widths, sizes))
 
     def active_parameters(self, sizes: Mapping[str, int]) -> int:
-        """Returns how many parameters a token uses."""
+        """Returns the number of parameters that a token uses."""
         counts = self._arrays(sizes)
         shares = ((counts.get(path, 0), share(sizes)) for path, share in self._idle)
         return sum(counts.values()) - round(sum(count * share for count, share in shares))
 
     def memory(self, sizes: Mapping[str, int]) -> int:
-        """Returns the bytes of parameters, and of what attention keeps."""
+        """Returns the bytes of parameters, and of the keys and values that attention caches."""
         network = self._widths.network
         assert network is not None
         arrays, held = leaves_by_path(network.variables), Counter[int]()
@@ -101,7 +101,7 @@ class Counts:
         return [*idle_shares(self._widths)]
 
     def _arrays(self, sizes: Mapping[str, int]) -> dict[str, int]:
-        """Returns how many numbers each array of the parameters holds, by path."""
+        """Returns the number of entries of each parameter array, by path."""
         return {
             leaf.path: prod(size_of(layout, sizes) for layout in leaf.axes)
             for leaf in self._widths.leaves
@@ -109,7 +109,7 @@ class Counts:
         }
 
     def _counts(self, path: str) -> bool:
-        """Whether an array is one of the parameters: of Flax's collections, ``"params"``."""
+        """Whether an array is a parameter: in Flax collections, whether it is in ``"params"``."""
         return path.startswith("params/") or not self._has_collections
 
     @cached_property
@@ -123,7 +123,7 @@ def _flops(widths: Widths, sizes: Mapping[str, int]) -> Iterator[int]:
     grown = GrownSizes(widths, sizes)
 
     def summed_over(step: Step) -> int:
-        """Returns how many products each entry of the result is a sum of."""
+        """Returns how many products are summed for each entry of the result."""
         assert step.axes is not None
         return prod(grown(step.operands[1].dims[axis]) for axis in step.axes.summed(1))
 

@@ -1,8 +1,8 @@
 """Insert layers that compute the identity: ``deepen``.
 
-The deeper network's own tree says which arrays it has. Those that the old network lacks belong to
-new layers. ``new_layers`` proposes what they are filled with, an evaluation of both networks
-decides, and ``edited_arrays`` fills them in.
+Arrays of the deeper network that the old network lacks belong to new layers. ``new_layers``
+proposes values for them, an evaluation of both networks chooses a proposal, and ``edited_arrays``
+fills the arrays in.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -50,7 +50,7 @@ _LAYERS = ArgumentKind(
     ),
 )
 _NO_VALUES = (
-    "pass key= to draw them, copy=True to copy those of a layer like it, where there is one, or a "
+    "pass key= to draw them, copy=True to copy those of a similar layer, if there is one, or a "
     "target that holds arrays"
 )
 _INPUTS = ArgumentKind("a tuple of inputs, (x,)", lambda value: isinstance(value, tuple | list))
@@ -73,55 +73,56 @@ def deepen(
 ) -> PyTree:
     """Inserts layers without changing what the network computes.
 
-    There are two ways. The first takes the deeper model's own variables as ``target``. Layers that
-    the network lacks are found, and filled so that they compute the identity:
+    There are two ways. The first takes the deeper model's own variables as ``target``. ``deepen``
+    finds the layers that the network lacks, and fills them so that they compute the identity:
 
-    - A Dense layer gets an identity kernel, a convolution a centred one.
+    - A Dense layer gets an identity kernel, a convolution a centred identity kernel.
     - A normalization by running statistics gets mean 0, variance 1, and the scale that undoes them.
     - In a residual block, only the last projection of each branch is zero, or the scale behind
       it. The rest is free.
 
-    Before anything is written, both programs are evaluated as by ``plan``: the deeper network must
-    compute the same, with finite gradients which reach the new layers after one step at the
-    latest. If it does not, other arrays are filled: in weight norm the scale is zero, because the
-    norm of zero weights is no divisor. A layer without such values is refused, such as a Dense
-    layer before a tanh.
+    Before anything is written, both programs are evaluated as in ``plan``: the deeper network must
+    compute the same, with finite gradients that reach the new layers after one step at the latest.
+    If it does not, other arrays are set to zero: in weight norm it is the scale, because dividing
+    by the norm of zero weights is not possible. A layer for which no values work is refused, such
+    as a Dense layer before a tanh.
 
     The second way is by name, for nested dicts of plain Dense and convolution layers: ``layers``
-    says which new layer follows which existing one. Without ``apply`` and ``target_apply`` nothing
-    is shown then. The caller has to know that the function behind the new layer, such as a relu,
-    changes nothing when it is applied a second time.
+    maps each new layer to the existing layer that it follows. Without ``apply`` and
+    ``target_apply``, nothing is evaluated. Then you must know that the function behind the new
+    layer, such as a relu, has no effect when it is applied a second time.
 
     Args:
         variables: pytree of the network's arrays.
-        target: pytree of arrays or ``jax.ShapeDtypeStruct`` of the deeper model. Free values of
-            new layers are its own where it holds arrays. Stacked layers, over which a loop runs,
-            are longer along their first axis.
-        layers: path of each new layer with that of the existing one it follows, ``{"dense_1a":
-            "dense_1"}``, instead of a target.
+        target: pytree of arrays or ``jax.ShapeDtypeStruct`` of the deeper model. If it holds
+            arrays, free values of new layers are taken from it. Stacked layers, over which a loop
+            runs, are longer along their first axis.
+        layers: instead of a target, the path of each new layer and of the existing layer that it
+            follows, ``{"dense_1a": "dense_1"}``.
         apply: the network, a function of variables and inputs.
         target_apply: the deeper network.
-        inputs: pytrees of arrays or ``jax.ShapeDtypeStruct``, the same for both.
+        inputs: pytrees of arrays or ``jax.ShapeDtypeStruct``, the same for both networks.
         rename: modules that have another path in the target, ``{"layers_2": "layers_4"}``. By
-            default layers keep their names where their shapes allow it. Where an inserted layer
-            shifts the numbers in names, layers keep their order, and among layers of equal shapes
-            the new ones come last. What is shown holds for every choice.
-        copy: whether free values of a new layer are those of the closest layer of its kind before
-            it, instead of new ones.
-        interleave: whether new layers of a stack are spread between the old ones, instead of
+            default, layers keep their names if their shapes allow it. If an inserted layer shifts
+            the numbers in names, layers keep their order, and among layers of equal shapes the new
+            layers come last. The evaluation covers whichever choice is made.
+        copy: whether free values of a new layer are copied from the closest layer of its kind
+            before it, instead of being new.
+        interleave: whether new layers of a stack are spread between the old layers, instead of
             following them.
         batch: a tuple of input arrays. Inserted normalizations get the statistics of this batch,
-            and the scale and bias that undo them. Then training goes on, too: on this batch the
-            deeper network computes the same with the batch's own statistics, as far as the running
-            statistics of old normalizations are those of the batch. Without ``batch`` the running
-            mean is 0 and the variance 1, and only in evaluation is the network the same.
-        key: PRNG key for free values, where there are any and the target holds only shapes.
+            and the scale and bias that undo them. Then outputs also stay in training mode: on this
+            batch, the deeper network computes the same with the batch's own statistics, as far as
+            the running statistics of old normalizations equal those of the batch. Without
+            ``batch``, the running mean is 0 and the variance 1, and outputs stay only in evaluation
+            mode.
+        key: PRNG key for free values, if there are any and the target holds only shapes.
         verify: whether to run both networks on the inputs, and raise if outputs moved by more than
-            rounding explains, see ``verify``. It costs some calls, and is left out where arrays
-            have no values, as under ``jax.jit``.
+            rounding explains, see ``verify``. It costs some calls, and is skipped if arrays have
+            no values, as under ``jax.jit``.
 
     Returns:
-        The variables of the deeper model: in its tree structure, old arrays with their dtypes.
+        The variables of the deeper model, in its tree structure. Old arrays keep their dtypes.
 
     Raises:
         TypeError: if arguments are of the wrong kind.
@@ -190,7 +191,7 @@ def deepen(
 
 
 def _inserted(variables: PyTree, growth: Growth, target: PyTree, key: Array | None) -> PyTree:
-    """Returns variables with new layers, whose free values are the target's where it has some."""
+    """Returns variables with new layers; free values come from arrays of the target, if any."""
     leaves, theirs = leaves_by_path(variables), leaves_by_path(target)
     expect_values("deepen", leaves, "jax.eval_shape calls dw.deepen with shapes")
     arrays = arrays_of(theirs)
@@ -199,7 +200,7 @@ def _inserted(variables: PyTree, growth: Growth, target: PyTree, key: Array | No
     inserted = {edit.path for edit in growth.inserted}
     needed |= {path: path for path in arrays if path not in inserted}
     problems = [
-        f"{path}: missing; it is to become {place}"
+        f"{path}: missing, but {place} is made from it"
         for path, place in needed.items()
         if path not in leaves
     ]
@@ -216,7 +217,7 @@ def _inserted(variables: PyTree, growth: Growth, target: PyTree, key: Array | No
 
 
 def _named_layers(variables: PyTree, layers: Mapping[str, str]) -> tuple[PyTree, tuple[Edit, ...]]:
-    """Returns the tree with new layers behind existing ones, and what they are filled with."""
+    """Returns the tree with new layers after existing layers, and the edits that fill them."""
     paths = leaves_by_path(variables)
     collection = "params/" if any(path.startswith("params/") for path in paths) else ""
     target = jax.tree.map(lambda leaf: struct_of(leaf) if is_array(leaf) else leaf, variables)
@@ -236,13 +237,13 @@ def _named_layers(variables: PyTree, layers: Mapping[str, str]) -> tuple[PyTree,
             problems.append(f"{after}: {no_such('layer', after, _layers(paths))}")
         elif kernel is None or kernel.ndim < 2 or not arrays.keys() <= {"kernel", "bias"}:
             problems.append(
-                f"{after}: expected a kernel of shape [..., in, out] and at most a bias beside it, "
+                f"{after}: expected a kernel of shape [..., in, out] and at most one bias, "
                 f"found {', '.join(arrays)}; pass target=, apply= and target_apply= instead"
             )
         elif path.rpartition("/")[0] != before.rpartition("/")[0]:
             problems.append(f"{name}: must be in the same module as {after}, which it follows")
         elif any(p == path or p.startswith(f"{path}/") for p in leaves_by_path(target)):
-            problems.append(f"{name}: is there already; choose another name")
+            problems.append(f"{name}: already exists; choose another name")
         else:
             units, n = kernel.shape[-1], kernel.ndim
             shapes = {"kernel": (*kernel.shape[:-2], units, units), "bias": (units,)}
@@ -264,7 +265,7 @@ def _layers(paths: Iterable[str]) -> list[str]:
 
 
 def _with_layer(tree: Any, path: list[str], after: list[str], layer: Any) -> Any:
-    """Returns nested dicts with one more entry, behind another one."""
+    """Returns nested dicts with a new layer inserted after an existing layer."""
     if len(path) > 1:
         inner = _with_layer(tree[path[0]], path[1:], after[1:], layer)
         return {k: inner if k == path[0] else v for k, v in tree.items()}

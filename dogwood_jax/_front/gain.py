@@ -1,4 +1,4 @@
-"""What a new unit or a new layer would lower the loss by: ``gain``."""
+"""Estimates how much a new unit or layer would lower the loss: ``gain``."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
@@ -39,19 +39,19 @@ DRAWS = 16  # of each new unit; its gain is their mean
 
 @dataclass(frozen=True)
 class Gain:
-    """What growing at one width would lower the loss by, at first order.
+    """How much growing one width would lower the loss, at first order.
 
-    A step of gradient descent lowers the loss by the learning rate times this.
+    A step of gradient descent lowers the loss by the learning rate times the gain.
 
     Attributes:
         width: name of the width.
-        size: how many units it has.
+        size: its number of units.
         unit: the gain of one more unit.
-        parameters: how many parameters one more unit has.
-        flops: floating-point operations of one more unit in a step of training, if they are known.
+        parameters: the number of parameters of one more unit.
+        flops: floating-point operations of one more unit in a training step, if they are known.
         layer: the gain of a Dense layer behind the units that begins as the identity, if some
             array reads the units.
-        layer_parameters: how many parameters such a layer has.
+        layer_parameters: the number of parameters of such a layer.
     """
 
     width: str
@@ -64,29 +64,29 @@ class Gain:
 
     @property
     def per_parameter(self) -> float:
-        """The gain of a unit for each of its parameters."""
+        """The gain of a unit per parameter."""
         return self.unit / self.parameters
 
     @property
     def per_flop(self) -> float | None:
-        """The gain of a unit for each of its floating-point operations, if they are known."""
+        """The gain of a unit per floating-point operation, if these are known."""
         return self.unit / self.flops if self.flops else None
 
     @property
     def layer_per_parameter(self) -> float | None:
-        """The gain of a layer for each of its parameters."""
+        """The gain of a layer per parameter."""
         return None if self.layer is None else self.layer / self.layer_parameters
 
 
 @dataclass(frozen=True, repr=False)
 class Gains(Mapping[str, Gain]):
-    """The gains of all widths that can grow, the largest for a parameter first.
+    """The gains of all widths that can grow, the largest gain per parameter first.
 
     A mapping from the names of widths; ``print`` shows a table.
 
     Attributes:
         gains: one for each width.
-        skipped: the other widths, and why there is no estimate of them.
+        skipped: the other widths, each with the reason why it has no estimate.
     """
 
     gains: tuple[Gain, ...]
@@ -137,27 +137,27 @@ def gain(
 ) -> Gains:
     """Estimates where one more unit, or one more layer, would lower the loss most.
 
-    The estimate of a unit is the squared norm of the gradient at the weights of a new unit, as the
-    default strategy makes it, with random incoming and zero outgoing weights: the mean of several
-    draws. A step of gradient descent on these weights lowers the loss by the learning rate times
-    that, at first order. The estimate of a layer is the squared norm of the gradient at the kernel
-    of a Dense layer behind the units that begins as the identity, without an activation. With relu
-    behind it, the layer gains about as much.
+    The estimate for a unit is the squared norm of the loss gradient at the weights of a new unit
+    with random incoming and zero outgoing weights, as the default strategy makes it. It is the mean
+    of several draws. At first order, a step of gradient descent on these weights lowers the loss by
+    the learning rate times the estimate. The estimate for a layer is the squared norm of the
+    gradient at the kernel of a Dense layer behind the units that begins as the identity, without an
+    activation. With a relu behind it, the layer gains about as much.
 
-    The estimates compare widths on this batch, at once. They do not say what comes of a growth
-    after long training, and old weights may lower the same part of the loss: grow where training
-    has slowed down.
+    The estimates compare widths on this batch, at the first step. They do not predict the loss
+    after long training, and old weights may lower the same part of the loss: grow once training has
+    slowed down.
 
     Args:
         variables: pytree of the network's arrays.
         widths: its widths, from ``trace`` or ``chain``.
         loss: function ``loss(variables, *batch)`` of the *larger* model's variables, as for
-            ``strategies.gradmax``: it follows the shapes of its arrays.
+            ``strategies.gradmax``: it must work for arrays of any size.
         *batch: arrays, or pytrees of them.
-        key: PRNG key for the incoming weights of new units; by default always the same.
+        key: PRNG key for the incoming weights of new units; a fixed key by default.
 
     Returns:
-        The gains by width, the largest for a parameter first.
+        The gains by width, the largest gain per parameter first.
 
     Raises:
         TypeError: if arguments are of the wrong kind.
@@ -179,7 +179,7 @@ def gain(
 
     Reference:
         Evci et al., 2022, GradMax: Growing Neural Networks using Gradient Information (the norm of
-        the gradient as what a unit is worth); Wu, Liu, Stone and Liu, 2020, Firefly Neural
+        the gradient as the value of a unit); Wu, Liu, Stone and Liu, 2020, Firefly Neural
         Architecture Descent (comparing places to grow at first order).
     """
     expect(
@@ -191,19 +191,19 @@ def gain(
     expect_given("gain", key=(KEY, key))
     expect_call("gain(variables, widths, loss, *batch)", "loss", loss, variables, *batch)
     value = None
-    with suppress(Exception):  # it may take larger arrays alone
+    with suppress(Exception):  # the loss may take only larger arrays
         value = jax.eval_shape(loss, variables, *batch)
     if value is not None:
         expect_scalar("gain", value)
     key = jax.random.key(0) if key is None else key
-    # Whether the network's own function takes other sizes does not matter: the loss has to.
+    # Only the loss must take other sizes; the network's own function need not.
     hidden = [name for name, width in widths.items() if not (width.fixed or width.interface)]
     plain = replace(silenced(widths, hidden, widths), network=None)
     sizes, skipped = _tried(plain, {*heard(widths, hidden)})
     units: dict[str, float] = {}
     try:
         units = _units(variables, plain, sizes, loss, batch, key) if sizes else {}
-    except Exception as error:  # a loss may raise anything if widths grow that do not fit
+    except Exception as error:  # the loss may raise anything if grown arrays do not fit it
         failed = error
         for name, size in sizes.items():
             try:
@@ -212,8 +212,8 @@ def gain(
                 skipped[name] = f"the loss raises {first_line(error)}"
         if not units:
             raise ValueError(
-                "gain: the loss does not take the arrays of a larger network; it must follow the "
-                f"shapes of its arrays: {first_line(failed)}"
+                "gain: the loss does not take the arrays of a larger network; it must work for "
+                f"arrays of any size: {first_line(failed)}"
             ) from failed
     layers = _layers(variables, plain, list(units), loss, batch)
     gains = [_gain(widths, name, unit, layers.get(name)) for name, unit in units.items()]
@@ -221,7 +221,7 @@ def gain(
 
 
 def _tried(widths: Widths, loud: Collection[str]) -> tuple[dict[str, int], dict[str, str]]:
-    """Returns the sizes to try, and the widths that are not tried, with the reason."""
+    """Returns the sizes to try, and the reasons for widths that are not tried."""
     sizes: dict[str, int] = {}
     skipped: dict[str, str] = {}
     for name, width in widths.items():
@@ -243,7 +243,7 @@ def _tried(widths: Widths, loud: Collection[str]) -> tuple[dict[str, int], dict[
 
 
 def _gain(widths: Widths, name: str, unit: float, layer: float | None) -> Gain:
-    """Returns the gain of a width with what one more unit costs."""
+    """Returns the gain of a width with the cost of one more unit."""
     size = widths[name].size
     more = cost(widths, {name: size + 1})
     flops = None if more.flops is None else more.flops[1] - more.flops[0]
@@ -259,7 +259,7 @@ def _units(
     batch: tuple[Any, ...],
     key: Array,
 ) -> dict[str, float]:
-    """Returns the gain of a new unit of each width, the mean over several draws of it."""
+    """Returns the gain of a new unit of each width, as the mean over several draws."""
     growth = plan(widths, sizes)
     new = {leaf.path: _new_entries(leaf, growth) for leaf in growth.after.leaves}
     totals = dict.fromkeys(sizes, 0.0)
@@ -268,7 +268,7 @@ def _units(
         wide = grow(variables, growth, key=jax.random.fold_in(key, number))
         slopes = slopes or _Gradients(wide, loss, batch)
         arrays = slopes.arrays_of(wide)
-        # Each unit is tried by itself: no new unit reads another one.
+        # Each unit is tried separately: no new unit reads another new unit.
         shared = {path: sum(along.values()) > 1 for path, along in new.items()}
         arrays |= {p: jnp.where(shared[p], 0, arrays[p]) for p in new if p in arrays}
         for path, gradient in slopes(arrays).items():
@@ -279,7 +279,7 @@ def _units(
 
 
 def _new_entries(leaf: Leaf, growth: Growth) -> dict[str, np.ndarray]:
-    """Returns for each width in a grown array where its new units are, to be broadcast."""
+    """Returns masks of the new units of each width in a grown array, to be broadcast."""
     found: dict[str, np.ndarray] = {}
     for axis, layout in enumerate(leaf.axes):
         for name in {units.width for units in units_of(layout)} & growth.change.keys():
@@ -291,12 +291,12 @@ def _new_entries(leaf: Leaf, growth: Growth) -> dict[str, np.ndarray]:
 
 
 class _Gradients:
-    """The gradients of a loss by path, of arrays that have one; compiled once.
+    """Computes the gradients of a loss by path, for arrays that have one; compiled once.
 
     Args:
         variables: the variables, for their structure.
         loss: function of variables and a batch.
-        batch: its other arguments.
+        batch: the other arguments of ``loss``.
     """
 
     def __init__(self, variables: PyTree, loss: Callable[..., Any], batch: tuple[Any, ...]) -> None:
@@ -331,8 +331,8 @@ def _layers(
 ) -> dict[str, float]:
     """Returns the gain of a Dense layer behind the units of each width.
 
-    A kernel K behind units h makes their readers W into K W, so that its gradient at the identity
-    is that of W times W transposed, summed over readers.
+    A kernel K behind units h replaces each reader W by K W. So the gradient of K at the identity is
+    the gradient of W times W transposed, summed over readers.
     """
     slopes, found = _Gradients(variables, loss, batch), dict[str, float]()
     leaves = slopes.arrays_of(variables)

@@ -22,41 +22,42 @@ def grow(
 ) -> PyTree:
     """Grows variables as planned.
 
-    Old units keep their values and their order, and new units are appended, or lie between old ones
-    where the growth says so. With a preserving strategy the grown network computes what the old one
-    did. Arrays in which nothing grows are passed through as they are, and shared with the old tree.
+    Old units keep their values and their order. New units are appended, or inserted between old
+    units if the growth says so. With a preserving strategy, the grown network computes the same as
+    the old one. Arrays in which nothing grows are passed through and shared with the old tree.
 
     Args:
         variables: pytree of the arrays the growth was planned for, of any floating dtype, on any
             devices; also under ``jax.jit`` and ``jax.eval_shape``. New entries of quantized
-            weights, such as ``int8``, are zeros. Modules in it that hold sizes beside their arrays,
-            such as Equinox's ``out_features``, get the new sizes.
-        growth: from ``plan``; static under ``jax.jit``, without being named so.
-        key: PRNG key for random weights, needed only if the strategy draws some.
+            weights, such as ``int8``, are zeros. Size fields of modules in the pytree, such as
+            Equinox's ``out_features``, are updated.
+        growth: from ``plan``; static under ``jax.jit`` without ``static_argnames``.
+        key: PRNG key for random weights, needed only if the strategy draws random weights.
         fresh: variables of the larger model from its own initialization. Free weights are taken
             from ``fresh`` instead of being drawn, and the result has its tree structure. If all
-            free weights of a width are zero in it, new units would never learn. Then they are drawn
-            with ``key``. To write old values into ``fresh`` in place, use ``jax.jit(...,
-            donate_argnames="fresh", keep_unused=True)``; some arrays of it are not read at all.
-        donate: whether old arrays that grow may be deleted, each when its new one is there: then
-            growing takes no more memory than the new arrays and the largest old one. It has no
-            effect under ``jax.jit``.
-        copy: whether arrays that stay as they are become copies. By default, old and new trees
-            share them. A train step that donates its arguments deletes shared arrays in the old
-            tree, too.
+            free weights of a width are zero in ``fresh``, new units would never learn, so these
+            weights are drawn with ``key``. To write old values into ``fresh`` in place, use
+            ``jax.jit(..., donate_argnames="fresh", keep_unused=True)``, because some of its arrays
+            are not read.
+        donate: whether to delete each old array that grows once its new array exists. Growing then
+            takes no more memory than the new arrays and the largest old one. It has no effect
+            under ``jax.jit``.
+        copy: whether to copy arrays that stay as they are. By default, old and new trees share
+            them, so a train step that donates its arguments also deletes shared arrays of the old
+            tree.
 
     Returns:
-        The variables of the larger model, with the dtypes of the old ones.
+        The variables of the larger model, with the dtypes of the old variables.
 
     Raises:
-        TypeError: if ``variables`` are no pytree of arrays, ``growth`` is none, or ``key`` is no
-            random key.
+        TypeError: if ``variables`` is not a pytree of arrays, ``growth`` is not a growth, or
+            ``key`` is not a random key.
         ValueError: if the variables or ``fresh`` do not have the shapes of the growth; if an array
             that grows is of a dtype that cannot be filled in; if the strategy draws random weights
-            and there is neither ``key`` nor ``fresh``; or if it is not known which sizes a module
-            should hold (plan with ``target`` then, or pass ``fresh``). Also if an array that grows,
+            and there is neither ``key`` nor ``fresh``; or if the new sizes of a module cannot be
+            determined (plan with ``target`` then, or pass ``fresh``). Also if an array that grows,
             or its part of ``fresh``, holds NaN or infinities: outputs may change, because zero
-            times NaN is NaN. Within ``jax.jit`` values cannot be seen, so this is not checked.
+            times NaN is NaN. This is not checked within ``jax.jit``, where there are no values.
 
     Example:
         >>> import jax

@@ -1,4 +1,4 @@
-"""Inputs to run networks with: random ones, and those of larger networks."""
+"""Random inputs of networks, and inputs of larger networks."""
 
 from typing import Any
 
@@ -33,7 +33,7 @@ def grown_inputs(inputs: Inputs, growth: Growth, key: Array) -> Inputs:
 
     Args:
         inputs: arrays for the network, of any batch size.
-        growth: the growth. Unless its network was traced in this process, the inputs stay.
+        growth: the growth. If its network was not traced in this process, the inputs stay.
         key: PRNG key.
 
     Raises:
@@ -52,7 +52,7 @@ def grown_inputs(inputs: Inputs, growth: Growth, key: Array) -> Inputs:
         along = [next(dims) for _ in known.shape] if is_array(known) else []
         if any(grown(dim) > dim.size for dim in along):
             array = jnp.asarray(leaves[i], known.dtype)
-            # Other axes may have another size than when the network was traced, as a batch does.
+            # Other axes, such as the batch, may have another size than when it was traced.
             axes = [*zip(array.shape, along, strict=True)]
             sizes = [n if grown(dim) == dim.size else grown(dim) for n, dim in axes]
             places = [
@@ -64,7 +64,7 @@ def grown_inputs(inputs: Inputs, growth: Growth, key: Array) -> Inputs:
 
 
 def _drawn(leaf: jax.ShapeDtypeStruct, given: list[Any], key: Array) -> Array:
-    """Returns a random array; integers lie between those of the same dtype in given arrays."""
+    """Returns a random array; integers lie in the range of given arrays of the same dtype."""
     shape, dtype = leaf.shape, leaf.dtype
     if jnp.issubdtype(dtype, jax.dtypes.prng_key):
         values = random_keys(jax.random.bits(key, (2,), jnp.uint32), shape, dtype)

@@ -14,7 +14,7 @@ from dogwood_jax._growth.grown import grown, without_choices
 from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._growth.modules.of_linen import LinenModule, method_of
-from dogwood_jax._growth.modules.remaking import Unknown
+from dogwood_jax._growth.modules.remaking import CannotRemake
 from dogwood_jax._plan.own_function import larger_module
 from dogwood_jax._plan.programs import Programs
 from dogwood_jax._plan.shown import shown_by
@@ -26,35 +26,35 @@ _YOURSELF = "make the larger module yourself"
 
 
 def larger(module: Module, growth: Growth, *inputs: Any, **keywords: Any) -> Module:
-    """Returns the module of the network that a growth makes, so that nobody writes it again.
+    """Returns the module of the grown network, so that you need not write it.
 
-    A Linen module says its sizes in integers: in its fields, in those of modules in it, and in
-    configurations. The integers are found with which its initialization makes arrays of the grown
-    shapes. No array is allocated. Integers that follow a size in proportion, such as the ratio of
-    an MLP, and counts of layers are found, too.
+    A Linen module holds its sizes as integers: in its fields, in the fields of its submodules, and
+    in configurations. ``larger`` finds the integers with which the module's ``init`` makes arrays
+    of the grown shapes. No array is allocated. It also finds counts of layers, and integers that
+    change by the same factor as a size, such as an MLP's ratio.
 
-    Other numbers stay. If the network's function was a method of this module, an evaluation shows
-    that outputs stay with them.
+    Other numbers stay. If the traced function was a method of this module, an evaluation checks
+    that outputs stay with these numbers.
 
-    Modules of Equinox and NNX hold their arrays, and what ``grow`` returns is larger already. Of
-    these, the larger module is made from shapes alone.
+    Equinox and NNX modules hold their arrays, so ``grow`` already returns the larger module. For
+    these libraries, ``larger`` makes it from shapes alone.
 
     Args:
         module: the module of the network, of Flax Linen, Equinox or NNX; it is not changed.
         growth: from ``plan``.
-        *inputs: what the ``init`` of a Linen module takes beside a key, arrays or
+        *inputs: arguments of a Linen module's ``init`` after the key, arrays or
             ``jax.ShapeDtypeStruct``. By default, these are the inputs that were traced.
-        **keywords: keyword arguments of its ``init``, such as ``train=False``. Those are known that
-            ``functools.partial(module.apply, train=False)`` was traced with.
+        **keywords: keyword arguments of its ``init``, such as ``train=False``. If a
+            ``functools.partial(module.apply, train=False)`` was traced, its keywords are used.
 
     Returns:
-        The larger module. Of Equinox and NNX, it holds a ``jax.ShapeDtypeStruct`` for each array.
+        The larger module. For Equinox and NNX, it holds a ``jax.ShapeDtypeStruct`` for each array.
 
     Raises:
-        TypeError: if ``module`` is no module, or ``growth`` is none.
-        ValueError: if there is no choice of its integers with which the module makes these arrays,
-            or if there are several; says which ones. Also if outputs would not stay, because the
-            growth was planned for a module with other numbers.
+        TypeError: if ``module`` is not a module, or ``growth`` is not a growth.
+        ValueError: if no integers, or several choices of integers, make these arrays; the message
+            lists them. Also if outputs would not stay, because the growth was planned for a module
+            with other numbers.
 
     Example:
         >>> import flax.linen as nn
@@ -82,7 +82,7 @@ def larger(module: Module, growth: Growth, *inputs: Any, **keywords: Any) -> Mod
             return _of_arrays(module, growth)
     raise TypeError(
         f"{call}: module must be a module of Flax Linen, NNX or Equinox, got {described(module)}; "
-        "a function takes larger arrays as it is, or knows their sizes"
+        "a plain function takes larger arrays unchanged, or its sizes must be changed by hand"
     )
 
 
@@ -104,11 +104,11 @@ def _of_linen(
     shapes = {path: tuple(a.shape) for path, a in arrays_of(leaves_by_path(made)).items()}
     try:
         found = larger_module(method, widths, growth.sizes, shapes, inputs)
-    except Unknown as why:
+    except CannotRemake as why:
         raise ValueError(
-            f"larger: it is not known which {type(module).__name__} has the arrays of the growth: "
-            f"{why}; {_YOURSELF}, as by module.clone(field=size), or say what its init takes, "
-            "larger(module, growth, *inputs, **keywords)"
+            f"larger: cannot find the {type(module).__name__} with the arrays of the growth: "
+            f"{why}; {_YOURSELF}, for example by module.clone(field=size), or pass the arguments "
+            "of its init, larger(module, growth, *inputs, **keywords)"
         ) from None
     if is_traced and growth.evidence is not None and growth.evidence.samples:
         _expect_evidence(growth, method.of(found), made)
@@ -116,9 +116,9 @@ def _of_linen(
 
 
 def _expect_evidence(growth: Growth, apply: Any, variables: Any) -> None:
-    """Raises unless outputs stay with this function in the larger sizes, too.
+    """Raises unless outputs stay the same with this function in the larger sizes.
 
-    A growth may have been planned with another function, whose numbers no shape tells.
+    The growth may have been planned with another function, whose numbers do not show in shapes.
     """
     widths = growth.widths
     assert widths.network is not None
@@ -129,7 +129,7 @@ def _expect_evidence(growth: Growth, apply: Any, variables: Any) -> None:
     refused = shown_by(growth, Programs(growth, widths, its))
     if isinstance(refused, Refused):
         raise ValueError(
-            "larger: the module with these arrays is not the one that the growth was planned for; "
+            "larger: the module with these arrays is not the one the growth was planned for; "
             f"{_YOURSELF}:\n- " + "\n- ".join(refused.problems)
         )
 
@@ -138,9 +138,9 @@ def larger_nnx(module: Module, growth: Growth, what: str, way_out: str) -> Modul
     """Returns an NNX module in the sizes of a growth, with shapes in place of arrays.
 
     Raises:
-        ValueError: if it is not known; says what cannot be done, and the way out.
+        ValueError: if it cannot be made; the message begins with ``what`` and names ``way_out``.
     """
-    from flax import nnx  # which takes a second to import
+    from flax import nnx  # takes a second to import
 
     from dogwood_jax._growth.modules.of_nnx import resized_module
 
@@ -155,7 +155,7 @@ def larger_nnx(module: Module, growth: Growth, what: str, way_out: str) -> Modul
 
 
 def _of_arrays(module: Module, growth: Growth) -> Module:
-    """Returns a pytree as it has grown, with shapes in place of arrays."""
+    """Returns a pytree after the growth, with shapes in place of arrays."""
     arrays, back = apart(module)
     of_grown: list[Callable[..., Module]] = []
 

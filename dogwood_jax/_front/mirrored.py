@@ -1,7 +1,7 @@
-"""Which outputs of a larger network are to be those of the old one: ``outputs_to_compare``.
+"""Finds the outputs of a larger network that must equal the old ones: ``outputs_to_compare``.
 
-Outputs that mirror variables, such as running statistics, gradients, or the state of a module,
-grow along with them. A growth says which of their entries are the old ones.
+Outputs that mirror variables, such as running statistics, gradients, or the state of a module, grow
+with these variables. A growth shows which of their entries are the old ones.
 """
 
 from collections.abc import Mapping
@@ -22,16 +22,16 @@ Arrays = Mapping[str, Any]
 def outputs_to_compare(
     old: Arrays, new: Arrays, variables: Arrays, wide: Arrays, growth: Growth | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the outputs of both networks that are to be equal, under the old paths.
+    """Returns the outputs of both networks that must be equal, by their old paths.
 
-    Outputs that mirror variables are left out where only one network has them, or where the growth
-    copies or rescales their entries.
+    Outputs that mirror variables are left out if only one network has them, or if the growth copies
+    or rescales their entries.
 
     Args:
         old: outputs by path.
         new: outputs of the larger network.
         variables: the variables by path.
-        wide: those of the larger network.
+        wide: the variables of the larger network by path.
         growth: the growth, if it is known.
     """
     ours, its = mirrors(_shapes(old), _shapes(variables)), mirrors(_shapes(new), _shapes(wide))
@@ -54,7 +54,7 @@ def outputs_to_compare(
 
 
 def _old_entries(before: Arrays, after: Arrays, growth: Growth) -> dict[str, Any]:
-    """Returns the entries of outputs that are not those of new units, where there are any."""
+    """Returns outputs without the entries of new units."""
     found = {}
     network, grown = growth.widths.network, GrownSizes(growth.widths, growth.sizes)
     for path, output in network.traced.outputs.items() if network is not None else ():
@@ -72,7 +72,7 @@ def _shapes(arrays: Arrays) -> dict[str, tuple[int, ...]]:
 
 
 def _old_part(value: Any, path: str, growth: Growth) -> Any:
-    """Returns the entries of a mirrored variable that are the old ones, or None if none are."""
+    """Returns the old entries of a mirrored variable, or None if there are none."""
     if (edit := growth.held.get(path)) is None:
         return value
     if edit.old_places is None:

@@ -1,4 +1,4 @@
-"""Which entries of outputs have moved by more than rounding explains: ``Entries``."""
+"""Finds entries of outputs that moved by more than rounding explains: ``Entries``."""
 
 import functools
 import math
@@ -20,9 +20,9 @@ class Entries:
 
     Attributes:
         old: the outputs by path.
-        moved: paths of the outputs with an entry that has moved farther.
-        scaled: paths of the outputs that are larger or smaller as a whole than rounding explains.
-            Rounding moves some entries up and others down, so that it hardly moves their sum.
+        moved: paths of outputs with an entry that moved farther than rounding explains.
+        scaled: paths of outputs whose scale as a whole changed by more than rounding explains.
+            Rounding moves some entries up and others down, so it hardly moves the scale.
     """
 
     def __init__(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
@@ -39,11 +39,11 @@ class Entries:
         return [path for path, by in self._scales.items() if abs(by) > self._scale_reach[path]]
 
     def _scale(self, path: str, new: Any) -> float:
-        """Returns by what share an output is larger as a whole."""
+        """Returns the relative change of an output's scale."""
         return float(np.asarray(together(_share, self.old[path], new)))
 
     def explain(self, nudged: Mapping[str, Any]) -> None:
-        """Lets entries move twice as far as they move in outputs that were computed with nudges."""
+        """Allows entries to move twice as far as in outputs that were computed with nudges."""
         for path in self.moved:
             if path in nudged:
                 gap = together(gaps, self.old[path], nudged[path])
@@ -56,14 +56,14 @@ class Entries:
         self.moved = [*filter(self._has_moved, self.moved)]
 
     def shows(self, path: str, changed: Mapping[str, Any]) -> bool:
-        """Whether an entry moves farther than with nudges in outputs of changed numbers."""
+        """Returns whether an entry moves farther than with nudges if arguments change."""
         if path not in changed:
             return False
         gap = together(gaps, self.old[path], changed[path])
         return bool(together(_any_beyond, gap, self._reach[path]))
 
     def said(self, path: str) -> str:
-        """Says how far the entry that moved farthest has moved."""
+        """Returns a line on the entry that moved farthest."""
         measured = together(_worst, self._gaps[path], self._reach[path])
         gap, reach, *index = (np.asarray(measure).item() for measure in measured)
         name = f"output {place(path, index)}" if path or index else "output"
@@ -77,7 +77,7 @@ class Entries:
         return f"{name}: {moved}; rounding explains {reach:.3g}"
 
     def said_of_all(self, path: str) -> str:
-        """Says by how much an output is larger as a whole."""
+        """Returns a line on the change of an output's scale."""
         by, reach = self._scales[path], self._scale_reach[path]
         name = f"output {path}" if path else "output"
         moved = f"all entries together are {1 + by:.4g} times as large"
@@ -88,13 +88,13 @@ class Entries:
 
 
 def _own_rounding(numpy: Any, old: Any) -> Any:
-    """Returns how far entries may move because they are of this dtype."""
+    """Returns how far the rounding of their own dtype may move entries."""
     size = sizes(numpy, old)
     return bound(old.dtype) * size + least(old.dtype) if eps(old.dtype) else 0 * size
 
 
 def _share(numpy: Any, old: Any, new: Any) -> Any:
-    """Returns the factor that fits best between two outputs, less one; nothing for infinities."""
+    """Returns the factor that fits best between two outputs, minus one; infinities are ignored."""
     wide = old.dtype if old.dtype.itemsize >= 4 else numpy.float32
     old, gap = old.astype(wide), new[tuple(map(slice, old.shape))].astype(wide) - old.astype(wide)
     gap = numpy.where(numpy.isfinite(gap) & numpy.isfinite(old), gap, 0)
@@ -108,12 +108,12 @@ def _widened(numpy: Any, reach: Any, gap: Any) -> Any:
 
 
 def _freed(numpy: Any, reach: Any, gap: Any) -> Any:
-    """Lets integers be any, where nudges move them: they may lie between two."""
+    """Allows any value for integers that nudges move, because they may be rounded either way."""
     return numpy.where(gap > 0, numpy.inf, reach)
 
 
 def _any_moved(numpy: Any, gap: Any, reach: Any) -> Any:
-    return (~(gap <= reach)).any()  # NaN is no less
+    return (~(gap <= reach)).any()  # also for NaN
 
 
 def _any_beyond(numpy: Any, gap: Any, reach: Any) -> Any:

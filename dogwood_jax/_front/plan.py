@@ -45,79 +45,78 @@ def plan(
     interface: bool = False,
     check: bool = True,
 ) -> Growth:
-    """Plans a growth: works out what becomes of each array, without touching any values.
+    """Plans a growth: determines how each array changes, without touching any values.
 
-    With a preserving strategy, such as the default one, the grown network computes what the old one
-    did. The program of the network proposes such a growth. It is accepted only if an evaluation
-    shows it: both networks, in small sizes if they are large, are run on random weights and inputs
-    in float64, and must be equal to rounding. The weights of the larger one come from ``grow``.
-    ``print(growth)`` says what was checked and what was not seen. Widths from ``chain`` hold no
-    function, so nothing is evaluated for them. Widths from a file need ``check=False``.
+    With a preserving strategy, such as the default, the grown network computes the same as the old
+    one. The growth is derived from the network's program, and accepted only if an evaluation
+    confirms it. The evaluation runs both networks in float64 on random weights and inputs, in
+    reduced sizes if they are large; ``grow`` makes the larger network's weights. Outputs must be
+    equal to rounding. ``print(growth)`` shows what was checked and what was not seen. Widths from
+    ``chain`` hold no function, so they are not evaluated. Widths from a file need ``check=False``.
 
-    A width that cannot grow in this way is refused, with the reason. Some parts of a network
-    compute with a width's size, such as a norm. If an exact recipe is known for such a width, it is
-    the default. It may need other constants in the larger model: the growth's notes say which.
-    Experts are copied where outputs stay, with as many times more of them chosen, see ``upcycle``.
-    A target may have more layers, too.
+    If a width cannot grow in this way, ``plan`` raises an error with the reason. Some operations,
+    such as a norm, depend on a width's size. If an exact recipe is known for such a width, it is
+    the default. It may need other constants in the larger model, which the growth's notes list.
+    Experts are copied if this keeps outputs: the larger model must then choose that many times more
+    of them, see ``upcycle``. A target may also have more layers.
 
     Args:
         widths: the widths of the network, from ``trace`` or ``chain``.
-        sizes: new number of units by name of the width, or by ``(path, axis)`` of any place where
-            it occurs.
-        target: a pytree of arrays or ``jax.ShapeDtypeStruct`` of the larger model. Which widths
-            differ is worked out; ``sizes`` settles what the shapes leave open. The grown
+        sizes: new number of units by name of the width, or by ``(path, axis)`` of any of its
+            occurrences.
+        target: a pytree of arrays or ``jax.ShapeDtypeStruct`` of the larger model. ``plan`` finds
+            the widths that differ; ``sizes`` is needed only if the shapes are ambiguous. The grown
             variables get the target's tree structure.
         target_apply: the larger model's function of variables and inputs. Without a target, it
             takes the network's own variables in the new ``sizes``, and may be the network's own
             function. It shows how the larger model splits products such as heads * head_dim, and
-            whether heads of keys and values grow alone: then they are copied. It is also what is
-            evaluated: does it compute the same, with the right constants? Where its numbers differ,
-            as alpha / rank does, arrays are rescaled to make up for them, and a note says so. Where
-            frequencies follow from a size, as in rotary embeddings, old units go to the multiples
-            of their places that have the same ones, and a note says so. If the larger model has
-            more layers, they are inserted, filled so that they compute the identity (see
-            ``deepen``). If it is left out, ``plan`` takes the network's own function in two cases:
-            ``target`` consists of modules that say their numbers, as in Equinox; or the network's
-            own function uses all new layers of ``target``, which a note says.
+            whether only heads of keys and values grow, which are then copied. The evaluation runs
+            this function, with its own constants. If a constant differs, such as alpha / rank,
+            arrays are rescaled to make up for it, and a note says so. If frequencies depend on a
+            size, as in rotary embeddings, old units move to the positions that have their
+            frequencies in the larger model, and a note says so. If the larger model has more
+            layers, they are inserted so that they compute the identity (see ``deepen``). By
+            default, ``plan`` uses the network's own function in two cases: ``target`` consists of
+            modules that hold their sizes, as in Equinox; or the network's own function uses all new
+            layers of ``target``, and a note says so.
         keep: by width, the units that stay: their indices, in their new order, or a boolean mask.
-            The others are removed, so outputs move. In a stack over which a loop runs, each layer
-            may keep units of its own, equally many: ``[layers, units]``. ``narrow`` does the same
-            to variables, but moves the effect of constant units into biases before, and says how
-            far outputs move. By name of layers with numbers in their names, the layers that stay:
-            ``{"layers": [0, 1, 5]}`` keeps ``layers_0``, ``layers_1`` and ``layers_5``, and calls
-            the last one ``layers_2``. A stack over which a loop runs has a width that counts its
+            The others are removed, so outputs move. In a stack over which a loop runs, layers may
+            keep different units, but equally many: ``[layers, units]``. ``narrow`` does the same
+            to variables, but first moves the effect of constant units into biases, and warns how
+            far outputs move. For layers with numbers in their names, the layers that stay:
+            ``{"layers": [0, 1, 5]}`` keeps ``layers_0``, ``layers_1`` and ``layers_5``, and renames
+            the last one to ``layers_2``. A stack over which a loop runs has a width that counts its
             layers.
         merge: by width, groups of units that compute the same function, as ``find_symmetric``
-            returns them. The first of a group stays and takes over the others' outgoing weights,
-            see ``merge_symmetric``. The evaluation shows that outputs stay for all weights with
-            which the units of a group compute the same; whether yours do so, it does not know.
+            returns them. The first unit of a group stays and takes over the others' outgoing
+            weights, see ``merge_symmetric``. The evaluation shows that outputs stay if the units of
+            a group compute the same function. It does not check whether your units do.
         strategy: one strategy for all widths, or a mapping from width name to strategy: one of
-            ``dogwood_jax.strategies``, or a function ``(widths, name, old, new)`` of your own that
-            returns what new units begin with, see ``strategies.start``. Widths without one grow by
-            ``strategies.zero_outgoing()``, or by the recipe they need.
+            ``dogwood_jax.strategies``, or your own function ``(widths, name, old, new)`` that
+            returns the initial weights of new units, see ``strategies.start``. Widths without a
+            strategy grow by ``strategies.zero_outgoing()``, or by the recipe they need.
             ``replicate(noise=...)`` for the width of a router copies its experts with noise.
-            ``resample`` and ``resample_patch``, for images of another size, go by the path of an
-            array, and need ``target``.
-        depth: how the layers that only the target has are filled in, such as
-            ``strategies.stack()``, if not so that they compute the identity. It takes
-            ``target_apply``.
+            ``resample`` and ``resample_patch``, for images of another size, are given by the path
+            of an array, and need ``target``.
+        depth: how layers that only the target has are filled in, such as ``strategies.stack()``. By
+            default they compute the identity. Needs ``target`` and ``target_apply``.
         interface: whether widths that are dimensions of the network's inputs or outputs may
             change: old outputs stay, new ones are appended.
-        check: whether to accept a growth that is to keep outputs only if an evaluation shows that
-            it does. Without the check, the growth says so in its first line. Nor is the network's
-            own function asked whether it takes arrays of the new sizes.
+        check: whether a preserving growth is accepted only if an evaluation confirms it. Without
+            the check, the first line of the growth says so, and ``plan`` does not test whether the
+            network's own function takes arrays of the new sizes.
 
     Returns:
-        The growth, for ``grow`` and ``grow_opt_state``. Its ``evidence`` holds what the evaluation
-        has shown, see ``Evidence``.
+        The growth, for ``grow`` and ``grow_opt_state``. Its ``evidence`` holds the results of the
+        evaluation, see ``Evidence``.
 
     Raises:
-        TypeError: if ``widths`` is no ``Widths``, or another argument is of the wrong kind.
-        ValueError: for unknown widths, sizes below today's, widths that cannot grow or cannot
-            grow without changing outputs, and shapes of the target that no growth explains; all
-            of them in one message. Also if both networks differ for some sample, or nothing shows
-            that outputs stay: they cannot be evaluated, the network is finite for no sample, or a
-            constant may follow from a size and there is no function to ask.
+        TypeError: if ``widths`` is not a ``Widths``, or another argument is of the wrong kind.
+        ValueError: for unknown widths, sizes below the current ones, widths that cannot grow or
+            cannot grow without changing outputs, and shapes of the target that no growth explains;
+            all of them in one message. Also if the networks differ for some sample, or nothing
+            shows that outputs stay: they cannot be evaluated, the network is not finite for any
+            sample, or a constant may depend on a size and no function shows its new value.
 
     Example:
         >>> import jax.numpy as jnp
@@ -161,8 +160,8 @@ def plan(
         raise ValueError("plan: depth= goes with target= and target_apply=, the deeper model")
     if twice := (sizes or {}).keys() & {*(keep or {}), *(merge or {})}:
         raise Refused(
-            f"{name!r}: is to change in two ways, by sizes and by keep= or merge=; these alone say "
-            "how many units stay, so leave out its size"
+            f"{name!r}: is in sizes and in keep= or merge=, which already determine how many units "
+            "stay; leave out its size"
             for name in twice
         )
     if target is not None:
@@ -171,8 +170,8 @@ def plan(
             if not any(leaf.path.startswith("opt_state/") for leaf in widths.leaves):
                 raise TypeError(
                     f"plan: target must be like the network's variables, got {described(target)} "
-                    'that holds the state of an optimizer, too; pass {"params": state.params}, or '
-                    "state.params if the network's variables are these"
+                    'that also holds an optimizer state; pass {"params": state.params}, or '
+                    "state.params if the network takes these"
                 )
         check_names(widths, shapes)
         if target_apply is None:
@@ -187,8 +186,8 @@ def plan(
         keep = {name: units for name, units in keep.items() if name not in layers} or None
     if layers and (target is not None or target_apply is not None):
         raise ValueError(
-            f"plan: keep={{{', '.join(map(repr, layers))}: ...}} removes layers, and target= is of "
-            "another network; plan one after the other, the second one for growth.after"
+            f"plan: keep={{{', '.join(map(repr, layers))}: ...}} removes layers, and target= "
+            "describes another network; plan two growths, the second one with widths growth.after"
         )
     request = Request(
         widths,
@@ -212,7 +211,7 @@ def plan(
 
 
 def _expect_other(widths: Widths, sizes: Mapping[Any, int], interface: bool) -> None:
-    """Raises if all sizes are those of today, before anything is evaluated."""
+    """Raises if all sizes are the current ones, before anything is evaluated."""
     problems: list[str] = []
     named = named_sizes(widths, sizes, problems, interface)
     if named and not problems and all(widths[name].size == n for name, n in named.items()):

@@ -1,4 +1,4 @@
-"""Recycle units while training runs: ``renew``."""
+"""Replace units by new ones during training: ``renew``."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -43,55 +43,53 @@ def renew(
     init: Initializer = glorot,
     strict: bool = True,
 ) -> tuple[PyTree, PyTree]:
-    """Makes new units of some old ones, such as dormant ones, while training runs.
+    """Replaces some units, such as dormant ones, by new units during training.
 
-    For each unit that is renewed:
+    For each renewed unit:
 
     - Incoming weights are drawn as in a new layer. Outgoing weights are zero.
-    - Biases, scales and statistics are as new. A bias is zero, a running variance one.
-    - What the optimizer keeps is as after ``tx.init``. Moments are zero, and step counts begin
-      again. Schedules go on.
+    - Biases, scales and statistics are reset. A bias is zero, a running variance one.
+    - The optimizer's state is as after ``tx.init``. Moments are zero, and step counts begin again.
+      Schedules continue.
 
-    All else stays as it is, bit for bit. So outputs change by what the units contributed: not at
-    all if they were dormant in truth, zero for all inputs or with outgoing weights of zero. Where
-    a renewed unit feeds another one of another width, the weight belongs to the second and is
-    drawn.
+    Everything else stays, bit for bit. So outputs lose what the units contributed. They do not
+    change if the units were zero for all inputs or had zero outgoing weights. If a renewed unit
+    feeds a renewed unit of another width, their weight belongs to the second unit and is drawn.
 
-    Shapes and tree structures stay, and masks may be computed while training runs. So a renewal
-    works under ``jax.jit``, in ``jax.lax.cond`` and in ``jax.lax.scan``, and is compiled once.
+    Shapes and tree structures stay, and masks may be computed during training. So a renewal works
+    under ``jax.jit``, in ``jax.lax.cond`` and in ``jax.lax.scan``, and is compiled once.
 
-    Whatever the masks, new weights are drawn for whole arrays, which may take longer than a step of
-    training. Where most steps renew nothing, put the renewal into ``jax.lax.cond``. Under
-    ``jax.vmap`` ask all at once, by ``jax.lax.pmax`` of the predicate over the mapped axis, because
-    a mapped predicate makes ``jax.lax.cond`` compute both branches.
+    New weights are drawn for whole arrays, even if few units are renewed, which may take longer
+    than a training step. If most steps renew nothing, put the renewal into ``jax.lax.cond``. Under
+    ``jax.vmap``, reduce the predicate by ``jax.lax.pmax`` over the mapped axis first, because a
+    mapped predicate makes ``jax.lax.cond`` compute both branches.
 
     Args:
         variables: pytree of the network's arrays, of any floating dtype, on any devices. Arrays
-            that lie on a mesh stay where they are.
+            on a mesh keep their sharding.
         opt_state: the state of ``tx`` for these variables, or for one collection of them.
         widths: from ``trace`` or ``chain``; static under ``jax.jit``.
-        masks: for each width, by name, the units that are renewed: booleans, ``[units]``, as
-            ``dormant`` returns them. In a stack over which a loop runs, they are those of every
-            layer.
+        masks: by name of the width, the units to renew: booleans, ``[units]``, as ``dormant``
+            returns them. In a stack over which a loop runs, the mask applies to every layer.
         key: PRNG key for the new weights.
-        tx: the optimizer, ``dw.growable(tx, renewable=True)``, or one with such a link.
+        tx: the optimizer, ``dw.growable(tx, renewable=True)``, or a chain that contains one.
         init: initializer of incoming weights, as in ``strategies.zero_outgoing``.
-        strict: whether a width is refused if new units would change outputs although their
-            outgoing weights are zero: if a norm or a softmax sees them, if they are inputs or
-            outputs, as an LSTM's state may be, or have no outgoing weights, as rows of a table.
-            With ``False``, outputs move as much as the new units move these: a router's new column
-            takes its share of a softmax. ``compare(apply, variables, apply, new, x)`` says by how
-            much. The widths tell, once while JAX traces, so nothing is evaluated.
+        strict: whether to refuse a width whose new units would change outputs although their
+            outgoing weights are zero: if a norm or a softmax reads the units, if they are inputs or
+            outputs, as an LSTM's state may be, or if they have no outgoing weights, such as rows of
+            a table. With ``False``, these units are renewed and outputs move: a router's new
+            column, for example, takes its share of a softmax. ``compare(apply, variables, apply,
+            new, x)`` measures how far. The check needs only the widths, so nothing is evaluated.
 
     Returns:
         The variables and the state, with the shapes, dtypes and structures of the old ones.
 
     Raises:
         TypeError: if arguments are of the wrong kind, or in the wrong order.
-        ValueError: for widths that do not occur, or whose units have no side of their own, as in
-            tied weights; for masks of other lengths or dtypes; for variables of another network;
-            and for the state of an optimizer that does not say when each unit was born. All before
-            anything is computed.
+        ValueError: for unknown widths, or widths with an array that both makes and reads units, as
+            tied weights do; for masks of other lengths or dtypes; for variables of another network;
+            and for the state of an optimizer that does not count the steps of each unit. All errors
+            are raised before anything is computed.
 
     Example:
         >>> import jax
@@ -165,7 +163,7 @@ def _touches(leaf: Any, masks: Mapping[str, Any]) -> Iterator[bool]:
 
 
 def _problems(widths: Widths, name: str, mask: Any, strict: bool) -> Iterator[str]:
-    """Yields why units of a width cannot be renewed."""
+    """Yields the problems with renewing units of a width."""
     if name not in widths:
         yield no_such("width", name, widths)
         return
@@ -179,17 +177,17 @@ def _problems(widths: Widths, name: str, mask: Any, strict: bool) -> Iterator[st
 
 
 def never_renewed(width: Width, strict: bool) -> Iterator[str]:
-    """Yields why no units of a width can be renewed, whichever they are."""
+    """Yields the reasons why no unit of a width can be renewed."""
     name = width.name
     if strict and width.whole is not None and not width.fixed:
         width = silenced(width.whole, [name], width.whole)[name]
     if width.fixed or width.inside:
-        yield f"{name}: where its units are is not known: {width.fixed or width.inside}"
+        yield f"{name}: the places of its units are not known: {width.fixed or width.inside}"
     elif both := [o for o in width.occurrences if o.role == "both"]:
         places = ", ".join(f"{occurrence.path}[{occurrence.axis}]" for occurrence in both)
         yield (
-            f"{name}: {places} both makes and reads its units, so no new one would be silent; "
-            "leave this width as it is"
+            f"{name}: {places} both makes and reads its units, so new units would not be silent; "
+            "leave out this width"
         )
     elif strict and (reasons := [*_reasons(width)]):
         yield (
@@ -199,7 +197,7 @@ def never_renewed(width: Width, strict: bool) -> Iterator[str]:
 
 
 def _reasons(width: Width) -> Iterator[str]:
-    """Yields why new units change outputs although their outgoing weights are zero."""
+    """Yields the reasons why new units change outputs although outgoing weights are zero."""
     if width.interface:
         yield "they are inputs or outputs of the network"
     elif all(occurrence.role == "incoming" for occurrence in width.occurrences):

@@ -1,9 +1,8 @@
-"""How far rounding may move what a network computes: the network is run with nudged numbers.
+"""Measures how far rounding may move outputs, by runs of the network with nudged values.
 
-A network of float32 variables may compute in bfloat16 and return float32 again, so neither the
-variables nor the outputs tell how coarsely it rounds. The program does: it says where numbers go
-from one dtype to another. There they are nudged, and nothing else moves than what follows from
-them.
+A network with float32 variables may compute in bfloat16 and return float32, so neither variables
+nor outputs show how coarsely it rounds. The program does: values are nudged where it converts them
+to another dtype. Only values that depend on nudged values move.
 """
 
 import functools
@@ -23,25 +22,25 @@ from dogwood_jax._program.interpret import called, evaluated, interpret
 from dogwood_jax._program.program import Program
 from dogwood_jax._program.subprograms import equations, scan_counts, sub_programs
 
-# A value of a program, and whether it follows from an argument. What does not is a constant, such
-# as a table of positions, and the same in a larger network.
+# A value of a program, and whether it depends on an argument. Otherwise it is a constant, such as a
+# table of positions, and the same in a larger network.
 _Value = tuple[Any, bool]
 
 
 def eps(dtype: Any) -> float:
-    """The distance from one to the next larger number; zero for numbers that are not rounded."""
+    """The distance from 1 to the next larger number; zero for dtypes that are not rounded."""
     if not jnp.issubdtype(dtype, jnp.inexact):
         return 0.0
     return float(jnp.finfo(dtype).eps)  # type: ignore[no-untyped-call]
 
 
 def bound(dtype: Any) -> float:
-    """How far a number of this dtype may move, relative to its size: ``verify`` has the table."""
+    """How far a value of this dtype may move, relative to its size; see the table of ``verify``."""
     return math.pow(eps(dtype), 3 / 4)
 
 
 def least(dtype: Any) -> float:
-    """The size below which numbers are rounded as at this size, and on some devices to zero."""
+    """The size below which rounding errors stay constant; some devices round to zero there."""
     return float(jnp.finfo(dtype).smallest_normal)  # type: ignore[no-untyped-call]
 
 
@@ -49,21 +48,21 @@ def least(dtype: Any) -> float:
 
 
 def changed(tree: PyTree, most: float, key: Array) -> PyTree:
-    """Returns arrays whose numbers are each changed at random by up to this part of their size.
+    """Returns arrays in which each value is changed at random by up to a share of its size.
 
     Args:
         tree: the arrays.
-        most: the largest change.
+        most: the largest relative change.
         key: PRNG key.
     """
     return _nudged(tree, key, lambda array, seed: _nudge(array, seed, most))
 
 
 def nudged(tree: PyTree, sign: float, key: Array) -> PyTree:
-    """Returns arrays whose numbers are each changed at random by up to the bound of their dtype.
+    """Returns arrays in which each value is changed at random by up to the bound of its dtype.
 
-    Arrays of whole numbers stay. They are masks, ids or counts, are not rounded, and a network may
-    ask whether they are equal to something.
+    Arrays of whole numbers stay: they are masks, ids or counts, which are not rounded, and which a
+    network may compare for equality.
     """
 
     def one(array: Any, seed: Array) -> Any:
@@ -105,10 +104,10 @@ def _are_whole(numbers: Array) -> Any:
 
 
 def with_nudges(program: Program) -> Callable[..., dict[str, Any]] | None:
-    """Returns a program that nudges what goes to another dtype, or None if nothing does.
+    """Returns a program that nudges values converted to another dtype; None if there are none.
 
     Returns:
-        A function of the variables and inputs, a sign and a key. It returns outputs by path.
+        A function of the variables, the inputs, a sign and a key. It returns outputs by path.
     """
     if not _rounds(program.jaxpr.jaxpr):
         return None
@@ -138,14 +137,14 @@ def _run(
     nudge: Callable[[Any, float], Any],
 ) -> list[_Value]:
     def equation(eqn: Any, operands: list[_Value]) -> list[_Value]:
-        # A program for each device of a mesh is no call: only its own primitive names the axes.
+        # shard_map is not inlined like a call, because only its own primitive names the mesh axes.
         if "mesh" not in eqn.params and (program := called(eqn)) is not None:
             return _run(*program, operands, nudge)
         values, follows = [value for value, _ in operands], any(flag for _, flag in operands)
         if eqn.primitive.name in _LOOPS and any(_rounds(body) for body, _ in sub_programs(eqn)):
             return [(value, follows) for value in _LOOPS[eqn.primitive.name](eqn, values, nudge)]
         amount = _rounding(eqn) if follows else 0.0
-        if amount and sub_programs(eqn):  # which rounds inside, where no nudge reaches it
+        if amount and sub_programs(eqn):  # rounds inside, where nudges do not reach
             values = [nudge(v, amount) if eps(jnp.result_type(v)) else v for v in values]
         on_mesh = "mesh" in eqn.params
         results = _on_mesh(jaxpr, eqn, values) if on_mesh else evaluated(eqn, values)
@@ -160,9 +159,9 @@ def _run(
 
 
 def _on_mesh(jaxpr: Any, eqn: Any, operands: Sequence[Any]) -> list[Any]:
-    """Returns what an equation of a program computes that runs a program on each device of a mesh.
+    """Returns the results of an equation that runs a program on each device of a mesh.
 
-    It cannot be bound by its parameters alone, so JAX runs a program of this one equation.
+    Its parameters do not suffice to bind it, so JAX runs a program of this one equation.
     """
     known = {
         atom: value
@@ -180,16 +179,17 @@ def _rounded(
     if not eps(value.dtype):
         return value
     other = nudge(value, amount)
-    if eqn.primitive.name in _CASTS:  # masks and counts stay: 1 - mask must be zero
+    if eqn.primitive.name in _CASTS:  # masks and counts are not nudged: 1 - mask must stay zero
         numbers = operands[0].astype(wide_dtype(operands[0].dtype))
         return jnp.where(_are_whole(numbers), value, other)
     return other
 
 
 def _rounding(eqn: Any) -> float:
-    """Returns by how much an equation's results are nudged: by the bound of a coarser dtype.
+    """Returns how far an equation's results are nudged: by the bound of a coarser dtype, or zero.
 
-    It is coarser than what the equation takes, or than what it makes of that.
+    The dtype of a result or of a value inside must be coarser than the operands. For casts, both
+    directions count.
     """
     before = [b for atom in eqn.invars if (b := _bound_of(atom))]
     after = [b for var in eqn.outvars if (b := _bound_of(var))]
@@ -268,10 +268,10 @@ def _inside(
 
 
 def sources(program: Program) -> dict[str, frozenset[str]]:
-    """Returns what each result follows from: ``"variables"``, ``"inputs"`` and ``"integers"``.
+    """Returns what each result depends on: ``"variables"``, ``"inputs"`` and ``"integers"``.
 
-    The first two are the floating numbers of the variables and the inputs. What integers and
-    booleans say of these does not count: it need not move with them. The last are integer inputs.
+    The first two are floating values of the variables and the inputs. A dependence by way of
+    integers and booleans does not count, because these need not move. The last are integer inputs.
     """
     invars = zip(program.jaxpr.jaxpr.invars, program.arguments, strict=True)
     given = [_own_source(var, path) for var, (path, _) in invars]

@@ -1,4 +1,4 @@
-"""Several trained networks become one mixture of experts: ``grow_several``."""
+"""Merges several trained networks into one mixture of experts: ``grow_several``."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -31,10 +31,10 @@ def grow_several(
 ) -> PyTree:
     """Grows several trained networks of one architecture into one mixture of experts.
 
-    ``growth`` is that of ``upcycle``, which puts copies of an MLP in the place of an MLP. Expert e
-    comes from network e, and experts beyond the last network begin again with the first one. All
-    other arrays are the means of those of the networks. Outputs move away from those of every
-    network, so train the mixture on. With ``target_apply``, a warning says by how much they move
+    ``growth`` comes from ``upcycle``, which replaces an MLP by experts that are copies of it.
+    Expert e comes from network e; experts beyond the last network start again with the first
+    network. All other arrays are means over the networks. Outputs differ from those of every
+    network, so train the mixture on. With ``target_apply``, a warning states how far outputs move
     for random inputs.
 
     Args:
@@ -42,14 +42,15 @@ def grow_several(
         growth: from ``upcycle``.
         key: PRNG key for random weights, such as those of routers, as for ``grow``.
         fresh: the mixture's own variables, as for ``grow``.
-        target_apply: the mixture, a function of its variables and inputs.
+        target_apply: the mixture's function of variables and inputs.
 
     Returns:
         The variables of the mixture.
 
     Raises:
         TypeError: if arguments are of the wrong kind.
-        ValueError: if the growth makes no experts, and as ``grow`` does.
+        ValueError: if the growth makes no experts, there are more networks than experts, or
+            ``grow`` raises.
 
     Example:
         >>> import jax
@@ -80,14 +81,14 @@ def grow_several(
     stacked = {edit.path: edit.experts.count for edit in growth.inserted if edit.experts}
     if not stacked:
         raise ValueError(
-            "grow_several: this growth puts no experts in the place of an MLP; plan it by "
+            "grow_several: this growth does not replace an MLP by experts; plan it by "
             "dw.upcycle(widths, target=, target_apply=)"
         )
     experts = min(stacked.values())
     if len(sources) > experts:
         raise ValueError(
-            f"grow_several: {len(sources)} networks are more than the {experts} experts, so the "
-            "last ones would be in none; plan as many experts"
+            f"grow_several: got {len(sources)} networks for {experts} experts, so the last ones "
+            "would not be used; plan an expert for each network"
         )
     grown = [grow(variables, growth, key=key, fresh=fresh) for variables in sources]
     every = [leaves_by_path(one) for one in grown]
@@ -114,7 +115,7 @@ def grow_several(
         ]
         said = ", ".join(f"{100 * share:.3g}%" for share in shares if np.isfinite(share))
         warnings.warn(
-            "grow_several: outputs move away from those of the networks by "
+            "grow_several: outputs differ from those of the networks by "
             f"{said or 'an unknown amount'} (root mean square, random inputs)",
             stacklevel=2,
         )

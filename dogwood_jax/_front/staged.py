@@ -1,4 +1,4 @@
-"""What a training in stages costs: ``staged_cost``."""
+"""The cost of a training run in stages: ``staged_cost``."""
 
 import operator
 from collections.abc import Sequence
@@ -20,12 +20,12 @@ from dogwood_jax._widths.widths import Widths
 
 @dataclass(frozen=True)
 class RunCost:
-    """The cost of a training in stages; ``print`` shows a table.
+    """The cost of a training run in stages; ``print`` shows a table.
 
     Attributes:
         steps: how many steps each stage takes.
-        parameters: how many numbers the arrays hold in each stage, counted as for `Cost`.
-        flops_a_step: floating-point operations of one step of training in each stage.
+        parameters: the number of parameters in each stage, counted as for `Cost`.
+        flops_a_step: floating-point operations of one training step in each stage.
     """
 
     steps: tuple[int, ...]
@@ -44,12 +44,12 @@ class RunCost:
 
     @property
     def from_scratch(self) -> int:
-        """Floating-point operations of as many steps with the last network."""
+        """Floating-point operations of the same number of steps with the last network."""
         return sum(self.steps) * self.flops_a_step[-1]
 
     @property
     def ratio(self) -> float:
-        """The share of the FLOPs from scratch that the run takes; NaN if these are none."""
+        """``total / from_scratch``; NaN if there are no FLOPs."""
         return self.total / self.from_scratch if self.from_scratch else nan
 
     def __str__(self) -> str:
@@ -67,15 +67,15 @@ class RunCost:
 
 
 def staged_cost(widths: Widths, stages: Sequence[Stage], samples: int | None) -> RunCost:
-    """Returns the cost of a training in stages; see ``cost``."""
+    """Returns the cost of a training run in stages; see ``cost``."""
     problems = _problems(widths, stages, samples)
     network = widths.network
     if problems or network is None:
-        raise ValueError(listed("cannot tell this cost", problems))
+        raise ValueError(listed("cannot determine this cost", problems))
     an_epoch = -(-(samples or 0) // max(1, _batch_size(network.inputs)))
     schedule, problems = planned(stages, network.apply, network.variables, *network.inputs)
     if problems:
-        raise ValueError(listed("cannot tell this cost", problems))
+        raise ValueError(listed("cannot determine this cost", problems))
     steps, parameters, flops, apply = [], [], [], network.apply
     for one in schedule:
         if one.growth is not None or one.apply is not apply:
@@ -94,15 +94,15 @@ def _problems(widths: Widths, stages: Any, samples: Any) -> list[str]:
         counts_epochs |= stage.epochs is not None
         if steps_of(stage, 1) == inf:
             problems.append(
-                f"stages[{number}]: ends by the clock alone, so how many steps it takes is not "
-                "known; pass the epochs= or steps= that it takes at most, too"
+                f"stages[{number}]: ends by the clock alone, so its number of steps is not known; "
+                "also pass the epochs= or steps= that it takes at most"
             )
     if counts_epochs and samples is None:
-        problems.append("samples: expected their number, because stages count epochs, got None")
+        problems.append("samples: expected the number of samples for stages in epochs, got None")
     if samples is not None and not is_count(samples, at_least=1):
         problems.append(f"samples: expected an integer, 1 or more, got {samples!r}")
     if widths.network is None:
-        return [*problems, "widths: expected those that dw.trace has returned in this process"]
+        return [*problems, "widths: expected widths that dw.trace returned in this process"]
     if counts_epochs and not _batch_size(widths.network.inputs):
         problems.append("widths: expected them traced with a batch of inputs, [samples, ...]")
     return problems + [
@@ -114,6 +114,6 @@ def _problems(widths: Widths, stages: Any, samples: Any) -> list[str]:
 
 
 def _batch_size(inputs: Any) -> int:
-    """Returns how many samples a batch holds, or zero if the inputs do not tell."""
+    """Returns how many samples a batch holds; zero if the inputs have no axes."""
     shapes = [leaf.shape for leaf in jax.tree.leaves(inputs) if is_array(leaf) and leaf.shape]
     return shapes[0][0] if shapes else 0

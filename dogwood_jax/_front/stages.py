@@ -1,4 +1,4 @@
-"""Stages of a training run, with the growths between them: ``Stage``."""
+"""Stages of a training run, with growths between them: ``Stage``."""
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
@@ -36,33 +36,32 @@ _STRATEGY = ArgumentKind(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Stage:
-    """A stretch of training, and how the network grows before it.
+    """A part of a training run, and how the network grows before it.
 
-    It ends after ``epochs`` or ``steps``, or once ``seconds`` have passed. If this is within a pass
-    over the data, the next stage goes on with the rest of the pass.
+    A stage ends after ``epochs`` or ``steps``, or once ``seconds`` have passed. If it ends within a
+    pass over the data, the next stage continues with the rest of the pass.
 
     Attributes:
-        epochs: how many times to go through the data: as many steps as so many passes take.
+        epochs: how many passes over the data the stage takes, counted in steps.
         steps: in place of ``epochs``, how many batches to train on.
-        seconds: after how many seconds the stage ends, if it has not ended before; alone, or beside
-            ``epochs`` or ``steps``. They count from the stage's beginning: growing, compiling and
-            ``after_epoch`` take of them. The clock is read between compiled calls of 16 steps at
-            most, of which one more may be under way.
+        seconds: time limit of the stage, alone or together with ``epochs`` or ``steps``. The time
+            includes growing, compiling and ``after_epoch``. The clock is read between compiled
+            calls of at most 16 steps, and one more call may already be running.
         sizes: new number of units by width, as for ``dogwood_jax.plan``.
         target: a pytree of arrays or ``jax.ShapeDtypeStruct`` of the larger model, wider, deeper or
-            both. Where it holds arrays, free values are its own.
-        apply: the larger model's function, if the old one does not take larger arrays. That of a
-            Linen module is found, see ``dogwood_jax.larger``.
+            both. If it holds arrays, free values are taken from it.
+        apply: the larger model's function, if the old one does not take larger arrays. For a Linen
+            module, the function is found by default, see ``dogwood_jax.larger``.
         strategy: how new units are filled in, as for ``dogwood_jax.plan``.
         depth: how new layers are filled in, as for ``dogwood_jax.plan``. By default outputs stay,
-            which suits a network in use. If only the end of the training counts, copies between old
-            layers end lower, ``dogwood_jax.strategies.interpose(scaled=True)``: see the guide
+            which suits a network in use. If only the final loss counts, copies between old layers
+            reach a lower one, ``dogwood_jax.strategies.interpose(scaled=True)``: see the guide
             "Does it pay?".
-        fields: what fields of the optimizer's state hold, as for ``dogwood_jax.grow_opt_state``.
+        fields: contents of the optimizer state's fields, as for ``dogwood_jax.grow_opt_state``.
 
     Raises:
         TypeError: if arguments are of the wrong kind.
-        ValueError: if it is said how to grow, but not to what.
+        ValueError: if ``strategy`` or ``depth`` is given without ``sizes`` or ``target``.
 
     Example:
         >>> from dogwood_jax.training import Stage
@@ -92,25 +91,24 @@ class Stage:
         )
         if not self.grows and (self.strategy is not None or self.depth is not None):
             raise ValueError(
-                "training.Stage: strategy= and depth= say how the network grows, so pass sizes= or "
-                "target=, too"
+                "training.Stage: strategy= and depth= need a growth; pass sizes= or target= as well"
             )
 
     @property
     def grows(self) -> bool:
-        """Whether the network grows before it."""
+        """Whether the network grows before the stage."""
         return self.sizes is not None or self.target is not None
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A stage that is known to fit the network.
+    """A stage whose growth has been planned.
 
     Attributes:
         stage: the stage.
         apply: the network's function in this stage.
         variables: the shapes of its arrays in this stage.
-        growth: how the network grows before it, or None.
+        growth: how the network grows before the stage, or None.
     """
 
     stage: Stage
@@ -125,19 +123,19 @@ class Planned:
         tx: Any,
         key: jax.Array,
     ) -> tuple[PyTree, PyTree | None]:
-        """Returns the network and its optimizer's state as they are when the stage begins."""
+        """Returns the network and its optimizer's state at the beginning of the stage."""
         if self.growth is None:
             return variables, opt_state
         target = jax.tree.leaves(self.stage.target)
         has_values = not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in target)
         fresh = self.stage.target if has_values else None
         wide = grow(variables, self.growth, key=key, fresh=fresh)
-        if opt_state is None:  # it begins with this stage
+        if opt_state is None:  # the optimizer begins with this stage
             return wide, None
         return wide, self._grown_state(opt_state, tx, wide)
 
     def grown_state_shapes(self, opt_state: PyTree, tx: Any) -> PyTree:
-        """Returns the shapes of the optimizer's state when the stage begins."""
+        """Returns the shapes of the optimizer's state at the beginning of the stage."""
         if self.growth is None:
             return opt_state
         return jax.eval_shape(
@@ -153,7 +151,7 @@ class Planned:
 def planned(
     stages: Sequence[Stage], apply: Apply, variables: PyTree, *inputs: Any
 ) -> tuple[list[Planned], list[str]]:
-    """Plans all growths of a run before any work; returns them, and what stands in the way.
+    """Plans all growths of a run before any work; returns the planned stages and problems.
 
     Args:
         stages: the stages.
@@ -175,7 +173,7 @@ def planned(
                 own = in_larger_module(growth.widths, growth.sizes, shapes, inputs) or apply
             try:
                 jax.eval_shape(own, shapes, *inputs)
-            except Exception as error:  # any function may raise that knows its sizes
+            except Exception as error:  # a function with fixed sizes may raise anything
                 return found, [
                     f"stages[{number}]: apply does not take the grown variables ({error}); give "
                     "the stage the larger model's function as apply="
@@ -186,7 +184,7 @@ def planned(
 
 
 def state_problems(stages: Sequence[Planned], opt_state: PyTree, tx: Any) -> list[str]:
-    """Says which stage the optimizer's state cannot grow for.
+    """Returns a problem if the optimizer's state cannot grow for a stage.
 
     Args:
         stages: the stages.
@@ -202,11 +200,11 @@ def state_problems(stages: Sequence[Planned], opt_state: PyTree, tx: Any) -> lis
 
 
 def length_problems(stage: Stage, place: str = "") -> list[str]:
-    """Says what is wrong with how long a stage is.
+    """Returns problems of a stage's length.
 
     Args:
         stage: the stage.
-        place: what stands before the name of an argument, as in ``"stages[0]."``.
+        place: prefix of argument names, such as ``"stages[0]."``.
     """
     counts = {"epochs": stage.epochs, "steps": stage.steps}
     given = [name for name, value in counts.items() if value is not None]
@@ -226,7 +224,7 @@ def length_problems(stage: Stage, place: str = "") -> list[str]:
 
 
 def stages_problems(stages: Any) -> list[str]:
-    """Says what is wrong with a list of stages, as far as it can be told without the network."""
+    """Returns problems of a list of stages that show without the network."""
     is_list = isinstance(stages, Sequence) and len(stages) > 0
     if not is_list or not all(isinstance(one, Stage) for one in stages):
         return [f"stages: expected a list of training.Stage, got {stages!r}"]
@@ -238,11 +236,11 @@ def stages_problems(stages: Any) -> list[str]:
 
 
 def steps_of(stage: Stage, an_epoch: int) -> float:
-    """Returns how many steps a stage takes at most, infinity if only the clock ends it.
+    """Returns how many steps a stage takes at most; infinity if only the clock ends it.
 
     Args:
         stage: the stage.
-        an_epoch: the number of steps of an epoch.
+        an_epoch: the number of steps in an epoch.
     """
     if stage.epochs is not None:
         return operator.index(stage.epochs) * an_epoch
@@ -266,7 +264,7 @@ def _planned(stage: Stage, apply: Apply, variables: PyTree, inputs: tuple[Any, .
 
 
 def _grown(variables: PyTree, growth: Growth) -> PyTree:
-    """Returns the shapes of a network's arrays once it has grown."""
+    """Returns the shapes of a network's arrays after a growth."""
     return jax.eval_shape(
         lambda variables, key: grow(variables, growth, key=key), variables, jax.random.key(0)
     )

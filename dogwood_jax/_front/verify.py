@@ -1,6 +1,6 @@
-"""Whether a grown network computes what the old one did, found by running both: ``verify``.
+"""Checks by running both networks that a grown network computes the same: ``verify``.
 
-This finds mistakes in the rules of tracing and growing, because it does not rely on them.
+``verify`` finds mistakes in the rules of tracing and growing, because it does not rely on them.
 """
 
 import warnings
@@ -40,13 +40,13 @@ _NO_VALUES = (
     "verify runs both networks, so it needs values, which jax.jit and other transformations hide: "
     "call it outside of them"
 )
-# How often the old network is run to see how far rounding moves an entry, each time with nudges
-# of both signs: if an entry lies at an edge, as of a relu, one of both moves it. Nudges may cancel
-# by chance. Of 131,000 entries of a transformer in bfloat16, four runs leave some hundred that
-# moved farther in an exact growth; so it takes several, but only where entries are left.
+# Upper limit on pairs of nudged runs, one run with each sign: if an entry lies at an edge, such as
+# a relu's, only one sign moves it. Nudges may cancel by chance, so one pair is not enough: of
+# 131,000 entries of a transformer in bfloat16, an exact growth moved some hundred farther than four
+# runs explained. Runs stop early if all moves are explained.
 _PAIRS = 12
-# By how much numbers are changed to see whether an entry would show it if they were wrong, and how
-# often at most: a change may cancel by chance, and a loss in bfloat16 rounds by nearly as much.
+# Relative change of values that tests whether wrong values would show in outputs, and the upper
+# limit on tries: a change may cancel by chance, and a bfloat16 loss rounds by nearly as much.
 _TENTH = 0.1
 _CHANGES = 8
 
@@ -61,19 +61,19 @@ def verify(
     growth: Growth | None = None,
     key: Array | None = None,
 ) -> Difference:
-    """Runs a network and the larger one that it became, and raises if an output has moved.
+    """Runs a network and its grown version, and raises if an output has moved beyond rounding.
 
-    Each function is called as it is: pass ``jax.jit(apply)`` where that is faster. Both networks
-    have to be in evaluation mode, or to draw the same random numbers. Matrix products are computed
-    at the highest precision, unless the functions themselves ask for another.
+    The functions are called as given: pass ``jax.jit(apply)`` if that is faster. Both networks must
+    be in evaluation mode, or draw the same random numbers. Matrix products use the highest
+    precision, unless the functions set another one.
 
-    Every entry of every output is looked at by itself. It may move by ``eps ** (3/4)`` of its size,
-    with the eps of its dtype, and as far as rounding may move it. To see how far that is, the old
-    network is run with all numbers nudged at random: the variables, the inputs, and where the
-    network rounds to a coarser dtype, what is rounded. They are nudged by up to:
+    Each entry of each output is checked separately. It may move by ``eps ** (3/4)`` of its size,
+    with the eps of its dtype, or as far as rounding may move it, whichever is more. To measure the
+    latter, the old network is run with values nudged at random: the variables, the inputs, and
+    values that the network rounds to a coarser dtype. A value is nudged by up to:
 
     ==================== ======= =====================
-    dtype                eps     a number is nudged by
+    dtype                eps     a value is nudged by
     ==================== ======= =====================
     float64, complex128  2.2e-16 1.8e-12
     float32, complex64   1.2e-07 6.4e-06
@@ -84,39 +84,38 @@ def verify(
     integers, booleans   0       0
     ==================== ======= =====================
 
-    Nor may all entries together become larger or smaller by more than they do with these nudges.
+    The scale of an output as a whole must not change by more than it does with these nudges.
 
-    An integer or boolean may move only where these nudges move it. Arrays of whole numbers, such as
-    masks, are not nudged.
+    An integer or boolean may move only if these nudges move it. Arrays that hold only whole
+    numbers, such as masks, are not nudged.
 
-    ``verify`` also raises if it cannot tell: where both networks have NaN, where inputs or outputs
-    have no entries, and where nothing would show that weights are wrong. To see the last, the old
-    network is run with every number of the variables changed by up to a tenth, and then of the
-    inputs. In each floating output that follows from these numbers, an entry has to move by more
-    than rounding explains. Behind inputs of zero and dead units, none does. Beside integer inputs,
-    floating ones need not move anything, because they may be masks. Integers, booleans, constants
-    and outputs that mirror variables need not move, if another output does.
+    ``verify`` also raises if it cannot tell: if both networks have NaN, if inputs or outputs are
+    empty, or if wrong weights would not show. To test the last, the old network is run with every
+    value of the variables changed by up to a tenth, and then with the inputs changed. In each
+    floating output that depends on these values, some entry must move by more than rounding
+    explains. Behind zero inputs and dead units, no entry does. If there are integer inputs, too,
+    floating inputs need not move outputs, because they may be masks. Integers, booleans, constants
+    and outputs that mirror variables need not move if another output does.
 
-    Of outputs that have grown, the first part is compared. Some outputs mirror variables: new
-    running statistics, a module's state or gradients. These may be there in only one of the
-    networks.
+    If outputs have grown, their first part is compared. Some outputs mirror variables: new
+    running statistics, a module's state or gradients. Only one of the networks may have these.
 
     Args:
         apply: the network, a function of variables and inputs, as for ``trace``.
         variables: its variables, a pytree of arrays on any devices.
         target_apply: the larger network.
-        wide: its variables, as ``grow`` returns them.
+        wide: the larger network's variables, as ``grow`` returns them.
         *inputs: pytrees of arrays, or of ``jax.ShapeDtypeStruct``, for which random arrays are
-            drawn. Floats are normal. Integers lie between the least and the largest integer in
+            drawn. Floats are normal. Integers lie between the smallest and the largest integer in
             given inputs of the same dtype. If there are none, they are 0 or 1, which are valid
             indices into any table of two rows or more.
-        growth: the growth from one to the other. With it, inputs that grow (``interface=True``)
+        growth: the growth between both networks. With it, inputs that grow (``interface=True``)
             get random entries for new units. Outputs that mirror variables are compared only in
             the entries of old units, and not at all if the growth copies or rescales these.
-        key: PRNG key for what is drawn; by default ``jax.random.key(0)``.
+        key: PRNG key for random inputs and nudges; by default ``jax.random.key(0)``.
 
     Returns:
-        The largest differences over all outputs, to be printed.
+        The largest differences over all outputs, for ``print``.
 
     Raises:
         TypeError: for arguments of another kind, and under ``jax.jit``, where there are no values.
@@ -160,8 +159,8 @@ def verify(
             what = "the larger network computes something else"
             if _draws(program) != _draws(Program(target_apply, wide, larger)):
                 what += ", because it draws other random numbers; run both in evaluation mode"
-                raise OtherDraws(listed(f"{what}, as by deterministic=True, train=False", lines))
-            ask = "if both are in evaluation mode and as the growth's notes ask, please report this"
+                raise OtherDraws(listed(f"{what}, by deterministic=True or train=False", lines))
+            ask = "if both are in evaluation mode and follow the growth's notes, please report this"
             raise ValueError(listed(f"{what} ({ask})", lines))
         unseen = _without_values(inputs, found) or _unseen(
             entries, apply, program, variables, inputs, keys[3]
@@ -172,11 +171,11 @@ def verify(
 
 
 class CannotTell(ValueError):
-    """Outputs are equal, and would be so if weights were wrong."""
+    """Outputs are equal, but would also be equal if weights were wrong."""
 
 
 class OtherDraws(ValueError):
-    """Outputs have moved, and the larger network draws random numbers of other shapes."""
+    """Outputs have moved, and the networks draw random numbers of different shapes."""
 
 
 def verify_if_possible(
@@ -187,13 +186,13 @@ def verify_if_possible(
     inputs: tuple[Any, ...],
     growth: Growth,
 ) -> None:
-    """Verifies a growth if it should preserve outputs, and there are values to run networks on.
+    """Verifies a growth if it should preserve outputs and all arrays have values.
 
     Args:
         apply: the network, in evaluation mode.
         variables: its variables.
         target_apply: the larger network.
-        wide: its variables.
+        wide: the larger network's variables.
         inputs: the network's inputs.
         growth: the growth.
 
@@ -210,11 +209,11 @@ def verify_if_possible(
     try:
         verify(apply, variables, target_apply, wide, *inputs, growth=growth)
     except OtherDraws:
-        pass  # as the notes of the growth say
+        pass  # the notes of the growth say so
     except CannotTell as error:
         warnings.warn(str(error), stacklevel=3)
     except ValueError as error:
-        error.add_note("verify=False leaves out this check.")
+        error.add_note("verify=False skips this check.")
         raise
 
 
@@ -245,7 +244,7 @@ def _check(
 
 
 def _draws(program: Program) -> list[tuple[str, tuple[int, ...]]]:
-    """Returns the operations that make random numbers, and the shapes that they make."""
+    """Returns the operations that draw random numbers, with the shapes of their results."""
     return [
         (eqn.primitive.name, eqn.outvars[0].aval.shape)
         for eqn in equations(program.jaxpr.jaxpr)
@@ -278,7 +277,7 @@ def _explain(
     inputs: tuple[Any, ...],
     key: Array,
 ) -> None:
-    """Runs the old network with nudges, until all entries are explained or it has been enough."""
+    """Runs the old network with nudges until all moves are explained, or the limit is reached."""
     rounded = with_nudges(program)
     for i in range(2 * _PAIRS):
         if not (entries.moved or entries.scaled):
@@ -289,9 +288,9 @@ def _explain(
 
 
 def _without_values(inputs: tuple[Any, ...], found: dict[str, Difference]) -> list[str]:
-    """Says which inputs and outputs there is nothing to see in."""
+    """Returns problems of inputs and outputs that are empty or NaN, so that they show nothing."""
     problems = [
-        f"input {path} has shape {leaf.shape}, without any entry: pass at least one sample"
+        f"input {path} has shape {leaf.shape} and no entries: pass at least one sample"
         for path, leaf in leaves_by_path(inputs).items()
         if is_array(leaf) and not np.prod(leaf.shape)
     ]
@@ -314,7 +313,7 @@ def _unseen(
     inputs: tuple[Any, ...],
     key: Array,
 ) -> list[str]:
-    """Says which outputs do not move by more than rounding when numbers change by a tenth."""
+    """Returns problems of outputs that stay within rounding when values change by a tenth."""
     known = sources(program)
     shapes, its = (
         {path: np.shape(leaf) for path, leaf in leaves.items()}
@@ -326,7 +325,7 @@ def _unseen(
     seen, problems = False, []
     for name, tree in given.items():
         hidden = {path for path, names in asked.items() if name in names}
-        if name == "inputs":  # where there are integers, too, floats may be masks of zeros
+        if name == "inputs":  # with integer inputs, floating inputs may be masks of zeros
             hidden -= {path for path, names in asked.items() if "integers" in names}
         for i in range(_CHANGES):
             if not hidden and seen:
@@ -344,7 +343,7 @@ def _unseen(
 
 def _unmoved(name: str) -> str:
     return (
-        f"does not move by more than rounding if each number of the {name} changes by up to a "
-        "tenth; pass other inputs, because zeros and dead units hide what is behind them, or leave "
-        "this output out"
+        f"does not move by more than rounding if each value of the {name} changes by up to a "
+        "tenth; pass other inputs, because zeros and dead units hide the weights behind them, or "
+        "leave this output out"
     )

@@ -1,4 +1,4 @@
-"""Widen Dense layers by name: ``widen``, and ``chain``, their widths written by hand."""
+"""Widen Dense layers by name: ``widen``, and ``chain``, which returns their widths."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -34,21 +34,21 @@ def widen(
 ) -> PyTree:
     """Widens Dense layers by name, without changing what the network computes.
 
-    For plain chains of Dense layers, where it is known which layer reads which; ``trace`` finds
-    the widths of any other network. The layers between which a width lies may have any elementwise
-    activation between them, but nothing that mixes units.
+    For plain chains of Dense layers, if you know which layer reads which; for any other network,
+    ``trace`` finds the widths. Between two layers there may be any elementwise activation, but
+    nothing that mixes units.
 
     Args:
         params: pytree of nested dicts, ``{"params": {...}}`` or the bare parameters. A Dense layer
-            is a dict with a ``kernel`` of shape ``[in, out]`` and perhaps a ``bias`` of shape
+            is a dict with a ``kernel`` of shape ``[in, out]`` and optionally a ``bias`` of shape
             ``[out]``, of any floating dtype.
         layer: path of the layer to widen, ``"dense_1"`` or ``"encoder/dense_1"``; or several
             layers with their new number of units, ``{"dense_1": 128, "dense_2": 64}``.
-        into: path of the layer that reads the first one, where a single layer is named.
-        units: its new number of units.
-        order: paths of the layers in the order of the data, where several layers are named: each
-            is read by the next.
-        strategy: how new units are filled in, ``strategies.zero_outgoing()`` unless given.
+        into: for a single ``layer``, path of the layer that reads it.
+        units: for a single ``layer``, its new number of units.
+        order: for several layers, paths of all layers in the order of the data: each layer is read
+            by the next.
+        strategy: how new units are filled in, ``strategies.zero_outgoing()`` by default.
         key: PRNG key, needed if the strategy draws random weights.
 
     Returns:
@@ -58,8 +58,8 @@ def widen(
     Raises:
         TypeError: if arguments are of the wrong kind, or in the wrong order.
         ValueError: for unknown layers, layers that are not Dense, an ``into`` whose input size is
-            not the layer's units, fewer units than today, an order that is missing, cyclic or
-            ends with a layer to widen, or a missing key.
+            not the layer's number of units, fewer units than before, an order that is missing,
+            cyclic or ends with a layer to widen, or a missing key.
 
     Example:
         >>> import jax
@@ -99,8 +99,8 @@ def widen(
     for name in sizes:
         if name == order[-1]:
             problems.append(
-                f"{name}: is last in order {order}, so nothing is known to read it; "
-                "put the layer that reads it behind it"
+                f"{name}: is last in order {order}, so the layer that reads it is not known; "
+                "append this layer to order"
             )
         elif name not in order:
             problems.append(f"{name}: is not in order: {no_such('layer', name, list(order))}")
@@ -110,19 +110,19 @@ def widen(
 
 
 def chain(params: PyTree, order: Sequence[str]) -> Widths:
-    """Returns the widths of a chain of Dense layers, each read by the next.
+    """Returns the widths of a chain of Dense layers, in which each layer is read by the next.
 
     Args:
         params: pytree of nested dicts, ``{"params": {...}}`` or the bare parameters, of arrays or
             ``jax.ShapeDtypeStruct``.
-        order: paths of the layers in the order of the data, two at least.
+        order: paths of at least two layers in the order of the data.
 
     Returns:
         The widths, named by the layer that produces them: the same type that ``trace`` returns.
 
     Raises:
         TypeError: if arguments are of the wrong kind, or in the wrong order.
-        ValueError: for unknown layers, layers that are not Dense, a layer named twice, and
+        ValueError: for unknown layers, layers that are not Dense, a layer that is named twice, and
             neighbours whose sizes do not match; all of them in one message.
 
     Example:
@@ -140,7 +140,7 @@ def chain(params: PyTree, order: Sequence[str]) -> Widths:
     problems: list[str] = []
     order = _short_names(order)
     if len(order) < 2:
-        problems.append(f"order {order}: names fewer than two layers; the last reads the others")
+        problems.append(f"order {order}: expected at least two layers; each is read by the next")
     for name in dict.fromkeys(order):
         if order.count(name) > 1:
             problems.append(
@@ -175,7 +175,7 @@ def chain(params: PyTree, order: Sequence[str]) -> Widths:
 
 
 def _short_names(names: str | Iterable[str]) -> tuple[str, ...]:
-    """Returns the names of layers without their collection, so that a layer has one name."""
+    """Returns the names of layers without their collection, so that each layer has one name."""
     names = (names,) if isinstance(names, str) else names
     return tuple(name.removeprefix("params/") for name in names)
 
@@ -188,7 +188,7 @@ def _layer_path(leaves: Mapping[str, Any], name: str) -> str:
 def _dense_layer(
     leaves: Mapping[str, Any], name: str, problems: list[str]
 ) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of a Dense layer's arrays, or nothing and says what is wrong."""
+    """Returns the shapes of a Dense layer's arrays; for other layers, adds to the problems."""
     path = _layer_path(leaves, name)
     arrays = {
         p.removeprefix(f"{path}/"): array for p, array in leaves.items() if p.startswith(f"{path}/")
@@ -207,8 +207,8 @@ def _dense_layer(
     ):
         found = ", ".join(f"{path}/{p} of shape {shape}" for p, shape in shapes.items())
         problems.append(
-            f"{name}: expected a Dense layer, a kernel of shape [in, out] and at most a bias of "
-            f"shape [out] beside it; found {found} (use trace for other layers)"
+            f"{name}: expected a Dense layer, a kernel of shape [in, out] and at most one bias of "
+            f"shape [out]; found {found} (use trace for other layers)"
         )
         return {}
     for p, array in arrays.items():

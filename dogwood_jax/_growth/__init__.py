@@ -1,38 +1,38 @@
-"""``Growth``: what becomes of each array when widths and layers change; and ``grow``.
+"""``Growth``, the change of each array when widths and layers change; and ``grow``.
 
-The rooms above give it variables, and what is asked of widths and layers; it returns the larger
-network's arrays.
+The input is variables, with the changes of widths and layers. The output is the larger network's
+arrays.
 
 | file | holds |
 |---|---|
-| ``growth`` | ``Change`` of one width; ``Growth``, all of a network, with its ``Evidence`` |
-| ``edit`` | ``Edit``: what one array of the larger model is made of, an old array or new values |
-| ``leaf_map`` | ``LeafMap``: what becomes of the units of one array, and its adjoint |
-| ``by_layer`` | other units in each layer of a stack |
-| ``grown_sizes`` | the size of every dimension of the program once widths have grown |
-| ``shardings`` | on which devices grown arrays lie |
+| ``growth`` | ``Change`` of one width; ``Growth`` of a whole network, with its ``Evidence`` |
+| ``edit`` | ``Edit``: makes one array of the larger model from an old array, new values or both |
+| ``leaf_map`` | ``LeafMap``: the change of units along the axes of one array, and its adjoint |
+| ``by_layer`` | changes of different units in each layer of a stack |
+| ``grown_sizes`` | the size of every dimension of the program after widths have grown |
+| ``shardings`` | placement of grown arrays on devices |
 | ``new_entries`` | which entries of arrays are new |
-| ``pairing`` | which layers of a network are which of a deeper one, by names and shapes |
+| ``pairing`` | pairs of layers in a network and a deeper one, by names and shapes |
 | ``as_json`` | ``Widths`` and ``Growth`` as JSON |
 
-Growths are made by ``plan`` and read by ``grow`` and ``grow_opt_state``. What carries them out:
+``plan`` makes growths; ``grow`` and ``grow_opt_state`` apply them. These files carry them out:
 
 | file | what it does |
 |---|---|
-| ``grown`` | the stage itself: checks, one compiled function for each kind of array |
-| ``edited`` | the edit of one array carried out: its map, then what new layers and experts add |
-| ``apply_map`` | the map of one array carried out: old units to new places, and fills |
-| ``draws`` | random entries |
-| ``pieces`` | an array that is too large for memory, some places along one axis at a time |
-| ``renewed`` | units that stay where they are and begin anew |
-| ``rounds`` | arrays that are made alike share a compiled function; copies of shared arrays |
-| ``moves`` | moves of entries along axes that may be divided among devices |
-| ``explicit_axes`` | the same on meshes with explicit axes |
-| ``finite`` | whether arrays are finite |
-| ``by_gradient``, ``rows`` | weights of new units that a gradient chooses, as for ``gradmax`` |
+| ``grown`` | checks arguments, runs one compiled function for each kind of array |
+| ``edited`` | applies the edit of one array: its map, then new layers and experts |
+| ``apply_map`` | applies the map of one array: moves old units, fills new places |
+| ``draws`` | draws random entries |
+| ``pieces`` | makes an array that is too large for memory, some places along one axis at a time |
+| ``renewed`` | reinitializes units in place |
+| ``rounds`` | groups arrays that can share a compiled function; copies shared arrays |
+| ``moves`` | moves entries along axes that may be divided among devices |
+| ``explicit_axes`` | enters and leaves meshes with explicit axes |
+| ``finite`` | checks whether arrays are finite |
+| ``by_gradient``, ``rows`` | choose weights of new units by a gradient, for ``gradmax`` |
 
-``modules/`` makes modules larger that say sizes beside their arrays.
+``modules/`` enlarges modules that store sizes besides their arrays.
 
-Where to add: how new entries are filled is said by a strategy and read into a ``LeafMap``, and what
-new layers are filled with is a ``Fill``; ``apply_map`` and ``edited`` carry them out.
+Where to add: a strategy defines how new entries are filled, and becomes part of a ``LeafMap``; a
+``Fill`` defines the values of new layers. ``apply_map`` and ``edited`` carry them out.
 """

@@ -1,14 +1,14 @@
-"""Carry out the affine map of one array: ``apply_map``.
+"""Applies the affine map of one array: ``apply_map``.
 
-Every axis is taken apart into the widths it is made of (a product is reshaped, a sequence split),
-each width is mapped along an axis of its own (``AxisMap``), and the axis is put back together.
-Plain growth is a pad and an update of new entries, the least that one device can do. But to update
-an array along an axis that is divided among devices, XLA gathers it. So where there are several
-devices, arrays are only padded, which moves entries from device to device, and new entries are
-selected in their places. Either way the values are the same, bit for bit.
+Every axis is split into its widths (a product is reshaped, a concatenation is cut), each width is
+mapped along its own axis (``AxisMap``), and the axis is put back together. On one device, plain
+growth is a pad and an update of new entries, the minimum of work. But XLA gathers an array to
+update it along an axis that is divided among devices. With several devices, arrays are therefore
+only padded, which moves entries from device to device, and a select fills in new entries. The
+values are the same in both cases, bit for bit.
 
-Of a large array, some places along one axis can be made at a time (``Window``), from the old
-entries that they come from. The values are the same again.
+Large arrays can be made some places along one axis at a time (``Window``), from only the old
+entries that these places need. The values are again the same.
 """
 
 import functools
@@ -30,12 +30,12 @@ from dogwood_jax.strategies import Method
 
 @functools.cache
 def matrix_of(method: Method, old: int, new: int) -> np.ndarray:
-    """Returns the matrix that old entries along an axis are multiplied by: ``float64[new, old]``.
+    """Returns the matrix that resizes entries along an axis: ``float64[new, old]``.
 
     Args:
         method: see ``resample`` and ``resample_patch``.
-        old: how many entries there are.
-        new: how many there are to be.
+        old: number of old entries.
+        new: number of new entries.
     """
     if method == "bilinear":  # the first and the last entry stay
         return _linear(np.abs(np.linspace(0, old - 1, new)[:, None] - np.arange(old)))
@@ -49,13 +49,13 @@ def matrix_of(method: Method, old: int, new: int) -> np.ndarray:
 def _resized(
     old: int, new: int, kernel: Callable[[np.ndarray], np.ndarray], *, antialias: bool
 ) -> np.ndarray:
-    """Returns the matrix that resizes one axis of an image, whose pixels have their centres at 0.5.
+    """Returns the matrix that resizes one axis of an image, with pixel centres at half-integers.
 
     Args:
-        old: how many pixels there are.
-        new: how many there are to be.
+        old: number of old pixels.
+        new: number of new pixels.
         kernel: the weight of a pixel by its distance.
-        antialias: whether the kernel of a smaller image is as wide as its pixels.
+        antialias: whether the kernel is widened to the new pixel size when an image shrinks.
     """
     places = (np.arange(new) + 0.5) * old / new - 0.5
     wide = max(old / new, 1.0) if antialias else 1.0
@@ -68,7 +68,7 @@ def _linear(distance: np.ndarray) -> np.ndarray:
 
 
 def _cubic(distance: np.ndarray) -> np.ndarray:
-    """The kernel of Keys, 1981, with a = -0.5."""
+    """Returns the weights of the cubic kernel of Keys, 1981, with a = -0.5."""
     near = (1.5 * distance - 2.5) * distance**2 + 1
     far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
     return np.where(distance < 1, near, np.where(distance < 2, far, 0))
@@ -76,12 +76,12 @@ def _cubic(distance: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Window:
-    """Some places along an axis, where only these are made.
+    """Some places along an axis, if only these are made.
 
     Attributes:
         axis: the axis.
-        size: how many places there are along it.
-        places: those that are made, ``[count]``.
+        size: number of all places along it.
+        places: the places that are made, ``[count]``.
     """
 
     axis: int
@@ -89,7 +89,7 @@ class Window:
     places: Array
 
 
-# Makes free entries of a shape. If there is a window, the shape has its places alone.
+# Makes free entries of a shape. With a window, the shape has only the places of the window.
 Draw = Callable[[tuple[int, ...], Window | None], Array]
 
 
@@ -107,18 +107,18 @@ def apply_map(
     """Returns an array with every width of its axes mapped.
 
     Args:
-        leaf_map: what becomes of it.
+        leaf_map: its map.
         array: the old array.
         fresh: an array of the new shape from which free entries are taken.
-        draw: makes free entries of a given shape, where there is no ``fresh``. By default they are
-            ones for ``kind="ones"``, and zeros otherwise.
-        noise: gives standard normal numbers of a shape.
-        scale: the old array that weighs entries in means, if ``leaf_map.is_weighed``: a number for
-            each unit, or for each unit of each layer if the first axes are those of layers.
+        draw: makes free entries of a given shape if there is no ``fresh``. By default they are ones
+            for ``kind="ones"``, and zeros otherwise.
+        noise: draws standard normal values of a given shape.
+        scale: the old array that weights entries in means, if ``leaf_map.is_weighed``: a value for
+            each unit, or for each unit of each layer if the first axes are axes of layers.
         axis: a single width's axis, along which only some places are made.
-        places: the old places in ``array``, and the new ones that are made of them, each
-            ``[count]``. Where a new place comes from no old one, what ``array`` holds does not
-            count. See ``parts_of`` for which maps can be carried out so.
+        places: the old places that ``array`` holds, and the new places made from them, each
+            ``[count]``. If a new place has no old place, its entries in ``array`` are ignored.
+            ``parts_of`` checks which maps allow this.
     """
     if (factor := leaf_map.factor * leaf_map.shrink) != 1:
         array = _times(array, factor, (leaf_map.factor - 1) * leaf_map.offset)
@@ -141,7 +141,7 @@ def apply_map(
 
 
 def _times(array: Array, factor: float, offset: float = 0.0) -> Array:
-    """Returns ``factor * array + offset``, computed in single precision at least."""
+    """Returns ``factor * array + offset``, computed in at least single precision."""
     wide = jnp.promote_types(array.dtype, jnp.float32)
     scaled = array * jnp.asarray(factor, wide)
     if offset:
@@ -150,7 +150,7 @@ def _times(array: Array, factor: float, offset: float = 0.0) -> Array:
 
 
 def _resampled(array: Array, axes: Sequence[AxisMap]) -> Array:
-    """Returns an array with entries interpolated along axes, in single precision at least."""
+    """Returns an array with entries interpolated along axes, in at least single precision."""
     wide = jnp.promote_types(array.dtype, jnp.float32)
     made = array.astype(wide)
     for axis, part in enumerate(axes):
@@ -162,9 +162,9 @@ def _resampled(array: Array, axes: Sequence[AxisMap]) -> Array:
 
 
 def appended(axes: Sequence[AxisMap]) -> list[tuple[int, AxisMap]]:
-    """Returns the axes that entries are appended along, in the order in which that is done.
+    """Returns the axes along which entries are appended, in the order of appending.
 
-    Entries that are new along several axes are filled as the last of these says.
+    If entries are new along several axes, the last of these axes decides how they are filled.
     """
     changed = ((axis, m) for axis, m in enumerate(axes) if m.changes)
     found = [(axis, m) for axis, m in changed if m.appends and not m.averages]
@@ -172,7 +172,7 @@ def appended(axes: Sequence[AxisMap]) -> list[tuple[int, AxisMap]]:
 
 
 class _Application:
-    """What every part of an array needs to be extended."""
+    """Extends all parts of one array with the same draws, noise, windows and scale."""
 
     def __init__(
         self,
@@ -182,7 +182,7 @@ class _Application:
         scale: Array | None,
     ) -> None:
         self._draw, self.noise, self._scale = draw, noise, scale
-        # Of the array as it is, and once its places along this axis are the new ones.
+        # The window before and after the places along its axis become the new places.
         self.window: Window | None
         self.new_window: Window | None
         self.window, self.new_window = windows or (None, None)
@@ -194,7 +194,7 @@ class _Application:
         return self._draw(shape, self.window)
 
     def places(self, array: Array, axis: int) -> Array:
-        """Returns the places along an axis, of size 1 along the others."""
+        """Returns the places along an axis, with size 1 along the other axes."""
         if self.window is not None and axis == self.window.axis:
             return along(self.window.places, axis, array.ndim)
         return _places(array, axis)
@@ -215,7 +215,7 @@ class _Application:
         whole: Compound,
         fresh: Array | None,
     ) -> Array:
-        """Extends the parts of a concatenated axis one by one."""
+        """Returns an array with each part of a concatenated axis extended."""
         starts = [0, *accumulate(part.old for part in whole.parts)]
         new_starts = [0, *accumulate(part.new for part in whole.parts)]
         parts = []
@@ -230,7 +230,7 @@ class _Application:
     def _extend_factors(
         self, old: Array, axes: tuple[AlongAxis, ...], fresh: Array | None
     ) -> Array:
-        """Extends the factors of product axes, each on an axis of its own."""
+        """Returns an array with the factors of product axes extended, each on its own axis."""
         factors: list[AlongAxis] = []
         for part in axes:
             factors += part.parts if isinstance(part, Compound) else [part]
@@ -241,7 +241,7 @@ class _Application:
         return new.reshape([part.new for part in axes])
 
     def _extend_units(self, old: Array, axes: list[AxisMap], fresh: Array | None) -> Array:
-        """Extends axes that are a single width each."""
+        """Returns an array extended along axes that are a single width each."""
         if any(part.resampled is not None for part in axes):
             old = _resampled(old, axes)
             axes = [AxisMap(p.new, p.new) if p.resampled is not None else p for p in axes]
@@ -259,7 +259,7 @@ class _Application:
     def _append(
         self, old: Array, appended: list[tuple[int, AxisMap]], fresh: Array | None
     ) -> Array:
-        """Appends entries along axes one after another: zeros, fresh ones or drawn ones."""
+        """Appends entries along axes one after another: zeros, fresh or drawn entries."""
         if fresh is not None and not self.sharded:
             return _append_from(fresh, old, appended)
         new = list(old.shape)
@@ -273,7 +273,7 @@ class _Application:
             return array
         fresh = self.draw(tuple(new)) if fresh is None else lax.slice(fresh, [0] * old.ndim, new)
         if self.selects:
-            # If an entry is new along several axes, the last of them decides what fills it.
+            # If an entry is new along several axes, the last of them decides how it is filled.
             free = jnp.zeros((1,) * old.ndim, bool)
             for axis, axis_map in appended:
                 is_new = self.places(array, axis) >= axis_map.old
@@ -289,7 +289,7 @@ class _Application:
         return array
 
     def _joined(self, parts: list[Array], axis: int) -> Array:
-        """Puts parts one after another along an axis."""
+        """Concatenates parts along an axis."""
         if not self.sharded:
             return lax.concatenate(parts, axis)
         stops = [*accumulate(part.shape[axis] for part in parts)]
@@ -325,8 +325,8 @@ class _Application:
         return lax.concatenate([copied, rest], axis)
 
     def _mean(self, array: Array, axis: int, axis_map: AxisMap) -> Array:
-        """Returns what new entries along an axis are that are a mean of the old ones."""
-        # In single precision at least: bfloat16 would round the sum.
+        """Returns the mean of old entries along an axis, which new entries are filled with."""
+        # In at least single precision, because bfloat16 would round the sum.
         wide = jnp.promote_types(array.dtype, jnp.float32)
         entries = array
         if axis_map.fill == "weighed":
@@ -341,20 +341,20 @@ class _Application:
         window = self.window if self.window is not None and axis == self.window.axis else None
         copied = self._taken(array, axis, axis_map.sources) if window is None else array
         if axis_map.shares is not None and axis_map.weighs:
-            # In single precision at least: rounded to bfloat16 first, thirds would not add up.
+            # In at least single precision: thirds rounded to bfloat16 would not add up to one.
             wide = jnp.promote_types(array.dtype, jnp.float32)
             shares = jnp.asarray(axis_map.shares, wide)
             shares = shares if window is None else jnp.take(shares, window.places, mode="clip")
             copied = (copied * along(shares, axis, array.ndim)).astype(array.dtype)
         if axis_map.noise and self.noise is not None:
             new = _places(copied, axis) >= axis_map.old
-            # A constant: growth is affine in the old array, so that gradients follow the adjoint.
+            # A constant keeps the growth affine in the old array; gradients follow the adjoint.
             scale = lax.stop_gradient(axis_map.noise * jnp.std(array)).astype(array.dtype)
             copied = copied + jnp.where(new, scale * self.noise(copied.shape), 0)
         return copied
 
     def _taken(self, array: Array, axis: int, sources: tuple[int, ...]) -> Array:
-        """Returns the entries of an axis that are copied."""
+        """Returns the copied entries of an axis."""
         if not sources:
             return lax.slice_in_dim(array, 0, 0, axis=axis)
         runs = _runs(sources)
@@ -377,12 +377,12 @@ class _Application:
         return taken
 
 
-# An axis of which more pieces are copied is gathered, which takes longer.
+# An axis with more runs of copied entries is gathered by index, which takes longer.
 _MOST_RUNS = 16
 
 
 def _runs(sources: tuple[int, ...]) -> list[tuple[int, int]]:
-    """Returns where runs of successive entries begin, and the entries that they begin with."""
+    """Returns the first place and the first source of each run of successive sources."""
     return [
         (place, source)
         for place, source in enumerate(sources)
@@ -391,7 +391,7 @@ def _runs(sources: tuple[int, ...]) -> list[tuple[int, int]]:
 
 
 def _places(array: Array, axis: int) -> Array:
-    """Returns the places along an axis, of size 1 along the others."""
+    """Returns the places along an axis, with size 1 along the other axes."""
     return lax.broadcasted_iota(
         jnp.int32, with_size((1,) * array.ndim, axis, array.shape[axis]), axis
     )
@@ -400,12 +400,12 @@ def _places(array: Array, axis: int) -> Array:
 def _weights(scale: Array, shape: tuple[int, ...], axis: int) -> Array:
     """Returns the weights of old units in the mean of an array whose units are scaled.
 
-    A new unit is scaled by the mean of all absolute values, which the weights are relative to. So
-    it is the mean of old units after scaling, and no larger before it than they are. If all scales
-    are zero, so is a new unit after scaling.
+    A new unit's scale is the mean of the old absolute scales; the weights are relative to it. After
+    scaling, a new unit is therefore the mean of the scaled old units; before scaling, it is no
+    larger than the old units. If all scales are zero, a new unit is zero after scaling.
 
     Args:
-        scale: what old units are multiplied by, see ``apply_map``.
+        scale: the scales of old units, see ``apply_map``.
         shape: shape of the array.
         axis: the axis of the units.
     """
@@ -419,7 +419,7 @@ def _weights(scale: Array, shape: tuple[int, ...], axis: int) -> Array:
 
 
 def _append_from(fresh: Array, old: Array, appended: list[tuple[int, AxisMap]]) -> Array:
-    """Appends entries along axes one after another, zeros or those of a fresh array."""
+    """Appends entries along axes one after another: zeros, or entries of a fresh array."""
     array = old
     for fill, group in itertools.groupby(appended, key=lambda item: item[1].fill):
         extent = list(array.shape)
@@ -434,18 +434,18 @@ def _append_from(fresh: Array, old: Array, appended: list[tuple[int, AxisMap]]) 
 
 
 def _paired(array: Array, axis: int, axis_map: AxisMap) -> Array:
-    """Gives the second half of new units the entries of the first one, perhaps negated."""
+    """Copies entries of the first half of new units to the second half, perhaps negated."""
     half, places = (axis_map.new - axis_map.old) // 2, _places(array, axis)
     first = axis_map.pairs * padded(array, array.shape, axis, half)
     second = (places >= axis_map.old + half) & (places < axis_map.old + 2 * half)
     array = jnp.where(second, first, array)
-    if axis_map.pairs < 0:  # nothing takes away what the last of an odd number adds
+    if axis_map.pairs < 0:  # with an odd number, the last unit has no partner that cancels it
         array = jnp.where(places < axis_map.old + 2 * half, array, 0)
     return array
 
 
 def _merged(array: Array, axis: int, axis_map: AxisMap) -> Array:
-    """Adds up entries along an axis, or the roots of powers."""
+    """Adds up entries of merged units along an axis; powers are added up as their roots."""
     rows = jnp.moveaxis(array, axis, 0)
     rows = rows ** (1 / axis_map.power) if axis_map.power != 1 else rows
     into = jnp.asarray(axis_map.into, int)

@@ -1,6 +1,6 @@
 """``Widths`` and ``Growth`` as JSON, so that a run can record how it grew and replay it.
 
-Members that are their defaults are left out, so defaults have to stay what they are.
+Members with default values are left out, so defaults must never change.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from dogwood_jax import strategies
 from dogwood_jax._base.arguments import ArgumentKind, expect
 from dogwood_jax._base.described import described
 from dogwood_jax._base.trees import leaves_by_path, nested
-from dogwood_jax._growth.edit import Edit, Experts, Fill, Layers
+from dogwood_jax._growth.edit import Edit, Fill, Layers, Repetition
 from dogwood_jax._growth.growth import Change, Evidence, Growth
 from dogwood_jax._program.numbered import KeptLayers, NumberedLayers
 from dogwood_jax._program.reasons import Reason, ReasonKind
@@ -35,7 +35,7 @@ _TYPES = {
             Evidence,
             Facts,
             Growth,
-            Experts,
+            Repetition,
             Fill,
             KeptLayers,
             Layers,
@@ -57,7 +57,7 @@ _KINDS: dict[str, ReasonKind] = {kind: kind for kind in typing.get_args(ReasonKi
 def to_json(value: Widths | Growth) -> str:
     """Returns widths or a growth as JSON text, for ``from_json``.
 
-    Of a target that is a module or state of NNX, the paths are written: ``from_json`` gives nested
+    A target that is an NNX module or state is written by its paths: ``from_json`` returns nested
     dicts and lists for it.
 
     Args:
@@ -65,8 +65,8 @@ def to_json(value: Widths | Growth) -> str:
 
     Raises:
         TypeError: if the value is neither.
-        ValueError: if a strategy has an initializer of the caller's own, which is code, or a loss
-            and a batch; or if the target's tree structure is made of classes of other libraries.
+        ValueError: if a strategy has a custom initializer, which is code, or a loss and a batch; or
+            if the target's tree structure contains classes of other libraries.
 
     Example:
         >>> import jax.numpy as jnp
@@ -88,19 +88,19 @@ def from_json(text: str) -> Any:
         text: the JSON text. Nothing in it is executed.
 
     Returns:
-        The ``Widths`` or ``Growth``, equal to the one that was written.
+        The ``Widths`` or ``Growth``, equal to the written one.
 
     Raises:
-        TypeError: if it is no text.
-        ValueError: if the text is not what ``to_json`` writes, or what a newer version wrote.
+        TypeError: if ``text`` is not text.
+        ValueError: if ``to_json`` did not write the text, or a newer version wrote it.
     """
     expect("from_json", text=(_TEXT, text))
     try:
         read = json.loads(text)
     except ValueError as error:
         raise ValueError(
-            f"from_json: expected the JSON text that to_json wrote, got {text[:60]!r}, which is no "
-            f"JSON ({error}); of a file, pass what is in it"
+            f"from_json: expected the JSON text that to_json wrote, got {text[:60]!r}, which is "
+            f"not JSON ({error}); if this is the name of a file, pass the file's content"
         ) from error
     value = _decoded(read)
     if not isinstance(value, Widths | Growth):
@@ -108,7 +108,7 @@ def from_json(text: str) -> Any:
     return value
 
 
-_EXPECTED = "from_json: expected what to_json wrote of widths or a growth"
+_EXPECTED = "from_json: expected the text that to_json wrote of widths or a growth"
 _WIDTHS_OR_GROWTH = ArgumentKind(
     "the Widths that dw.trace returns or the Growth that dw.plan returns",
     lambda value: isinstance(value, Widths | Growth),
@@ -133,8 +133,8 @@ def _encoded(value: Any) -> Any:
         return {_TYPE: type(value).__name__, **members}
     if isinstance(value, strategies.Choice):
         raise ValueError(
-            "a strategy that looks at a loss and a batch cannot be written as JSON; the growth "
-            "planned with strategies.zero_outgoing() has the same shapes and can"
+            "a strategy with a loss and a batch cannot be written as JSON; plan with "
+            "strategies.zero_outgoing(), which gives a growth of the same shapes"
         )
     if isinstance(value, Reason) and value.kind:
         return {_TYPE: "Reason", "text": str(value), "kind": value.kind}
@@ -157,7 +157,7 @@ def _encoded(value: Any) -> Any:
 
 
 def _is_default(value: Any, default: Any) -> bool:
-    """Whether a member need not be written; a tree structure cannot be compared with None."""
+    """Whether a member has its default value. Tree structures cannot be compared with None."""
     return type(value) is type(default) and bool(value == default)
 
 
@@ -195,8 +195,8 @@ def _decoded(value: Any) -> Any:
 def _known(choices: Mapping[str, Any], name: Any, what: str) -> Any:
     if not isinstance(name, str) or name not in choices:
         raise ValueError(
-            f"{_EXPECTED}; dogwood_jax {dogwood_jax.__version__} knows no {what} {name!r}, and may "
-            "be older than the one that wrote it"
+            f"{_EXPECTED}; dogwood_jax {dogwood_jax.__version__} has no {what} {name!r}; it may be "
+            "older than the version that wrote the text"
         )
     return choices[name]
 
@@ -210,7 +210,7 @@ def _hints(cls: type) -> dict[str, Any]:
 
 
 def _required(cls: type) -> set[str]:
-    """Returns the members that have no default."""
+    """Returns the names of members that have no default."""
     missing = dataclasses.MISSING
     return {field.name for field in dataclasses.fields(cls) if field.default is missing}
 
@@ -235,7 +235,7 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _plain(tree: Any) -> Any:
-    """Returns a tree of dicts, lists and tuples in which every node says what it is."""
+    """Returns a tree of dicts, lists and tuples in which every node names its type."""
     if type(tree) is dict and all(isinstance(key, str) for key in tree):
         return {"dict": {key: _plain(child) for key, child in tree.items()}}
     if type(tree) in (list, tuple):
@@ -244,7 +244,7 @@ def _plain(tree: Any) -> Any:
         return tree
     raise ValueError(
         f"the target's tree holds a {type(tree).__name__}, which cannot be written as JSON; plan "
-        "it again where it is needed, for which shapes are enough (eqx.filter_eval_shape), or plan "
+        "again where the growth is needed (shapes from eqx.filter_eval_shape are enough), or plan "
         "by sizes and pass the larger model's own variables as fresh= to grow"
     )
 

@@ -1,4 +1,4 @@
-"""Choose weights of new units by the gradient of a loss: ``gradmax`` and ``firefly``.
+"""Chooses weights of new units by the gradient of a loss: ``gradmax`` and ``firefly``.
 
 The network has grown already, with random incoming and zero outgoing weights. All weights on one
 side of its new units are kept in rows, ``[new units, weights]``. As long as one side of a unit is
@@ -6,8 +6,8 @@ zero and the unit is silent, the gradient of this side is a product of M with th
 the matrix of second derivatives of the loss by the unit's incoming and outgoing weights. Products
 with M are derivatives of the loss, so this works for any architecture.
 
-Where a width stands for several units at once, as for one in each layer of a stack, these *slots*
-(``rows``) share no weights. Then M consists of blocks, and each slot has vectors of its own.
+If a width stands for several units at once, such as one in each layer of a stack, these *slots*
+(``rows``) share no weights. M then consists of blocks, and each slot has its own vectors.
 """
 
 import functools
@@ -26,9 +26,9 @@ from dogwood_jax._growth.growth import Change, Growth
 from dogwood_jax._growth.rows import Rows, blocks_of, slots_of
 from dogwood_jax._growth.shardings import Placement
 
-# Of subspace iteration: the next vectors, the vectors, their gains, the gains before, the steps.
+# State of subspace iteration: next vectors, vectors, their gains, previous gains, number of steps.
 _State = tuple[Array, Array, Array, Array, Array]
-# Steps of subspace iteration, unless the singular values settle before.
+# Limit on the steps of subspace iteration, which stops earlier if the singular values settle.
 _STEPS = 64
 
 
@@ -44,21 +44,21 @@ def choose(
 
     Args:
         leaves: the grown arrays by path.
-        others: arrays grown from other random numbers, for further candidates.
-        growth: how they grew, without choices.
-        change: how the width changed, with the choice.
+        others: arrays grown with other random keys, for further candidates.
+        growth: their growth, without choices.
+        change: the change of the width, with the choice.
         structure: tree structure of the variables that the loss takes.
-        where: on which devices arrays that grow lie.
+        where: the placement of arrays that grow.
 
     Raises:
-        ValueError: if nothing can be chosen. That shows in values only, so under ``jax.jit`` the
-            arrays are returned as they are instead.
+        ValueError: if nothing can be chosen. Detecting this needs values, so under ``jax.jit`` the
+            arrays are returned unchanged instead.
     """
     choice = change.strategy.choice
     assert choice is not None
     if not blocks_of(growth, change.width, ["incoming"], ["random"]):
         raise ValueError(
-            f"{change.width}: has no incoming weights but biases and scales, so "
+            f"{change.width}: its incoming weights are only biases and scales, so "
             f"strategies.{change.strategy}() has nothing to choose; use strategies.zero_outgoing()"
         )
     batch = leaves_by_path(choice.batch)
@@ -81,8 +81,8 @@ def choose(
             chosen, silent, found = _choose_incoming(arrays, drawn, inputs, case, choice.ascent)
     except Exception as error:
         error.add_note(
-            f"strategies.{change.strategy} calls its loss with the grown variables: it must apply "
-            f"the larger model, in which {change.width} has {change.new} units"
+            f"strategies.{change.strategy} calls its loss with the grown variables: the loss must "
+            f"apply the larger model, in which {change.width} has {change.new} units"
         )
         raise
     if concrete(silent) is not None:
@@ -97,15 +97,15 @@ def _complain(change: Change, silent: bool, found: bool) -> None:
     if not silent:
         raise ValueError(
             f"{change.width}: strategies.{change.strategy}() sets the incoming weights of new "
-            "units to zero, but with these they are not silent (as under a sigmoid, which is 0.5 "
-            "at 0, or with tied weights) or the loss is not finite; use variant='incoming', which "
-            "is preserving for any activation"
+            "units to zero, but then the units are not silent (such as under a sigmoid, which is "
+            "0.5 at 0, or with tied weights) or the loss is not finite; use variant='incoming', "
+            "which is preserving for any activation"
         )
     if not found:
         way_out = ""
         if choice.side == "outgoing" and not choice.epsilon:
             way_out = (
-                " with zero incoming weights, as jax.nn.relu passes none at 0; use "
+                " with zero incoming weights, because jax.nn.relu passes none at 0; use "
                 "variant='incoming', or epsilon=1e-4, which changes outputs by about as much"
             )
         raise ValueError(
@@ -113,22 +113,22 @@ def _complain(change: Change, silent: bool, found: bool) -> None:
         )
 
 
-# What jit looks at and what it does not -----------------------------------------------------------
+# Static arguments ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _ChoiceCase:
-    """What is static about a choice.
+    """The static arguments of a choice.
 
     Attributes:
-        growth: how the arrays grew.
+        growth: the growth of the arrays.
         width: the width whose new units are chosen.
         loss: the function of variables and batch.
         structure: tree structure of the variables.
         others: leaves of the variables that are not arrays, by path.
         batch_structure: tree structure of the batch.
         batch_others: leaves of the batch that are not arrays, by path.
-        where: on which devices arrays that grow lie.
+        where: the placement of arrays that grow.
     """
 
     growth: Growth
@@ -154,7 +154,7 @@ class _NewUnits:
     def __init__(
         self, leaves: Mapping[str, Any], batch: Mapping[str, Any], case: _ChoiceCase
     ) -> None:
-        # What is chosen is a constant to any derivative that is taken through the growth.
+        # Derivatives through the growth treat chosen weights as constants.
         self.leaves, batch = lax.stop_gradient((dict(leaves), batch))
         self.case = case
         growth, width = case.growth, case.width
@@ -163,7 +163,7 @@ class _NewUnits:
         shifts = blocks_of(growth, width, ["incoming"], ["zeros"])
         readers = blocks_of(growth, width, ["outgoing", "both"])
         former = blocks_of(growth, width, ["outgoing", "both"], old=True)
-        # At single precision at least: there is no other linear algebra.
+        # In at least single precision, which JAX's linear algebra needs.
         dtypes = [leaves[block.leaf.path].dtype for block in (*kernels, *readers)]
         dtype = jnp.result_type(jnp.float32, *dtypes)
         self.kernels, self.shifts, self.readers, self.former = (
@@ -192,13 +192,13 @@ class _NewUnits:
         return gradient
 
     def times(self, incoming: Array, outgoing: Array) -> Array:
-        """Returns M times a row for each unit, where its outgoing weights are zero."""
+        """Returns M times a row for each unit, at zero outgoing weights."""
         gradient = functools.partial(self.by_incoming, incoming)
         product: Array = jax.jvp(gradient, (self.zeros,), (outgoing,))[1]
         return product
 
     def times_transposed(self, incoming: Array, direction: Array) -> Array:
-        """Returns M transposed times a row for each unit, where its outgoing weights are zero."""
+        """Returns M transposed times a row for each unit, at zero outgoing weights."""
         gradient = functools.partial(self.by_outgoing, outgoing=self.zeros)
         product: Array = jax.jvp(gradient, (incoming,), (direction,))[1]
         return product
@@ -211,11 +211,11 @@ class _NewUnits:
 def _choose_outgoing(
     leaves: dict[str, Any], batch: dict[str, Any], case: _ChoiceCase, epsilon: float
 ) -> tuple[dict[str, Any], Array, Array]:
-    """Chooses outgoing weights where incoming ones are zero, or epsilon times what they are.
+    """Chooses outgoing weights at zero incoming weights, or at ``epsilon`` times the drawn weights.
 
     Returns:
-        The arrays that change; whether the units are silent with zero incoming weights; whether
-        any gradient reaches them.
+        The changed arrays; whether the units are silent with zero incoming weights; whether any
+        gradient reaches the units.
     """
     new = _NewUnits(leaves, batch, case)
     if new.shifts.blocks:
@@ -223,7 +223,7 @@ def _choose_outgoing(
         new.leaves = new.shifts.write(new.leaves, jnp.zeros_like(shifts))
     zero, silent = _silencing(new)
     small = jnp.where(zero, epsilon * new.drawn, new.drawn)
-    # A relu passes the gradient of half of the inputs; with opposite weights, of the other half.
+    # A relu passes the gradient of half of the inputs; opposite weights give the other half.
     opposite = jnp.where(zero, -small, new.drawn)
     points = jnp.stack([small, opposite] if epsilon else [small])
     slots = _Slots(new)
@@ -247,7 +247,7 @@ def _choose_outgoing(
     state = (_orthonormal(start), start, none, none, jnp.zeros((), int))
     _, vectors, gains, _, _ = lax.while_loop(goes_on, step, state)
 
-    # Without a gradient a unit would be dead, so it stays as zero_outgoing made it.
+    # Without a gradient a unit would be dead, so it keeps the weights of zero_outgoing.
     enough = gains > jnp.max(gains) * slots.precision * gains.size
     chosen = slots.units(enough & silent)
     outgoing = slots.unfold(jnp.where((enough & silent)[..., None], slots.norm * vectors, 0))
@@ -262,7 +262,7 @@ def _choose_outgoing(
 def _silencing(new: "_NewUnits") -> tuple[Array, Array]:
     """Returns which incoming weights to set to zero, and whether that silences the units.
 
-    These are as few arrays as possible: one factor of a gated unit, the values of a head. If all
+    As few arrays as possible become zero: one factor of a gated unit, the values of a head. If all
     were zero, no gradient would reach any of them.
     """
     block = new.kernels.block
@@ -275,7 +275,7 @@ def _silencing(new: "_NewUnits") -> tuple[Array, Array]:
 
     zero = jnp.ones(len(new.kernels.blocks), bool)
     if zero.size > 1:
-        # An array to which this batch gives no input might break the silence on another batch.
+        # An array without effect on this batch may still break the silence on another batch.
         effects = new.by_incoming(new.drawn, probe) != 0
         matters = jnp.stack([jnp.any(effects[:, block == i]) for i in range(zero.size)])
 
@@ -290,7 +290,7 @@ def _silencing(new: "_NewUnits") -> tuple[Array, Array]:
 class _Slots:
     """Outgoing weights as one row for each slot of a unit: ``[apart, units * along, weights]``.
 
-    Of the rows only as many are kept as can be orthogonal.
+    Keeps only as many rows as can be orthogonal.
     """
 
     def __init__(self, new: "_NewUnits") -> None:
@@ -306,7 +306,7 @@ class _Slots:
         return jnp.swapaxes(rows[:, self._order].reshape(shape), 0, 1)
 
     def _norm(self, new: "_NewUnits") -> Array:
-        """Returns the mean norm of the rows of old units, 1 if they are zero."""
+        """Returns the mean norm of the rows of old units; 1 if the mean is zero."""
         norm = jnp.zeros((self.apart, 1, 1), new.zeros.dtype)
         if new.former.blocks[0].units:
             old = self._sorted(new.former.read(new.leaves))
@@ -334,14 +334,14 @@ class _Slots:
 
 
 def _orthonormal(rows: Array) -> Array:
-    """Returns orthonormal rows, ``[batch, rows, weights]``, each as close to the old as can be."""
+    """Returns rows, ``[batch, rows, weights]``, orthonormalized one after another, signs kept."""
     q, r = jnp.linalg.qr(jnp.swapaxes(rows, 1, 2))
     signs = jnp.where(jnp.diagonal(r, axis1=1, axis2=2) < 0, -1, 1)
     return jnp.swapaxes(q * signs[:, None], 1, 2)
 
 
 def _of_slots(marks: Array, slots: np.ndarray) -> Array:
-    """Returns the mark of the slot of each weight; of any slot where it belongs to none."""
+    """Returns the mark of each weight's slot; for weights without a slot, whether any is marked."""
     return jnp.where(slots >= 0, marks[:, slots], jnp.any(marks, axis=1, keepdims=True))
 
 
@@ -362,10 +362,10 @@ def _choose_incoming(
     case: _ChoiceCase,
     ascent: int,
 ) -> tuple[dict[str, Any], Array, Array]:
-    """Chooses incoming weights, by the gradient of the outgoing ones, which are zero.
+    """Chooses incoming weights by the gradient of outgoing weights, which are zero.
 
     Returns:
-        The arrays that change; true; whether any gradient reaches the units.
+        The changed arrays; true; whether any gradient reaches the units.
     """
     new = _NewUnits(leaves, batch, case)
     rows = new.drawn
@@ -380,7 +380,7 @@ def _choose_incoming(
         scores = score(drawn)
         _, best = lax.top_k(jnp.where(jnp.isfinite(scores), scores, -1).ravel(), new.units)
         rows = drawn.reshape(-1, rows.shape[1])[best]
-    # Each slot keeps its norm; weights that belong to none count as one more.
+    # Each slot keeps its norm. Weights without a slot form one more.
     slot = np.where(new.slots < 0, new.slots.max(initial=0) + 1, new.slots)
 
     def norms(rows: Array) -> Array:
@@ -392,7 +392,7 @@ def _choose_incoming(
 
     def climb(_: Array, rows: Array) -> Array:
         gradient = new.by_outgoing(rows, new.zeros)
-        # Each unit climbs in a direction of its own. Otherwise all would take the steepest one.
+        # Each unit climbs in its own direction. Otherwise all would take the steepest one.
         towards = slots.unfold(_orthonormal(slots.fold(gradient)))
         uphill = new.times(rows, towards)
         steep = norms(uphill)

@@ -1,7 +1,7 @@
-"""Other units in each layer of a stack over which a loop runs: ``stack_of``, ``Order``.
+"""Keeps different units in each layer of a stack over which a loop runs: ``stack_of``, ``Order``.
 
-A layer computes the same with its units in any order. So the units that stay are first moved to
-the front of their layer. Then all layers lose the same units: those behind.
+The order of units does not change what a layer computes. Units that stay are first moved to the
+front of their layer. All layers then lose the units at the same last places.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,12 +18,12 @@ from dogwood_jax._widths.widths import Leaf, Width, Widths
 
 @dataclass(frozen=True)
 class Order:
-    """The order in which units are put along an axis of an array, in each of its layers.
+    """A new order of units along an axis of an array, for each of its layers.
 
     Attributes:
-        layers: the axis that counts layers.
-        axis: the axis.
-        entries: for each layer, which entry along the axis comes to each place.
+        layers: the axis of layers.
+        axis: the axis of units.
+        entries: for each layer, the old entry that moves to each place along ``axis``.
     """
 
     layers: int
@@ -40,9 +40,9 @@ class Order:
 
 
 def stack_of(widths: Widths, width: Width) -> tuple[str, Mapping[str, int]] | None:
-    """Returns the width that counts the layers of a stack, and its axis in each array of a width.
+    """Returns the width of a stack's layers, and the axis of layers in each array of ``width``.
 
-    None if the units are not in one stack alone.
+    Returns None if the units are not in exactly one stack.
     """
     found: dict[str, set[tuple[str, int]]] = {}
     for path in dict.fromkeys(place.path for place in width.occurrences):
@@ -58,12 +58,12 @@ def stack_of(widths: Widths, width: Width) -> tuple[str, Mapping[str, int]] | No
 
 
 def orders(leaf: Leaf, width: str, layers: int, kept: Sequence[Sequence[int]]) -> tuple[Order, ...]:
-    """Returns the orders of an array that put the units first that stay.
+    """Returns the orders of an array that move the units that stay to the front.
 
     Args:
         leaf: the array.
         width: name of the width.
-        layers: its axis that counts layers.
+        layers: its axis of layers.
         kept: the units that stay, for each layer.
     """
     return tuple(
@@ -74,7 +74,7 @@ def orders(leaf: Leaf, width: str, layers: int, kept: Sequence[Sequence[int]]) -
 
 
 def _entries(layout: Layout, width: str, kept: Sequence[int]) -> tuple[int, ...]:
-    """Returns which entry along an axis comes to each place."""
+    """Returns the old entry that moves to each place along an axis."""
     entries = np.arange(size_of(layout))
     for units, along in spread(layout):
         if units.width == width:

@@ -22,12 +22,12 @@ from dogwood_jax.strategies import Initializer
 
 @functools.partial(jax.jit, static_argnames="arrays")
 def words_of(key: Array, arrays: int) -> Array:
-    """Returns a seed for each array: compiling JAX's generator takes longer than all the rest."""
+    """Returns a seed for each array, in one call: JAX's generator takes long to compile."""
     return jax.random.bits(key, (arrays, 2), jnp.uint32)
 
 
 def keys_of(key: Array, place: Any) -> Iterator[Array]:
-    """Yields keys for the array that has this place among those that grow."""
+    """Yields keys for the array with this index among the arrays that grow."""
     return (jax.random.fold_in(key, place * 1024 + i) for i in itertools.count())
 
 
@@ -67,22 +67,21 @@ class Draws:
         return drawn
 
     def normal(self, shape: tuple[int, ...]) -> Array:
-        """Returns standard normal numbers."""
+        """Returns standard normal values."""
         return jax.random.normal(next(self.keys), shape, self.dtype)
 
 
 def _initialized(init: Initializer, key: Array, leaf_map: LeafMap, dtype: Any) -> Array:
     """Returns a whole array from an initializer.
 
-    Initializers take fan-in and fan-out from the last two axes of a shape. So the heads of
-    attention and their units are joined into one axis, and each layer of a stack is drawn as a
-    kernel of its own.
+    Initializers take fan-in and fan-out from the last two axes of a shape. Axes of one fan, such as
+    attention heads and their units, are therefore joined, and each layer of a stack is drawn alone.
     """
     shape, fans = leaf_map.shape, (leaf_map.fan_in, leaf_map.fan_out)
     window = sorted({*fans[0]} & {*fans[1]})
     into, out = ([a for a in fan if a not in window] for fan in fans)
     if not into or not out:
-        # Initializers want two axes at least; a vector is one row of a kernel.
+        # Initializers need at least two axes. A vector is drawn as a kernel with one row.
         return _drawn(init, key, shape if len(shape) > 1 else (1, *shape), dtype).reshape(shape)
     stack = [axis for axis in range(len(shape)) if axis not in (*window, *into, *out)]
     layers, inputs, outputs = (prod(shape[axis] for axis in axes) for axes in (stack, into, out))
@@ -94,12 +93,12 @@ def _initialized(init: Initializer, key: Array, leaf_map: LeafMap, dtype: Any) -
 
 
 def _drawn(init: Initializer, key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
-    """Returns what an initializer draws, after checking that it is one."""
+    """Returns the array that an initializer draws, after checking that it is an array."""
     drawn = init(key, shape, dtype)
     if not is_array(drawn):
         raise TypeError(
             f"grow: init= of the strategy must return an array of shape {shape}, got "
-            f"{described(drawn)}; jax.nn.initializers.he_normal() is an initializer, he_normal "
-            "makes one"
+            f"{described(drawn)}; pass an initializer, such as jax.nn.initializers.he_normal(), "
+            "not the function he_normal that makes it"
         )
     return drawn

@@ -1,4 +1,4 @@
-"""What one array of the larger model is made of: ``Edit``."""
+"""``Edit``: makes one array of the larger model from an old array, new values or both."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,18 +14,17 @@ from dogwood_jax._widths.widths import Kind
 
 @dataclass(frozen=True)
 class Fill:
-    """What a new array holds, or the new layers in an array.
+    """The values of a new array, or of the new layers in an array.
 
     Attributes:
         kind: ``"constant"``: ``values``. ``"identity"``: ones where the indices along both ``axes``
             are equal, in the middle of all other axes, and zeros elsewhere. ``"free"``: any values,
             because another array silences the layer. ``"copy"``: free, with the values of an old
             array or layer. ``"mean"``: the mean of old layers.
-        values: the constant, or those of the entries of an array or of a layer, in their order.
-        axes: the axis of an identity that is contracted, and the one that is produced; of an array
-            with one entry for each layer, among the other axes.
-        drawn: what free values are drawn as: ``"random"``, ``"zeros"`` (integers always) or
-            ``"ones"``.
+        values: one constant, or the value of each entry of an array or of a layer, in their order.
+        axes: the contracted and the produced axis of an identity; they are counted without the axis
+            of layers if each layer is one entry along it.
+        drawn: the kind of free values: ``"random"``, ``"zeros"`` (integers always) or ``"ones"``.
         fans: fan-in and fan-out of random values.
     """
 
@@ -37,24 +36,24 @@ class Fill:
 
     @property
     def is_random(self) -> bool:
-        """Whether values are drawn, where no larger model gives them."""
+        """Whether values are drawn at random unless a larger model gives them."""
         return (self.kind, self.drawn) == ("free", "random")
 
     @property
     def value(self) -> float | None:
-        """The constant that all entries are; None if they are not one."""
+        """The constant that all entries have in common; None if there is none."""
         return self.values[0] if self.kind == "constant" and len(self.values) == 1 else None
 
 
 @dataclass(frozen=True)
 class Layers:
-    """Where the layers of an array go that has entries for each layer.
+    """New places of the layers in an array that has entries for each layer.
 
     Attributes:
-        axis: the axis along which they lie, each with as many entries.
-        places: for each layer, the index of the old one, or -1 for a new one, as in ``(0, 1, -1)``.
-        copies: for each layer, the index of the old one that it is or copies. If empty, a new layer
-            copies the old one before it.
+        axis: the axis of layers; all layers have the same number of entries along it.
+        places: for each layer, its old index, or -1 for a new layer, such as ``(0, 1, -1)``.
+        copies: for each layer, the index of the old layer that it is or copies. If empty, a new
+            layer copies the old layer before it.
     """
 
     axis: int
@@ -63,12 +62,12 @@ class Layers:
 
 
 @dataclass(frozen=True)
-class Experts:
-    """How an old array is repeated along a new first axis.
+class Repetition:
+    """The repetition of an old array along a new first axis.
 
     Attributes:
-        count: how many times.
-        anew: the share of hidden units that are drawn anew in each expert.
+        count: the number of experts.
+        anew: the share of hidden units that each expert redraws.
         units: the axis of these units.
     """
 
@@ -79,20 +78,21 @@ class Experts:
 
 @dataclass(frozen=True)
 class Edit:
-    """What one array of the larger model is made of: of an old array, of new values, or of both.
+    """Makes one array of the larger model from an old array, new values or both.
 
     Attributes:
         path: path of the array in the larger model.
-        shape: its shape there.
-        dtype: its dtype there; that of the old array if empty.
-        source: path of the old array that it is made of, or that it copies; None for none.
-        fill: what is new in it beside new units: all of it, or some of its layers; None if nothing.
-        layers: where the layers go of an array with entries for each layer, if it gets more.
-        experts: how the old array is repeated, if it becomes one of experts.
-        scales: what the values of the old array are multiplied by in the end: one number, or one
-            for each layer. If empty, they stay as they are.
-        map: what becomes of the old array's units before all this; None if nothing does.
-        orders: the orders in which units are put in each layer before that.
+        shape: its shape in the larger model.
+        dtype: its dtype in the larger model; if empty, the dtype of the old array.
+        source: path of the old array that it is made from, or that it copies; None if it has none.
+        fill: values of the whole array if it is new, or of its new layers; None if there are none.
+            The values of new units are part of ``map``.
+        layers: the places of layers, if the array has entries for each layer and gets more layers.
+        experts: the repetition of the old array, if its layer becomes experts.
+        scales: factors on old values, applied after ``map``: one for all, or one for each layer. If
+            empty, the values stay as they are.
+        map: the change of the old array's units, applied before all this; None if none change.
+        orders: the new orders of units in each layer, applied before ``map``.
     """
 
     path: str
@@ -101,44 +101,44 @@ class Edit:
     source: str | None = None
     fill: Fill | None = None
     layers: Layers | None = None
-    experts: Experts | None = None
+    experts: Repetition | None = None
     scales: tuple[float, ...] = ()
     map: LeafMap | None = None
     orders: tuple[Order, ...] = ()
 
     @property
     def old(self) -> str | None:
-        """Path of the old array that lives on in it, if one does."""
+        """Path of the old array that it continues; None if the whole array is new or a copy."""
         return self.source if self.layers or self.fill is None else None
 
     @property
     def is_whole(self) -> bool:
-        """Whether all of it is new."""
+        """Whether the whole array is new."""
         return self.fill is not None and self.layers is None
 
     @cached_property
     def changes(self) -> bool:
-        """Whether it is something else than an old array, perhaps under another path."""
+        """Whether it differs from an old array in more than its path."""
         return bool(self.map and self.map.changes) or not self.is_mapped
 
     @property
     def is_mapped(self) -> bool:
-        """Whether its map alone decides what becomes of the old array."""
+        """Whether it is made from the old array by its map alone."""
         return not (self.fill or self.experts or self.scales or self.orders)
 
     @property
     def takes_fresh(self) -> bool:
-        """Whether values of new layers are those of the larger model, where it gives them."""
+        """Whether values of new layers are taken from the larger model, if it gives them."""
         return self.fill is not None and self.fill.kind == "free"
 
     @property
     def is_random(self) -> bool:
-        """Whether numbers are drawn beside those of its map, unless a larger model gives them."""
+        """Whether random values are drawn besides its map's, unless a larger model gives them."""
         return bool(self.fill and self.fill.is_random or self.experts and self.experts.anew)
 
     @cached_property
     def entries(self) -> tuple[int, ...]:
-        """For each entry along the axis of layers, the place of the old one, or -1 if it is new."""
+        """For each entry along the axis of layers, the index of the old entry, or -1 if new."""
         if self.layers is None:
             return ()
         places = self.layers.places
@@ -147,7 +147,7 @@ class Edit:
 
     @property
     def layer(self) -> tuple[int, ...]:
-        """The shape of what it has for one layer; its own if it has no layers."""
+        """The shape of one layer's entries; of the whole array if it has no layers."""
         if self.layers is None:
             return self.shape
         shape, axis = list(self.shape), self.layers.axis
@@ -157,7 +157,7 @@ class Edit:
 
     @property
     def old_places(self) -> tuple[np.ndarray | None, ...] | None:
-        """Where old entries are along each axis, or None for all; None if they are others now."""
+        """New places of old entries along each axis (None: all); None if old values change."""
         leaf_map = self.map
         if self.experts or self.scales or self.orders:
             return None
@@ -171,7 +171,7 @@ class Edit:
 
     @property
     def new(self) -> np.ndarray:
-        """Which entries are of new layers, as booleans that broadcast to its shape."""
+        """Booleans that mark the entries of new layers; they broadcast to its shape."""
         if self.layers is None:
             return np.asarray(self.fill is not None)
         others = [axis for axis in range(len(self.shape)) if axis != self.layers.axis]
@@ -179,30 +179,30 @@ class Edit:
 
     @property
     def holds_weights(self) -> bool:
-        """Whether it holds weights, rather than keys or counts that random numbers follow from."""
+        """Whether it holds weights, rather than the keys or counts of a random generator."""
         is_count = not self.shape and self.dtype.startswith(("int", "uint"))
         return not (is_count or self.dtype.startswith("key<"))
 
     @property
     def without_names(self) -> "Edit":
-        """What arrays have in common that are made alike."""
+        """Itself without paths, equal for arrays that are made alike."""
         return replace(self, path="", source=None if self.source is None else "")
 
     def adjoint(self, degree: int, fill: Rest) -> "Edit":
-        """Returns what becomes of an average of powers of the gradient, see ``LeafMap.adjoint``.
+        """Returns the edit of an average of powers of the gradient, see ``LeafMap.adjoint``.
 
-        Together, experts get the gradient of the array that they repeat.
+        The gradients of experts add up to the gradient of the array that they repeat.
         """
         return replace(
             self,
             fill=self.fill and Fill("mean" if fill == "mean" else "constant"),
-            experts=self.experts and Experts(self.experts.count),
+            experts=self.experts and Repetition(self.experts.count),
             scales=(float(self.experts.count) ** -degree,) if self.experts else (),
             map=self.map and self.map.adjoint(degree, fill),
         )
 
     def of_numbers(self, *, copied: bool) -> "Edit":
-        """Returns what becomes of an array that holds a number of each unit, before it is repeated.
+        """Returns the edit of an array with a value for each unit, without ``experts``.
 
         New layers have zero. See ``LeafMap.of_numbers`` for the argument.
         """
@@ -216,7 +216,7 @@ class Edit:
         )
 
     def along(self, axis: int) -> "Edit":
-        """Returns what becomes of a vector with an entry for each place along one axis."""
+        """Returns the edit of a vector with an entry for each place along one axis."""
         its = self.layers if self.layers and self.layers.axis == axis else None
         return replace(
             self,
@@ -238,13 +238,13 @@ class Edit:
             times = " or ".join(f"{scale:.6g}" for scale in sorted({*self.scales}))
             text = ", ".join(filter(None, (text, f"times {times}")))
         if its := self.experts:
-            text += f", {its.count} times" + f", {its.anew:g} of it anew" * bool(its.anew)
+            text += f", {its.count} times" + f", {its.anew:g} of it redrawn" * bool(its.anew)
         places = self.layers.places if self.layers else ()
         new = ",".join(str(i) for i, layer in enumerate(places) if layer < 0)
         return f"{self.path}[{new}]: {text}" if new else f"{self.path}: {text}"
 
 
 def silenced(edit: Edit) -> Edit:
-    """Returns an edit with zeros, with which a new layer in a residual network does nothing."""
+    """Returns an edit with zeros, with which a new layer of a residual network adds nothing."""
     zeros = edit.fill and Fill("constant", drawn=edit.fill.drawn)
     return replace(edit, fill=zeros)

@@ -1,6 +1,6 @@
-"""Carry out the edit of one array: ``edited``.
+"""Carries out the edit of one array: ``edited``.
 
-First the map of its units (``apply_map``), then what new layers and experts add.
+First the map of its units (``apply_map``), then new layers and experts.
 """
 
 import itertools
@@ -23,11 +23,11 @@ from dogwood_jax._growth.new_entries import drawn_anew
 
 
 class Random(NamedTuple):
-    """What the random numbers of an array come from.
+    """The sources of an array's random values.
 
     Attributes:
         key: the caller's key.
-        place: the place of the old array among those whose units change.
+        place: the index of the old array among the arrays whose units change.
         word: the seed of new entries of these units, ``uint32[2]``; None if nothing is drawn.
         layers: the seed of a new array, or of new layers, ``uint32[2]``.
     """
@@ -39,15 +39,15 @@ class Random(NamedTuple):
 
 
 class Randomness:
-    """What the random numbers of all arrays come from.
+    """The sources of all arrays' random values.
 
     Args:
-        growth: what becomes of the arrays.
+        growth: the growth of the arrays.
         key: the caller's key, or None.
 
     Attributes:
-        words: a seed for each array whose units change, and one for each of ``growth.inserted``:
-            twice ``uint32[arrays, 2]``; None where there is no key, or no array.
+        words: seeds of the arrays whose units change, and seeds of ``growth.inserted``, each
+            ``uint32[arrays, 2]``, or None if there is no key or no such array.
     """
 
     def __init__(self, growth: Growth, key: Array | None) -> None:
@@ -60,7 +60,7 @@ class Randomness:
         )
 
     def place(self, edit: Edit) -> tuple[int, int]:
-        """Returns the rows of an array in both."""
+        """Returns the rows of an array in the two parts of ``words``."""
         return self._places.get(edit.source or "", 0), self._rows.get(edit.path, 0)
 
 
@@ -79,12 +79,13 @@ def edited(
     """Returns one array of the larger model.
 
     Args:
-        edit: what it is made of.
-        old: the old array that it names, if it names one.
-        random: what its random numbers come from.
+        edit: how it is made.
+        old: the old array at ``edit.source``; None if there is none.
+        random: the sources of its random values.
         fresh: the larger model's own array, from which free values of new layers are taken.
-        units: the same for the old array, from which free entries of its new units are taken.
-        scale: an array that weighs old entries in means, see ``apply_map``.
+        units: the larger model's values in the place of the old array, from which free entries of
+            its new units are taken.
+        scale: an array that weights old entries in means, see ``apply_map``.
     """
     for order in edit.orders:
         old = order.of(old)
@@ -120,7 +121,7 @@ def _grown(
 
 
 def rows_of(edit: Edit, fresh: Any) -> Any:
-    """Returns the larger model's own values at the places of old layers, or of the first expert."""
+    """Returns the larger model's own values in the place of old layers, or its first expert."""
     if edit.experts is not None:
         return fresh[0]
     if edit.layers is None:
@@ -129,7 +130,7 @@ def rows_of(edit: Edit, fresh: Any) -> Any:
 
 
 def _scaled(edit: Edit, array: Array) -> Array:
-    """Returns an array of old values, multiplied as an edit says."""
+    """Returns an array of old values times the scales of an edit."""
     if not edit.scales:
         return array
     wide = jnp.promote_types(array.dtype, jnp.float32)
@@ -145,7 +146,7 @@ def _scaled(edit: Edit, array: Array) -> Array:
 
 
 def _experts(edit: Edit, old: Array, word: Array | None) -> Array:
-    """Returns an array repeated for each expert, with the hidden units that are drawn anew."""
+    """Returns an array repeated for each expert, with some hidden units redrawn in each."""
     assert edit.experts is not None
     new = jnp.broadcast_to(old, edit.shape)
     if not edit.experts.anew or word is None:
@@ -157,7 +158,7 @@ def _experts(edit: Edit, old: Array, word: Array | None) -> Array:
 
 
 def _new(edit: Edit, old: Array | None, word: Array | None, fresh: Array | None) -> Array:
-    """Returns the values of a new array, or those of new layers in the shape of all of them."""
+    """Returns the values of a new array, or of new layers in a shape that fits the whole array."""
     assert edit.fill is not None
     dtype = dtype_named(edit.dtype) if edit.dtype or old is None else old.dtype
     if edit.fill.kind == "mean":
@@ -176,7 +177,7 @@ def _new(edit: Edit, old: Array | None, word: Array | None, fresh: Array | None)
 def _values(
     fill: Fill, shape: tuple[int, ...], layer: tuple[int, ...], dtype: Any, word: Array | None
 ) -> Array:
-    """Returns new values: of one layer, or of several ones along a new first axis."""
+    """Returns new values of one layer, or of several layers along a new first axis."""
     if fill.kind == "identity":
         return jnp.broadcast_to(identity(layer, fill.axes).astype(dtype), shape)
     if fill.is_random and word is not None:
@@ -191,7 +192,7 @@ def _values(
 
 
 def identity(shape: tuple[int, ...], axes: tuple[int, int]) -> Array:
-    """Returns where a kernel that passes on its input is one."""
+    """Returns booleans that mark the ones of a kernel that computes the identity."""
     contracted, produced = axes
     places = [lax.broadcasted_iota(jnp.int32, shape, axis) for axis in range(len(shape))]
     # In a grouped convolution each group counts its input channels from 0.
@@ -203,7 +204,7 @@ def identity(shape: tuple[int, ...], axes: tuple[int, int]) -> Array:
 
 
 def _stacked(edit: Edit, old: Array, word: Array | None, fresh: Array | None) -> Array:
-    """Returns old layers with new ones between or behind them."""
+    """Returns old layers with new layers between or after them."""
     assert edit.fill is not None and edit.layers is not None
     axis, copies = edit.layers.axis, edit.fill.kind == "copy"
     if not old.shape[axis]:  # the network had no layers

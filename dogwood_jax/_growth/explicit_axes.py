@@ -1,8 +1,8 @@
-"""Programs on meshes with explicit axes, in which an array's type says how it is divided.
+"""Programs on meshes with explicit axes, where the type of an array contains its sharding.
 
-``jax.make_mesh`` makes such meshes. In a program on one, JAX asks how the result of each lookup and
-selection is divided. So within it arrays are computed with automatic axes instead, and get their
-types at the end.
+``jax.make_mesh`` makes such meshes. A program on such a mesh must declare how the result of each
+lookup and selection is divided. Arrays are therefore computed with automatic axes and get their
+explicit types at the end.
 """
 
 from collections.abc import Callable
@@ -15,9 +15,9 @@ from dogwood_jax._base.trees import PyTree, in_order_of, is_array, is_traced
 
 
 def explicit_shardings(tree: PyTree) -> PyTree | None:
-    """Returns where arrays lie within a program of explicit axes; None if there is no such program.
+    """Returns shardings of arrays in a program with explicit axes; None outside of such a program.
 
-    Those that come from outside of it are whole on each device. What is no array has None.
+    Arrays from outside of the program are whole on each device. Leaves that are no arrays get None.
     """
     if not hasattr(jax.sharding, "auto_axes"):  # before JAX 0.7
         return None
@@ -40,11 +40,11 @@ def explicit_shardings(tree: PyTree) -> PyTree | None:
 def with_automatic_axes(
     function: Callable[..., PyTree], shardings: PyTree, *trees: PyTree
 ) -> PyTree:
-    """Returns what a function makes of trees, within a program of explicit axes.
+    """Returns the result of a function of trees, within a program with explicit axes.
 
     Args:
-        function: computes a tree; called once, with arrays whose types do not say where they lie.
-        shardings: where the arrays of its result are to lie, in the order of their leaves.
+        function: computes a tree. It is called once, with arrays of automatic axes.
+        shardings: the shardings of the arrays in its result, in the order of their leaves.
         *trees: its arguments.
     """
     leaves, structure = jax.tree.flatten(trees)
@@ -62,6 +62,6 @@ def with_automatic_axes(
 
 
 def _exchanged(leaves: list[Any], arrays: list[Any]) -> list[Any]:
-    """Returns leaves with other arrays in place of theirs."""
+    """Returns leaves with their arrays replaced."""
     others = iter(arrays)
     return [next(others) if is_array(leaf) else leaf for leaf in leaves]

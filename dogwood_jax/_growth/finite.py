@@ -1,4 +1,4 @@
-"""Whether arrays are free of NaN and infinities: ``is_finite`` and ``not_finite``."""
+"""Checks arrays for NaN and infinities: ``is_finite`` and ``not_finite``."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,8 +9,8 @@ import numpy as np
 
 from dogwood_jax._base.trees import is_array, is_traced
 
-_STEP = 1 << 20  # entries at a time, which take no memory to speak of
-_ALL_ONES = {"float16": 0x7C00, "bfloat16": 0x7F80}  # the exponent of what is not finite
+_STEP = 1 << 20  # entries checked at a time, to bound the memory
+_ALL_ONES = {"float16": 0x7C00, "bfloat16": 0x7F80}  # exponent bits, all set in NaN and infinities
 
 
 def is_finite(array: np.ndarray) -> bool:
@@ -19,33 +19,34 @@ def is_finite(array: np.ndarray) -> bool:
         return True
     flat = array.reshape(-1)
     parts = (flat[start : start + _STEP] for start in range(0, flat.size, _STEP))
-    with np.errstate(all="ignore"):  # bfloat16 warns of what it is asked about
+    with np.errstate(all="ignore"):  # isfinite of bfloat16 warns of NaN
         return all(_is_finite(part) for part in parts)
 
 
 def _is_finite(part: np.ndarray) -> bool:
-    # A sum of squares is read twice as fast, and finite if all are; large numbers overflow.
+    # A finite sum of squares proves that all entries are finite, in half the time. The sum of large
+    # entries may overflow.
     if part.dtype in (np.float32, np.float64) and np.isfinite(np.dot(part, part)):
         return True
-    # NumPy asks half precision number by number; its bits tell at once.
+    # NumPy checks half-precision entries one by one; a check of their bits is vectorized.
     if part.dtype.isnative and (exponent := _ALL_ONES.get(part.dtype.name)) is not None:
         return not bool(((part.view(np.uint16) & exponent) == exponent).any())
     return bool(np.isfinite(part).all())
 
 
 def refusal_of_not_finite(path: str, where: str = "") -> str:
-    """Returns why an array that is not finite cannot grow, and what to do."""
+    """Returns the refusal of an array that is not finite, with the next step."""
     return (
         f"{path}: holds NaN or infinities{where}, so outputs could change: 0 * NaN is NaN; grow "
-        "weights that are finite, such as those of an earlier checkpoint"
+        "finite weights, such as those of an earlier checkpoint"
     )
 
 
 def not_finite(arrays: Mapping[str, Any]) -> list[str]:
-    """Returns which arrays hold NaN or infinities, by path.
+    """Returns the paths of arrays that hold NaN or infinities.
 
-    Each array is read once, where it lies: none is gathered from several devices. Arrays without
-    values, as within ``jax.jit``, count as finite.
+    Each array is read once, on its own devices; none is gathered. Arrays without values, such as
+    tracers, count as finite.
     """
     found = {
         path: _found(array)
@@ -61,7 +62,7 @@ def _found(array: Any) -> Any:
         return is_finite(np.asarray(array))
     if not array.is_fully_addressable or any(d.platform != "cpu" for d in array.devices()):
         return _all_finite(array)
-    # NumPy sees a CPU's memory as it is, and does not have to be compiled.
+    # NumPy reads a CPU's memory without a copy and needs no compilation.
     shards = (shard for shard in array.addressable_shards if shard.replica_id == 0)
     return all(is_finite(np.asarray(shard.data)) for shard in shards)
 

@@ -1,4 +1,4 @@
-"""Grow the arrays: ``grown``, after a look at whether new units can learn: ``dead_in``."""
+"""Grows the arrays: ``grown``, after a check that new units can learn: ``dead_in``."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -35,19 +35,19 @@ from dogwood_jax._widths.layout import resized, units_along
 
 
 def dead_in(fresh: Callable[[str], Any], growth: Growth) -> dict[str, list[str]]:
-    """Finds widths whose new units are dead if their free weights are those of a larger model.
+    """Finds widths whose new units are dead if their free weights come from a larger model.
 
-    This happens if the larger model itself starts with zeros there. Then one side of the new units
-    has only biases, and the other side only zeros. All new units get the same gradient, or under
-    most activations none, so they never become different.
+    This happens if the larger model itself initializes these weights with zeros. Then one side of
+    the new units has only biases, and the other side only zeros. All new units get the same
+    gradient, or none under most activations, so they never become different.
 
     Args:
-        fresh: returns the larger model's own array in the place of an old one, by its old path. No
-            program around this one computes it.
+        fresh: returns the larger model's own array in the place of an old array, by the old path.
+            It must not be traced.
         growth: how the network grows.
 
     Returns:
-        For each such width, the paths of the arrays that are zero where its new units are.
+        For each such width, the paths of its arrays whose entries for new units are all zero.
     """
     dead = {}
     for change in growth.changes:
@@ -55,8 +55,8 @@ def dead_in(fresh: Callable[[str], Any], growth: Growth) -> dict[str, list[str]]
         fates["both"] = fates["incoming" if change.writes("both") else "outgoing"]
         roles = {occurrence.role for occurrence in growth.widths[change.width].occurrences}
         if not {*fates.values()} <= {"free", "zero", "opposed"} or roles <= {"incoming"}:
-            continue  # copies learn as old units do, and so do outputs
-        # The units of a pair part by their outgoing weights.
+            continue  # copies and outputs learn like old units
+        # The two units of a pair become different through their outgoing weights.
         deciding = "opposed" if "opposed" in fates.values() else "free"
         free = {role for role, fate in fates.items() if fate == deciding}
         recipe = change.recipe
@@ -75,11 +75,11 @@ def dead_in(fresh: Callable[[str], Any], growth: Growth) -> dict[str, list[str]]
 
 
 def has_weights(array: Any, axis: int, places: np.ndarray) -> bool:
-    """Whether anything but zero lies at some places along an axis."""
+    """Whether an array has a nonzero entry at some places along an axis."""
     parts = [(0, array)]
-    if isinstance(array, jax.Array):  # looked at where its parts lie
+    if isinstance(array, jax.Array):  # each part is read on its own device
         parts = [(shard.index[axis].start or 0, shard.data) for shard in array.addressable_shards]
-    for some in (places[-1:], places):  # one unit of a new network tells as a rule
+    for some in (places[-1:], places):  # the last unit is usually enough
         for start, part in parts:
             inside = some[(some >= start) & (some < start + part.shape[axis])] - start
             if inside.size and (part[(slice(None),) * axis + (inside,)] != 0).any():
@@ -87,14 +87,14 @@ def has_weights(array: Any, axis: int, places: np.ndarray) -> bool:
     return False
 
 
-_NO_VALUES = "pass what the larger model's init returns, or key= in its place"
+_NO_VALUES = "pass the values that the larger model's init returns, or pass key="
 # Chooses the weights of one width's new units: a function of the grown arrays by path, candidates
-# from other random numbers, the growth without choices, the change, the structure, and devices.
+# from other random keys, the growth without choices, the change, the structure, and the placement.
 Choose = Callable[..., dict[str, Any]]
 
 
 def without_choices(growth: Growth) -> Growth:
-    """Returns the growth with which choosing begins: random incoming, zero outgoing weights."""
+    """Returns the growth before weights are chosen: random incoming, zero outgoing weights."""
     if all(change.strategy.choice is None for change in growth.changes):
         return growth
     changes = (replace(c, strategy=replace(c.strategy, choice=None)) for c in growth.changes)
@@ -118,7 +118,7 @@ def grown(
         key: see ``grow``.
         fresh: see ``grow``.
         donate: see ``grow``.
-        choose: chooses weights where a strategy says so.
+        choose: chooses weights for strategies with a ``Choice``.
     """
     if shardings := explicit_shardings((variables, fresh)):
         old, wanted = shardings
@@ -138,7 +138,7 @@ def grown(
     expect_values("grow", new or {}, _NO_VALUES, name="fresh")
     structure, others = _model(variables, growth, fresh)
     zero = _zero(new, growth, key)
-    # What a strategy chooses is chosen in the network that has grown already.
+    # Strategies choose weights in the grown network.
     first = without_choices(growth)
     donate = donate and not any(change.strategy.choice for change in growth.changes)
     where = places_of(leaves, first, arrays_of(new or {}))
@@ -161,7 +161,7 @@ def _model(variables: PyTree, growth: Growth, fresh: PyTree) -> tuple[Any, dict[
     """Returns the structure of the larger model, and its leaves that are no arrays, by path.
 
     Raises:
-        ValueError: if modules say sizes, and nothing shows which ones the larger model's say.
+        ValueError: if modules store sizes, and nothing determines the sizes of the larger model's.
     """
     model, problems, way_out = variables, list[str](), "pass the larger model as fresh="
     leaves, is_deeper = leaves_by_path(variables), bool(growth.inserted or growth.layers)
@@ -179,7 +179,7 @@ def _model(variables: PyTree, growth: Growth, fresh: PyTree) -> tuple[Any, dict[
         others = {new: leaf for path, leaf in others.items() if (new := growth.place(path))}
         way_out = f"pass the {'smaller' if growth.layers else 'larger'} model as fresh="
         if planned is None:
-            problems.append("a module says numbers, and maybe how many layers there are")
+            problems.append("a module stores numbers, perhaps the number of layers")
         else:
             kept = {growth.place(path) for path in leaves}
             problems += [
@@ -194,10 +194,10 @@ def _model(variables: PyTree, growth: Growth, fresh: PyTree) -> tuple[Any, dict[
 
 
 def _zero(fresh: Mapping[str, Any] | None, growth: Growth, key: Array | None) -> set[str]:
-    """Returns the arrays of ``fresh`` that are zero where they should be free, to be drawn instead.
+    """Returns arrays of ``fresh`` whose free entries are all zero; they are drawn instead.
 
     Raises:
-        ValueError: if there are any, and no key to draw them with.
+        ValueError: if there are such arrays and no key to draw them with.
     """
     if fresh is None or not all(map(_is_here, fresh.values())):
         return set()
@@ -206,7 +206,7 @@ def _zero(fresh: Mapping[str, Any] | None, growth: Growth, key: Array | None) ->
     if dead and key is None:
         problems = [
             f"{', '.join(paths)}: zero in the larger model for all new units of {width}, so these "
-            "would never learn to differ, or at all; pass key= to draw the weights"
+            "would never learn to differ, or not learn at all; pass key= to draw the weights"
             for width, paths in dead.items()
         ]
         raise ValueError(listed("cannot grow these variables", problems))
@@ -219,14 +219,14 @@ def _is_here(leaf: Any) -> bool:
 
 
 def filled(structure: Any, leaves: Mapping[str, Any], *, like: PyTree) -> PyTree:
-    """Returns a tree of a structure; None where the variables lack a leaf, as when partitioned."""
+    """Returns a tree of a structure; missing leaves are None, as in partitioned variables."""
     paths = leaves_by_path(tree_of_indices(structure))
     tree = jax.tree.unflatten(structure, [leaves.get(path) for path in paths])
     return in_order_of(like, tree)
 
 
 def places_of(leaves: Mapping[str, Any], growth: Growth, fresh: Mapping[str, Any]) -> Placement:
-    """Returns where the arrays lie that a growth makes; see ``edited_arrays`` for the arguments."""
+    """Returns the placement of the arrays that a growth makes; arguments: see ``edited_arrays``."""
     edits = {path: edit for path, edit in growth.edits.items() if edit.changes}
     shapes = {path: leaf.shape for path, leaf in arrays_of(leaves).items()}
     old = {path: leaves[edit.source] for path, edit in edits.items() if edit.source is not None}
@@ -255,10 +255,10 @@ def edited_arrays(
 
     Args:
         leaves: the old arrays, by path.
-        growth: what becomes of them.
+        growth: their growth.
         fresh: arrays of the larger model from which free entries are taken, by path.
-        key: what other random numbers are drawn with.
-        where: on which devices arrays lie that are made.
+        key: the key of random values that ``fresh`` does not give.
+        where: the placement of the new arrays.
         donate: see ``grow``.
     """
     every = growth.edits.values()
@@ -271,7 +271,7 @@ def edited_arrays(
         for e in every
         if e.map is not None and (held := growth.held[str(e.source)]).path in fresh
     }
-    # What weighs others is needed until they have grown, and so is what others are made of, too.
+    # Keep arrays that weight others until all have grown, and arrays that several others read.
     keep = several_times((*kept.values(), *old.values())) | {*map(id, weighed.values())}
     arrays = {place: leaf for p, leaf in leaves.items() if (place := growth.place(p))} | kept
     random = Randomness(growth, key)
@@ -319,16 +319,16 @@ def _edited(
     """Returns arrays of the larger model.
 
     Args:
-        old: the old arrays that they are made of, by name: ``"0"``, ``"1"`` and so on.
-        fresh: arrays of the larger model from which values of new layers are taken.
-        units: those from which entries of new units are taken.
-        scales: arrays that weigh the entries of others in means.
-        key: what other random numbers are drawn with.
+        old: their old arrays, by name: ``"0"``, ``"1"`` and so on.
+        fresh: arrays of the larger model from which values of new layers are taken, by name.
+        units: arrays of the larger model from which entries of new units are taken, by name.
+        scales: arrays that weight old entries in means, by name.
+        key: the key of other random values.
         words: the seeds of all arrays of the network, see ``Randomness``.
-        places: the rows of each array in both: ``[arrays, 2]``.
-        edits: what each is made of.
-        held: what becomes of its old array, to which ``units`` belong.
-        where: on which devices they lie.
+        places: the rows of each array in the two parts of ``words``: ``[arrays, 2]``.
+        edits: the edit of each array.
+        held: the edit that continues its old array, to whose path ``units`` belong.
+        where: the placement of the new arrays.
     """
     made = {}
     for index, edit in enumerate(edits):
@@ -348,13 +348,13 @@ def _edited(
 
 
 def expect_network(call: str, variables: PyTree, leaves: Mapping[str, Any], growth: Growth) -> None:
-    """Raises if variables are those of another network than the growth's, or have no values."""
+    """Raises if variables belong to another network than the growth, or have no values."""
     known = {leaf.path: leaf.shape for leaf in growth.widths.leaves}
     expect_arrays(call, "variables", variables, arrays_of(leaves), known)
     if hasattr(variables, "opt_state") and not any(p.startswith("opt_state/") for p in known):
         raise TypeError(
-            f"{call}: variables must be the network's alone, got {described(variables)} that holds "
-            "the state of an optimizer, too; dw.grow_opt_state grows both"
+            f"{call}: variables must hold only the network's arrays, got {described(variables)}, "
+            "which also holds an optimizer's state; dw.grow_opt_state grows both"
         )
     shapes = {path: jnp.shape(leaves[path]) for path in known if path in leaves}
     if shapes == growth.shapes != known:
@@ -368,13 +368,13 @@ def expect_network(call: str, variables: PyTree, leaves: Mapping[str, Any], grow
 def problems_of_new(
     growth: Growth, fresh: Mapping[str, Any], key: Array | None, way_out: str
 ) -> list[str]:
-    """Returns what is wrong with the values of new layers and experts.
+    """Returns problems with the values of new layers and experts.
 
     Args:
-        growth: what becomes of arrays.
+        growth: the growth.
         fresh: the larger model's own values, by path.
-        key: what others are drawn with.
-        way_out: what to pass where there are none.
+        key: the key to draw other values with, or None.
+        way_out: the next step if values are missing.
     """
     drawn = [
         edit.path
@@ -408,7 +408,7 @@ def _check(
             whole = jnp.issubdtype(dtype, jnp.integer) and growth.maps[leaf.path].keeps_integers
             if not whole and not jnp.issubdtype(dtype, jnp.inexact):
                 problems.append(
-                    f"{leaf.path}: grows, so it must be of a floating dtype, not {dtype}"
+                    f"{leaf.path}: grows, so it must have a floating dtype, not {dtype}"
                 )
             else:
                 problems += cut_short(leaf.path, dtype)
@@ -431,8 +431,8 @@ def _check(
         }
         if any(edit.layers or edit.path != path for path, edit in held.items()):
             problems.append(
-                f"{change.width}: strategies.{change.strategy} looks at a loss, but its arrays go "
-                "elsewhere in the deeper model; grow it in a growth of its own"
+                f"{change.width}: strategies.{change.strategy} uses a loss, but the deeper model "
+                "moves its arrays; grow the width in a separate growth"
             )
     new = arrays_of(fresh or {})
     problems += problems_of_new(growth, new, key, "pass key= or fresh=")

@@ -1,4 +1,4 @@
-"""The size of every dimension of a network once some widths have grown: ``GrownSizes``."""
+"""The size of every dimension of a network after some widths have grown: ``GrownSizes``."""
 
 from collections.abc import Callable, Mapping
 from math import prod
@@ -18,23 +18,23 @@ _NONE: Mapping[Dim, int] = MappingProxyType({})
 
 
 class GrownSizes:
-    """The size that each dimension of a network has once some widths have grown.
+    """Computes the size of each dimension of a network after some widths have grown.
 
     Args:
         widths: the widths of a network that was traced in this process. A width inside another one
             (``Width.inside``) has no dimension of its own.
         sizes: new sizes by name of the width.
-        choices: new sizes of dimensions that are along no array, such as how many experts a router
-            chooses.
+        choices: new sizes of dimensions that are an axis of no array, such as the number of experts
+            that a router chooses.
 
     Attributes:
         sizes: the new sizes by name of the width.
         names: name of each width by dimension.
-        times: how many units each old unit becomes, by the dimensions that are a width with another
-            one inside.
-        dims: the dimensions of all axes of arrays, and what these are made of.
-        lengths: the sizes of all axes of arrays, and of what these are made of, before and after.
-        appended: the sizes after the growth of those along which units are appended.
+        times: for dimensions of widths with another width inside, the number of units that each old
+            unit becomes.
+        dims: the dimensions of all axes of arrays, and their parts.
+        lengths: the sizes of ``dims``, as pairs before and after the growth.
+        appended: the new sizes of those of ``dims`` along which units are appended.
     """
 
     def __init__(
@@ -53,10 +53,10 @@ class GrownSizes:
                 spots = spots_along(0, axis, spread_out(dim))
                 own = [units for units in units_of(layout) if units.width not in inner]
                 if len(own) == 1 < len(spots) and own[0].size == dim.size:
-                    # Experts that a program takes out of their array one by one.
+                    # The program takes experts out of their array one by one.
                     self._sizes[dim.root] = sizes.get(own[0].width, dim.size)
                     continue
-                if len(spots) != len(own):  # a part of size 1 has been fixed since
+                if len(spots) != len(own):  # a part of size 1 became fixed later
                     spots = [spot for spot in spots if spot.atom.size != 1]
                     own = [units for units in own if units.size != 1]
                 for spot, units in zip(spots, own, strict=True):
@@ -82,11 +82,11 @@ class GrownSizes:
         return any(self(atom) != atom.size for atom in atoms(dim) if atom not in self.times)
 
     def along(self, dim: Dim, before: Callable[[Dim], int] | None = None) -> AlongAxis:
-        """Returns what becomes of the entries along a dimension.
+        """Returns the map of the entries along a dimension.
 
         Args:
             dim: the dimension.
-            before: the size of each dimension before the growth, if it is not today's.
+            before: the size of each dimension before the growth, if it is not the current size.
         """
         dim = dim.root
         if dim.kind is not None:

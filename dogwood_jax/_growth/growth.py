@@ -1,4 +1,4 @@
-"""What becomes of each array: ``Change`` and ``Growth``, with ``Evidence``."""
+"""The changes of widths and arrays: ``Change`` and ``Growth``, with ``Evidence``."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -24,17 +24,17 @@ from dogwood_jax.strategies import Start, glorot
 
 @dataclass(frozen=True)
 class Evidence:
-    """What was evaluated to show that outputs stay.
+    """The evaluation which shows that outputs stay the same.
 
     Attributes:
-        samples: in how many samples both networks were compared; 0 if they were not.
-        sizes: the sizes of each width that grows in the programs that were evaluated, ``(name,
-            before, after)``. They are smaller than the network's where the network is large.
-        largest: the largest difference of an entry of the outputs, relative to the entry.
-        unseen: operations of both programs of which no sample has shown all sides, each with its
+        samples: the number of samples in which both networks were compared; 0 if they were not.
+        sizes: the sizes of each growing width in the evaluated programs, ``(name, before, after)``.
+            If the network is large, they are smaller than its own sizes.
+        largest: the largest difference of an output entry, relative to the entry.
+        unseen: operations, such as a clip, with a side that no sample has reached; each with its
             line in your code, ``"max (model.py:41)"``.
-        why_not: why nothing was evaluated, if nothing was.
-        assumes: what is taken for granted of the larger model, if anything is.
+        why_not: why nothing was evaluated; empty if something was.
+        assumes: an unchecked assumption about the larger model; empty if there is none.
     """
 
     samples: int = 0
@@ -45,7 +45,7 @@ class Evidence:
     assumes: str = ""
 
     def lines(self, sizes: dict[str, tuple[int, int]]) -> Iterator[str]:
-        """Yields what was checked, without digits that differ between machines.
+        """Yields lines on what was checked, without digits that differ between machines.
 
         Args:
             sizes: the sizes before and after the growth of each width that grows, by name.
@@ -67,7 +67,7 @@ Optimizer = Literal["adam", "sgd"]
 def rates_of(
     leaves: tuple[Leaf, ...], sizes: Mapping[str, int], optimizer: Optimizer
 ) -> dict[str, float]:
-    """Returns what to multiply the learning rate of each array by, see ``Growth.rates``.
+    """Returns the factor on the learning rate of each array, see ``Growth.rates``.
 
     Args:
         leaves: the arrays.
@@ -82,23 +82,23 @@ def _rate(leaf: Leaf, sizes: Mapping[str, int], optimizer: Optimizer) -> float:
     fan_in = prod(new[axis] / max(old[axis], 1) for axis in leaf.fan_in)
     if optimizer == "adam":
         return 1 / fan_in
-    # Whatever is no fan-in counts as fan-out.
+    # All axes that are not fan-in count as fan-out.
     fan_out = prod(after / max(before, 1) for before, after in zip(old, new, strict=True)) / fan_in
     return fan_out / fan_in
 
 
-# What the words in a printed table mean.
+# The meanings of the words in a printed table.
 _WORDS = (
     ("axis", "by axis, for each width"),
     ("free", "free: as in a new layer, or from fresh="),
     ("zero", "zero: 0 until they learn"),
     ("copy", "copy: the values of old units"),
     ("share", "share: the values of old units, divided among their copies"),
-    ("mean", "mean: that of old units"),
-    ("resampled", "resampled: old entries times a matrix, in another size"),
+    ("mean", "mean: the mean of old units"),
+    ("resampled", "resampled: old entries resized by a matrix"),
     ("opposed", "opposed: in pairs that cancel"),
-    ("chosen", "chosen: picked when it grows"),
-    ("times", "times: what old entries are multiplied by"),
+    ("chosen", "chosen: by a gradient, when the network grows"),
+    ("times", "times: the factor on old entries"),
 )
 
 _FILLS: Mapping[str, Fill] = {"zero": "zero", "mean": "mean"}
@@ -106,20 +106,20 @@ _FILLS: Mapping[str, Fill] = {"zero": "zero", "mean": "mean"}
 
 @dataclass(frozen=True)
 class Change:
-    """How one width changes. Unless it says otherwise, old units keep their places.
+    """The change of one width. By default, old units keep their places.
 
     Attributes:
         width: name of the width.
         old: number of units before.
         new: number of units after.
-        strategy: what becomes of the weights on both sides of its units.
+        strategy: the strategy for the weights of its new units.
         sources: the old unit that each of the first units copies; None if all old units stay in
             their places.
-        into: for each old unit, the new one that takes over its outgoing weights, where units are
+        into: for each old unit, the new unit that takes over its outgoing weights if units are
             merged; or None.
         recipe: what to rescale if the network computes with this size, as a norm does; or None.
-        by_layer: of a stack over which a loop runs, the units that stay in each layer, if these are
-            others in each; or None. They become the first units of their layer.
+        by_layer: the units that stay in each layer of a stack over which a loop runs, if they
+            differ between layers; or None. They become the first units of their layer.
     """
 
     width: str
@@ -133,7 +133,7 @@ class Change:
 
     @cached_property
     def shares(self) -> tuple[float, ...]:
-        """The factor on each copy's outgoing weights. For all copies of a unit they sum to one."""
+        """The factor on each copy's outgoing weights; the factors of a unit's copies sum to one."""
         sources = self.sources or ()
         counts = [0] * self.old
         for source in sources:
@@ -161,7 +161,7 @@ class Change:
             yield from ((path, copies**power) for path, power in self.recipe.copies)
 
     def factor_of_part(self, role: Role, leaf: Leaf) -> float:
-        """What the recipe multiplies old entries along units of a role by, see ``Recipe.parts``."""
+        """The recipe's factor on old entries along units of a role, see ``Recipe.parts``."""
         power = dict(self.recipe.parts).get(leaf.path, 0.0) if self.recipe else 0.0
         if power and role == "incoming":
             own = (u.role for a in leaf.axes for u in units_of(a) if u.width == self.width)
@@ -169,25 +169,25 @@ class Change:
         return float(self.ratio**power) if power else 1.0
 
     def writes(self, role: Role) -> bool:
-        """Whether weights of a role are filled in as those that write the width's units are."""
+        """Whether weights of a role are filled like weights that write (produce) the units."""
         if self.strategy.is_gated:
             return True
-        if role == "both":  # if copies are read whole, a recipe makes up for it
+        if role == "both":  # if readers take whole copies, a recipe compensates
             copied = self.strategy.repeats and self.recipe is not None
             return copied or self.strategy.incoming == "zero"
         return role == "incoming"
 
     def along(self, units: Units, leaf: Leaf) -> AxisMap:
-        """Returns what becomes of the width's units along an axis of an array.
+        """Returns the map of the width's units along an axis of an array.
 
         Args:
-            units: how they lie there.
+            units: the units in the layout of the axis.
             leaf: the array.
         """
         strategy = self.strategy
         incoming = self.writes(units.role)
         fate = strategy.incoming if incoming else strategy.outgoing
-        # Arrays that scale or shift units which are silent already.
+        # The fill of arrays that scale or shift units which other arrays silence.
         blank: Fill = "zero" if leaf.kind == "zeros" else "free"
         is_blank = self.recipe is not None and leaf.path in self.recipe.blank
         if fate in ("free", "zero", "opposed", "mean"):
@@ -224,7 +224,7 @@ class Change:
 
     @property
     def resampled(self) -> AlongAxis:
-        """What becomes of entries along the width if they are interpolated between old ones."""
+        """The map of entries along the width if they are interpolated between old entries."""
         strategy = self.strategy
         if not strategy.grid:
             return AxisMap(self.old, self.new, resampled=strategy.method)
@@ -234,7 +234,7 @@ class Change:
         return Compound("concat", (before, Compound("product", grid)))
 
     def _must_be_zero(self, leaf: Leaf, incoming: bool) -> bool:
-        """Whether the recipe says that new entries are zero, see ``Recipe.zeros``."""
+        """Whether the recipe requires new entries to be zero, see ``Recipe.zeros``."""
         role = "incoming" if incoming else "outgoing"
         return self.recipe is not None and (leaf.path, role) in self.recipe.zeros
 
@@ -245,23 +245,23 @@ _FIELDS = ("widths", "changes", "notes", "structure", "inserted", "layers")
 @jax.tree_util.register_static
 @dataclass(frozen=True, repr=False)
 class Growth:
-    """What becomes of every array when some widths change: an affine map ``new = A(old) + fill``.
+    """The change of every array when some widths change: an affine map ``new = A(old) + fill``.
 
     Frozen, hashable, comparable and picklable. In a pytree it is a node without leaves, so
     ``jax.jit(dw.grow)(variables, growth)`` compiles once for each growth. ``print(growth)`` shows
-    what becomes of each array.
+    the change of each array.
 
     Attributes:
         widths: the widths of the network that grows.
-        changes: how each growing width changes, in the order of the widths.
-        notes: what the larger model's configuration or the caller has to mind.
-        structure: tree structure of the larger model where a target was given.
-        inserted: the arrays of new layers and experts, and what becomes of old arrays beside new
-            units, such as another path, see ``deepen``.
-        layers: numbered layers, such as ``layers_0`` and ``layers_1``, with those that stay.
-        evidence: what an evaluation has shown of it; None if nothing was evaluated, because outputs
-            are not claimed to stay or the widths hold no function. It has no part in comparisons,
-            because hosts round differently.
+        changes: the change of each growing width, in the order of the widths.
+        notes: what the larger model's configuration must be, and other advice to the caller.
+        structure: tree structure of the larger model if a target was given.
+        inserted: edits that add more than units: arrays of new layers and experts, and old arrays
+            that move to another path, see ``deepen``.
+        layers: numbered layers, such as ``layers_0`` and ``layers_1``, with the layers that stay.
+        evidence: the result of an evaluation; None if nothing was evaluated, because outputs need
+            not stay the same or the widths hold no function. Comparisons ignore it, because hosts
+            round differently.
     """
 
     widths: Widths
@@ -293,21 +293,21 @@ class Growth:
 
     @cached_property
     def offsets(self) -> dict[str, float]:
-        """For arrays that are read as a number plus the array, the number that factors include."""
+        """The ``c`` of arrays that are read as ``c + array``, by path; factors multiply the sum."""
         recipes = [change.recipe for change in self.changes if change.recipe]
         return {path: number for recipe in recipes for path, number in recipe.offsets}
 
     @cached_property
     def weighed(self) -> dict[str, str]:
-        """For arrays with new entries that are weighed means, the array that weighs, by path."""
+        """Paths of arrays whose new entries are weighted means, with the path of the weights."""
         recipes = [change.recipe for change in self.changes if change.recipe]
         scales = dict(pair for recipe in recipes for pair in recipe.weighed)
-        known = self.maps  # of a deep network some layers may be left out
+        known = self.maps  # some layers of a deep network may be left out
         return {p: scale for p, scale in scales.items() if p in known and known[p].is_weighed}
 
     @cached_property
     def maps(self) -> dict[str, LeafMap]:
-        """What becomes of each known array, by path."""
+        """The map of each known array, by path."""
         return {leaf.path: self._map_of(leaf) for leaf in self.widths.leaves}
 
     def _map_of(self, leaf: Leaf) -> LeafMap:
@@ -349,7 +349,7 @@ class Growth:
 
     @cached_property
     def edits(self) -> dict[str, Edit]:
-        """What each array of the larger model is made of, by path."""
+        """The edit that makes each array of the larger model, by path."""
         changing = {path: leaf_map for path, leaf_map in self.maps.items() if leaf_map.changes}
         moved, found = {edit.old for edit in self.inserted}, list[Edit]()
         for path, shape in self.shapes.items():
@@ -363,12 +363,12 @@ class Growth:
 
     @cached_property
     def held(self) -> dict[str, Edit]:
-        """What the arrays are made of in which old arrays live on, by old path."""
+        """The edits that continue old arrays, by old path."""
         return {edit.old: edit for edit in self.edits.values() if edit.old is not None}
 
     @cached_property
     def orders(self) -> dict[str, tuple[Order, ...]]:
-        """For arrays whose layers lose other units each, the orders that put first what stays."""
+        """The new orders of units in arrays whose layers keep different units, by path."""
         found: dict[str, tuple[Order, ...]] = {}
         for change in self.changes:
             stack = stack_of(self.widths, self.widths[change.width]) if change.by_layer else None
@@ -379,7 +379,7 @@ class Growth:
 
     @cached_property
     def in_order(self) -> "Growth":
-        """What becomes of arrays once they are in these orders."""
+        """The growth of arrays whose units are in these orders already."""
         changes = tuple(replace(change, by_layer=None) for change in self.changes)
         return replace(self, changes=changes) if self.orders else self
 
@@ -388,7 +388,7 @@ class Growth:
         return {edit.old: edit.path for edit in self.inserted if edit.old is not None}
 
     def place(self, path: str) -> str | None:
-        """Returns the path of a leaf in the larger model; None if the leaf goes with its layer."""
+        """Returns the path of a leaf in the new model; None if its layer is removed."""
         if path in self._moved:
             return self._moved[path]
         for layers in self.layers:
@@ -399,7 +399,7 @@ class Growth:
 
     @cached_property
     def after(self) -> Widths:
-        """The widths of the network that comes out of it."""
+        """The widths of the grown network."""
         leaves = tuple(
             replace(
                 leaf,
@@ -419,27 +419,27 @@ class Growth:
         return Widths(leaves, tuple(facts))
 
     def rates(self, tree: PyTree, *, optimizer: Literal["adam", "sgd"] = "adam") -> PyTree:
-        """Returns a factor on the learning rate of each array, with which a tuned rate stays good.
+        """Returns factors on the learning rates of arrays, so that a tuned rate stays good.
 
         A rate that was tuned for the small network is too high for wider layers, because their
-        outputs sum up more terms. The maximal update parametrization says what to do where a fan
-        grows r-fold. For optimizers like Adam, whose updates have the size of the rate, the factor
-        is 1 / r for the fan-in, and the fan-out does not matter. For SGD it is r for the fan-out,
-        as of a bias, and 1 / r for the fan-in. Depth changes nothing here.
+        outputs sum up more terms. The factors follow the maximal update parametrization. If a fan
+        grows r-fold, the factor for optimizers like Adam, whose updates have the size of the rate,
+        is 1 / r for the fan-in; the fan-out does not matter. For SGD it is r for the fan-out (such
+        as a bias) and 1 / r for the fan-in. Depth does not change the factors.
 
         Args:
-            tree: the larger model's variables, or another tree whose paths end like those of the
-                variables, such as its parameters alone.
+            tree: the larger model's variables, or a tree whose paths end like the variables' paths,
+                such as only its parameters.
             optimizer: ``"adam"`` for optimizers that divide by the size of gradients, ``"sgd"`` for
                 optimizers whose updates are multiples of gradients.
 
         Returns:
-            A tree of the same structure with a float for each leaf. An array of a new layer has
-            that of the old array most like it, and a leaf that the growth does not know has 1.0.
+            A tree of the same structure with a float for each leaf. An array of a new layer has the
+            factor of the most similar old array. A leaf unknown to the growth has 1.0.
 
         Raises:
-            ValueError: if the optimizer is none of both, the tree is another network's, or its
-                arrays are not those of the larger model.
+            ValueError: if the optimizer is neither, the tree belongs to another network, or its
+                arrays do not have the larger model's shapes.
 
         Example:
             >>> import jax
@@ -476,12 +476,12 @@ class Growth:
     def is_new(self, tree: PyTree) -> PyTree:
         """Returns which entries of the larger model's arrays come from no old value.
 
-        Old entries, also those that were multiplied, interpolated or added up, are not new. Nor are
-        copies of them. An entry that is zero, drawn or the mean of others is new, and so is every
-        entry of a new layer, which may begin as a copy of an old one.
+        Old entries are not new, even if they are multiplied, interpolated or added up. Nor are
+        their copies. An entry that is zero, random or the mean of others is new. All entries of a
+        new layer are new, even if the layer begins as a copy of an old layer.
 
-        With it only new weights are trained. For each entry this is one link behind the optimizer,
-        so that weight decay does not move old weights, either::
+        Use it to train only new weights. To mask single entries, chain it after the optimizer, so
+        that weight decay does not move old weights, either::
 
             frozen = optax.stateless(
                 lambda updates, params: jax.tree.map(
@@ -491,22 +491,22 @@ class Growth:
             tx = optax.chain(optax.adamw(1e-3), frozen)
 
         ``optax.masked`` and ``optax.multi_transform`` take one boolean for each array. They suit
-        new layers, and then no optimizer's state is kept for old arrays::
+        new layers, and store no optimizer state for old arrays::
 
             whole = jax.tree.map(lambda new: bool(new.all()), growth.is_new(params))
             tx = optax.multi_transform({True: optax.adamw(1e-3), False: optax.set_to_zero()}, whole)
 
         Args:
-            tree: the larger model's variables, their shapes, or another tree whose paths end like
-                those of the variables, such as its parameters alone, or gradients.
+            tree: the larger model's variables, their shapes, or a tree whose paths end like the
+                variables' paths, such as only its parameters, or gradients.
 
         Returns:
             A tree of the same structure with a boolean array for each leaf, in its shape. A leaf
-            that the growth does not know is not new.
+            unknown to the growth is not new.
 
         Raises:
-            ValueError: if the tree is another network's, or its arrays are not those of the larger
-                model; all of these in one message.
+            ValueError: if the tree belongs to another network, or its arrays do not have the larger
+                model's shapes; one message lists all of them.
 
         Example:
             >>> import jax
@@ -532,21 +532,21 @@ class Growth:
         """Returns the shardings of the grown arrays, for ``out_shardings`` of ``jax.jit``.
 
         Each array is divided along the same axes, over the same devices. An array of a new layer
-        is divided as the array with the closest name (``block_2/up`` as ``block_1/up``). If its
+        is divided like the array with the closest name (``block_2/up`` like ``block_1/up``). If its
         sizes do not allow that, it is whole on every device.
 
         Args:
             old_shardings: pytree with the ``jax.sharding.Sharding`` of each array of the variables.
-                Unless layers are inserted, it may also be another tree whose paths end like those
-                of the variables, such as an optimizer's state.
+                Unless layers are inserted, it may also be a tree whose paths end like the
+                variables' paths, such as an optimizer's state.
 
         Returns:
             A tree of the same structure; for variables, the structure of the larger model.
 
         Raises:
-            ValueError: if the new size of an axis does not divide evenly over its devices, as JAX
-                requires of the arguments and results of compiled functions; all such axes in one
-                message.
+            ValueError: if the new size of an axis does not divide evenly over its devices, which
+                JAX requires of arguments and results of compiled functions; one message lists all
+                such axes.
 
         Example:
             >>> import jax
@@ -648,10 +648,10 @@ class Growth:
                         fate = change.along(units, leaf).fill
                     factor = change.factor_of_part(units.role, leaf)
                     times = f", old entries there times {factor:.6g}" * (factor != 1)
-                    fate += ", others in each layer" * (change.by_layer is not None)
+                    fate += ", different in each layer" * (change.by_layer is not None)
                     parts.append(f"axis {axis} {fate} ({units.width}){times}")
         if leaf.path in self.weighed:
-            parts.append(f"means weighed by {self.weighed[leaf.path]}")
+            parts.append(f"means weighted by {self.weighed[leaf.path]}")
         if leaf.path in self.factors:
             offset = self.offsets.get(leaf.path)
             what = f"({offset:g} + array) " if offset else ""

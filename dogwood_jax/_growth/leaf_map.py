@@ -1,9 +1,9 @@
-"""What becomes of one array, without names: ``LeafMap``, an affine map ``new = A(old) + fill``.
+"""The change of one array, without names: ``LeafMap``, an affine map ``new = A(old) + fill``.
 
-A map holds no names, so arrays that grow alike have equal maps, as those of repeated layers. A map
-is derived once from a growth (``Growth.maps``). ``grow`` applies it to the network's arrays, and
-``grow_opt_state`` applies its adjoint to what an optimizer keeps of their gradients. Where another
-array weighs entries in means, ``Growth.weighed`` says which.
+A map holds no names, so arrays that grow alike, such as arrays of repeated layers, have equal maps.
+A map is derived once from a growth (``Growth.maps``). ``grow`` applies it to the network's arrays,
+and ``grow_opt_state`` applies its adjoint to an optimizer's averages of their gradients. If another
+array weights entries in means, ``Growth.weighed`` has its path.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,28 +22,29 @@ Fill = Literal["free", "zero", "mean", "weighed", "size"]
 
 @dataclass(frozen=True)
 class AxisMap:
-    """What becomes of the units of one width along an axis.
+    """The change of the units of one width along an axis.
 
     Attributes:
-        old: how many there were.
-        new: how many there are afterwards.
-        sources: the old unit that each of the first units copies; None for all old units in their
+        old: number of units before.
+        new: number of units after.
+        sources: the old unit that each of the first units copies; None if all old units keep their
             places.
         shares: for each copy, its share of its unit, such as 0.5; None if all have the whole.
         into: for each old unit, the new unit into which it is merged; None if none are merged.
         weighs: whether entries add up over the units, as outgoing weights do. Then ``shares``
-            multiply them, and entries of units that are merged are added up. Otherwise entries are
-            copied as they are.
-        power: which power of a quantity entries are, 2 for squares. Quantities are added up.
-        fill: how entries without a source are filled: free, zero, with the mean of the old ones,
-            with their mean weighed by another array (``"weighed"``), or with the mean of their
+            multiply them, and entries of merged units are added up. Otherwise entries are copied
+            unchanged.
+        power: the power of a quantity that entries are, such as 2 for squares. Merging adds up the
+            quantities, not their powers.
+        fill: how entries without a source are filled: free, zero, with the mean of old entries,
+            with their mean weighted by another array (``"weighed"``), or with the mean of their
             absolute values (``"size"``).
-        rank: where entries are new along several axes, the axis of the highest rank decides.
+        rank: if entries are new along several axes, the axis of the highest rank decides.
         noise: standard deviation of noise on new copies, relative to the array's.
-        pairs: for new units in pairs, the sign of the second one's entries; 0 for no pairs.
-        forgets: whether an optimizer keeps nothing of old units for their copies.
-        factor: what old entries are multiplied by here, besides the array's own factor.
-        resampled: how all entries are interpolated between old ones; None if they are not.
+        pairs: for new units in pairs, the sign of the second unit's entries; 0 for no pairs.
+        forgets: whether an optimizer's state treats copies as new units.
+        factor: the factor on old entries along this axis, besides the array's own factor.
+        resampled: the method that interpolates all entries between old ones; None if there is none.
     """
 
     old: int
@@ -67,7 +68,7 @@ class AxisMap:
 
     @property
     def sums(self) -> bool:
-        """Whether old entries are added up."""
+        """Whether entries of merged units are added up."""
         return self.into is not None and self.weighs
 
     @property
@@ -77,12 +78,12 @@ class AxisMap:
 
     @property
     def averages(self) -> bool:
-        """Whether new entries depend on all old ones along the axis."""
+        """Whether new entries depend on all old entries along the axis."""
         return self.rest > 0 and self.fill in ("mean", "weighed", "size")
 
     @property
     def rest(self) -> int:
-        """How many entries come from no single old one."""
+        """The number of entries without a source."""
         if self.sums or self.resampled is not None:
             return 0
         return self.new - (self.old if self.sources is None else len(self.sources))
@@ -94,11 +95,11 @@ class AxisMap:
         weights are half as large. If outgoing weights are added up, so are these gradients.
 
         Args:
-            degree: the power of the gradient: 1 for first moments, 2 for second moments, 0 for what
-                does not scale with it.
+            degree: the power of the gradient: 1 for first moments, 2 for second moments, 0 for
+                values that do not scale with it.
             fill: how new entries are filled.
         """
-        if self.resampled is not None:  # entries that come from several old ones are new
+        if self.resampled is not None:  # entries made from several old entries are new
             return AxisMap(self.old, self.new, (), fill=fill)
         if self.forgets:
             return self._without_copies().adjoint(degree, fill)
@@ -118,7 +119,7 @@ class AxisMap:
         )
 
     def of_numbers(self, *, copied: bool) -> "AxisMap":
-        """Returns the map of a number of each unit, see ``LeafMap.of_numbers``."""
+        """Returns the map of an array with a value for each unit, see ``LeafMap.of_numbers``."""
         if self.resampled is not None:
             return AxisMap(self.old, self.new, ())
         if self.forgets:
@@ -127,7 +128,7 @@ class AxisMap:
         return replace(self, weighs=weighs, fill="zero", noise=0.0, pairs=0, factor=factor)
 
     def _without_copies(self) -> "AxisMap":
-        """Returns the map in which new units copy none."""
+        """Returns the map in which new units have no sources."""
         sources = None if self.sources is None else self.sources[: self.old]
         shares = None if self.shares is None else self.shares[: self.old]
         return replace(self, sources=sources, shares=shares, forgets=False)
@@ -135,7 +136,7 @@ class AxisMap:
 
 @dataclass(frozen=True)
 class Compound:
-    """The maps of several widths that lie along one axis: a row-major product, or a sequence."""
+    """The maps of several widths along one axis: a row-major product, or a concatenation."""
 
     kind: Literal["product", "concat"]
     parts: tuple["AlongAxis", ...]
@@ -161,19 +162,19 @@ AlongAxis = AxisMap | Compound
 
 @dataclass(frozen=True)
 class LeafMap:
-    """What becomes of one array.
+    """The change of one array.
 
     Attributes:
-        axes: what becomes of each axis.
-        factor: what old entries are multiplied by.
-        kind: what free entries are: ``"random"``, ``"ones"`` or ``"zeros"``.
+        axes: the change along each axis.
+        factor: the factor on old entries.
+        kind: the kind of free entries: ``"random"``, ``"ones"`` or ``"zeros"``.
         fan_in: axes whose new sizes multiply to the fan-in of random entries.
         fan_out: axes whose new sizes multiply to their fan-out.
-        init: initializer of random entries; None for the one by default.
-        shrink: what old entries are multiplied by, without what an optimizer keeps of them.
-        perturb: how many times an array as in a new network is added in the end.
-        offset: a number that the array is added to wherever it is read. ``factor`` multiplies the
-            sum, as 1 + scale.
+        init: initializer of random entries; None for the default.
+        shrink: a further factor on old entries, which an optimizer's state does not follow.
+        perturb: the factor of a newly initialized array that is added at the end.
+        offset: a constant that the network adds to the array when it reads it, such as 1 in
+            ``1 + scale``. ``factor`` multiplies the sum.
     """
 
     axes: tuple[AlongAxis, ...]
@@ -193,24 +194,24 @@ class LeafMap:
 
     @cached_property
     def changes(self) -> bool:
-        """Whether anything becomes of the array."""
+        """Whether the array changes; ``shrink`` and ``perturb`` alone do not count."""
         return self.factor != 1 or any(axis.changes for axis in self.axes)
 
     @property
     def rescales(self) -> bool:
-        """Whether old entries are multiplied by numbers that make up for others."""
+        """Whether old entries are multiplied by factors that compensate for others."""
         return self.factor != 1 or any(axis.factor != 1 for axis in self.maps())
 
     @property
     def grows(self) -> bool:
-        """Whether it gets new entries, or others' values, rather than only losing some."""
+        """Whether it gets new entries or new values, rather than only losing entries."""
         return self.factor != 1 or any(
             axis.new > axis.old or axis.resampled is not None for axis in self.maps()
         )
 
     @property
     def needs(self) -> frozenset[str]:
-        """Which random numbers it needs: ``"free"`` entries, ``"noise"``."""
+        """The kinds of random values that it needs: ``"free"`` entries, ``"noise"``."""
         found = {"noise" for axis in self.maps() if axis.noise}
         if self.perturb:
             found.add("free")
@@ -220,7 +221,7 @@ class LeafMap:
 
     @property
     def is_weighed(self) -> bool:
-        """Whether another array weighs old entries in the means of them."""
+        """Whether another array weights old entries in their means."""
         return any(axis.averages and axis.fill == "weighed" for axis in self.maps())
 
     @property
@@ -250,20 +251,20 @@ class LeafMap:
         return replace(self, axes=self.axes[axis : axis + 1], fan_in=(), fan_out=())
 
     def of_numbers(self, *, copied: bool) -> "LeafMap":
-        """Returns the map of an array that holds a number of each unit; new units have zero.
+        """Returns the map of an array with a value for each unit; new units have zero.
 
         Args:
-            copied: whether each unit keeps the number of its old unit (the first of several).
-                Otherwise numbers change as weights do: a copy with half of the weights has half.
+            copied: whether each unit keeps the value of its old unit (the first of several).
+                Otherwise values change like weights: a copy with half of the weights gets half.
         """
         axes = (_each(axis, lambda one: one.of_numbers(copied=copied)) for axis in self.axes)
         return LeafMap(tuple(axes), 1.0, "zeros")
 
 
 def old_places(axis: AlongAxis) -> np.ndarray:
-    """Returns where the old entries along an axis are among the new ones: ``[old size]``.
+    """Returns the new places of the old entries along an axis: ``[old size]``.
 
-    It is assumed that all old units keep their places in their width.
+    Assumes that all old units keep their places in their width.
     """
     if isinstance(axis, AxisMap):
         return np.arange(axis.old)

@@ -1,4 +1,4 @@
-"""Moves of entries along axes that may be divided among devices, without gathering the axis."""
+"""Moves entries along axes that may be divided among devices, without gathering the axis."""
 
 from collections.abc import Sequence
 
@@ -9,10 +9,10 @@ from jax import Array, lax
 
 
 def compacted(array: Array, axis: int, sources: tuple[int, ...]) -> Array:
-    """Returns some entries of an axis in their order, by moves that no device has to gather.
+    """Returns some entries of an axis in their order, moved without gathering the axis.
 
-    Each entry moves in steps of powers of two, the smallest first: by 5 places as 1 and 4. No entry
-    overtakes another, so no two are ever in the same place.
+    Each entry moves by powers of two, the smallest first: 5 places are 1 and 4. No entry overtakes
+    another, so two entries are never in the same place.
     """
     places = np.array(sources)
     steps = places - np.arange(len(sources))
@@ -27,19 +27,20 @@ def compacted(array: Array, axis: int, sources: tuple[int, ...]) -> Array:
 
 
 def repeated(array: Array, sources: Sequence[int]) -> Array:
-    """Returns the entries of the first axis, some several times, by moves as for ``compacted``.
+    """Returns the entries of the first axis, some repeated, by moves as in ``compacted``.
 
     Args:
-        array: what has the entries.
-        sources: the old place of each, such as ``(0, 0, 1, 2)``: 0, then the same or the next.
+        array: the old array.
+        sources: the old place of each new entry, such as ``(0, 0, 1, 2)``: starts with 0; each next
+            one is the same place or the next place.
     """
     if not may_be_sharded() or jnp.issubdtype(array.dtype, jax.dtypes.extended):
         return array[jnp.asarray(sources)]
     places = np.arange(len(sources))
     steps = places - np.array(sources)
     array, moves = padded(array, (len(sources), *array.shape[1:])), list[tuple[int, np.ndarray]]()
-    # Entries move by the largest step first. Planned back from their final places, two of them come
-    # from the same place only if they are copies of the same entry.
+    # Entries move by the largest step first. The moves are planned backwards from the final places;
+    # two entries meet in a place only if they copy the same entry.
     for bit in range(int(steps.max(initial=0)).bit_length()):
         step = steps & 1 << bit
         arrives = np.zeros(len(sources), bool)
@@ -69,7 +70,7 @@ def _pad(array: Array, low: list[int], high: list[int]) -> Array:
     if max((*low, *high), default=0) <= 0 or not may_be_sharded():
         padding = zip(map(int.__add__, low, before), map(int.__add__, high, after), strict=True)
         return lax.pad(array, zero, [(a, b, 0) for a, b in padding])
-    # A divided axis is doubled at most: of one that becomes longer, XLA would gather the array.
+    # Pads by at most the axis length at a time: XLA would gather the array for a longer pad.
     array = lax.pad(array, zero, [(a, b, 0) for a, b in zip(before, after, strict=True)])
     array = lax.optimization_barrier(array)  # type: ignore[no-untyped-call]
     return _pad(array, low, high)
@@ -84,5 +85,5 @@ def along(vector: Array, axis: int, ndim: int) -> Array:
 
 
 def may_be_sharded() -> bool:
-    """Whether there are several devices: a program being compiled does not tell more."""
+    """Whether there are several devices. Nothing more is known while a program is compiled."""
     return jax.device_count() > 1

@@ -1,4 +1,4 @@
-"""Which entries of arrays a growth has made: ``new_entries``."""
+"""Marks the entries of arrays that a growth has added: ``new_entries``."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from jax import Array, lax
 from dogwood_jax._base.arguments import expect_arrays
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import PyTree, by_ending, in_order_of, leaves_by_path, rebuilt
-from dogwood_jax._growth.edit import Edit, Experts
+from dogwood_jax._growth.edit import Edit, Repetition
 from dogwood_jax._growth.leaf_map import AlongAxis, AxisMap
 
 
@@ -21,21 +21,21 @@ class NewEntries:
     """The new entries of one array: an entry is new if it is new along any axis.
 
     Attributes:
-        along: which entries are new along each axis.
+        along: booleans that mark the new entries along each axis.
         is_whole: whether the whole array is new.
-        experts: where the array holds experts that repeat an old array, how they do it.
+        experts: the repetition of an old array by experts; None if there is none.
     """
 
     along: tuple[np.ndarray, ...]
     is_whole: bool = False
-    experts: Experts | None = None
+    experts: Repetition | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
         return tuple(map(len, self.along))
 
     def mask(self) -> Array:
-        """Returns booleans in the array's shape. Under ``jit`` they are computed from vectors."""
+        """Returns booleans in the array's shape. Under ``jit``, only vectors are constants."""
         found = jnp.full(self.shape, self.is_whole)
         for axis, new in enumerate(self.along):
             found |= jnp.expand_dims(new, [other for other in range(found.ndim) if other != axis])
@@ -56,14 +56,14 @@ def entries_of(edit: Edit) -> NewEntries:
     return NewEntries((np.zeros(edit.experts.count, bool), *along), experts=edit.experts)
 
 
-def drawn_anew(experts: Experts, shape: tuple[int, ...]) -> Array:
-    """Returns which entries of repeated experts belong to hidden units that are drawn anew.
+def drawn_anew(experts: Repetition, shape: tuple[int, ...]) -> Array:
+    """Returns which entries of repeated experts belong to hidden units that are redrawn.
 
-    Each expert draws other units anew, as many as they are. All units are drawn equally often, and
-    the arrays on both sides of a unit draw the same ones.
+    Each expert redraws a different range of units, so that all units are redrawn about equally
+    often. The arrays on both sides of a unit agree, because only sizes decide.
 
     Args:
-        experts: how the old array is repeated.
+        experts: the repetition of the old array.
         shape: the shape of the experts.
     """
     if not experts.anew:
@@ -76,7 +76,7 @@ def drawn_anew(experts: Experts, shape: tuple[int, ...]) -> Array:
 
 
 def _is_old(axis: AlongAxis) -> np.ndarray:
-    """Returns which entries along an axis come from old ones: ``[new]``."""
+    """Returns which entries along an axis come from old entries: ``[new]``."""
     if isinstance(axis, AxisMap):
         return np.arange(axis.new) < axis.new - axis.rest
     parts = [_is_old(part) for part in axis.parts]
@@ -91,10 +91,10 @@ def _is_old(axis: AlongAxis) -> np.ndarray:
 def of_larger_model(
     call: str, tree: PyTree, known: Mapping[str, NewEntries]
 ) -> dict[str, NewEntries]:
-    """Returns the new entries of each array of a tree that follows the larger model's, by path.
+    """Returns the new entries of the arrays in a tree that mirrors the larger model's, by path.
 
     Raises:
-        ValueError: if nothing in the tree follows an array that is known, or shapes differ.
+        ValueError: if no path in the tree ends like a known path, or shapes differ.
     """
     leaves = leaves_by_path(tree)
     found = by_ending(leaves, known)
@@ -114,11 +114,11 @@ def new_entries(tree: PyTree, known: Mapping[str, NewEntries]) -> PyTree:
     """Returns a tree of booleans, see ``Growth.is_new``.
 
     Args:
-        tree: the larger model's arrays, or a tree that follows them.
+        tree: the larger model's arrays, or a tree whose paths end like theirs.
         known: the new entries of each array, by path.
 
     Raises:
-        ValueError: if nothing in the tree follows an array that is known, or shapes differ.
+        ValueError: if no path in the tree ends like a known path, or shapes differ.
     """
     leaves = leaves_by_path(tree)
     found = of_larger_model("growth.is_new(tree)", tree, known)

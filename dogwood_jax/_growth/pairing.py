@@ -1,9 +1,9 @@
-"""Pair the layers of a network with those of a deeper one, by their names and shapes.
+"""Pairs the layers of a network with layers of a deeper network, by their names and shapes.
 
-A layer that is in both under the same path is the same layer, unless its shape or the program says
-otherwise. Where names are numbered (``layers_0``, ``Dense_1``, or the index in a list), a layer
-that is inserted shifts the numbers of later ones: those are paired in their order. Many orders may
-be possible. The one in which both programs read their arrays is tried early.
+Layers with the same path are paired, unless their shapes or the programs contradict. In numbered
+names (``layers_0``, ``Dense_1``, or the index in a list), an inserted layer shifts the numbers of
+later layers, which are paired in their order. Several pairings may be possible. Pairings that
+follow the order in which both programs read their arrays are tried early.
 """
 
 import functools
@@ -17,15 +17,15 @@ import jax
 Shapes = Mapping[str, jax.ShapeDtypeStruct]
 Fits = Callable[[str, str], bool]
 
-_LIMIT = 64  # of pairings that are looked at
-_MOST_PLACES = 16  # of new layers, in the order in which arrays are read
+_LIMIT = 64  # upper limit on pairings by names and shapes
+_MOST_PLACES = 16  # upper limit on pairings by the order in which arrays are read
 
 
 class Pairing:
-    """The ways in which the arrays of a network can be among those of a deeper one.
+    """The possible pairings of a network's arrays with arrays of a deeper network.
 
     Attributes:
-        problems: why there is none, if that can be seen.
+        problems: why there is no pairing, as far as it can be detected.
     """
 
     def __init__(
@@ -40,10 +40,9 @@ class Pairing:
 
         Args:
             old: shapes of the network by path.
-            new: shapes of the deeper network.
-            fits: whether an array can be another one, by their paths.
-            rename: modules with another path in the deeper network, with or without their
-                collection.
+            new: shapes of the deeper network by path.
+            fits: whether an old and a new array can be a pair, by their paths.
+            rename: new paths of modules by old path, with or without their collection.
         """
         self._old, self._new, self._fits = old, new, fits
         self.problems: list[str] = []
@@ -66,11 +65,11 @@ class Pairing:
     def candidates(
         self, old_order: Sequence[str] = (), new_order: Sequence[str] = ()
     ) -> list[dict[str, str]]:
-        """Returns ways to pair, as new paths by old path.
+        """Returns possible pairings, as new paths by old path.
 
-        The one that keeps most paths comes first. If the orders are given in which both programs
-        read their arrays, those come next in which all new arrays are in one place of that order,
-        or in two.
+        The pairing that keeps the most paths comes first. If the orders are given in which both
+        programs read their arrays, pairings come next in which all new arrays are in one place of
+        that order, or in two places.
         """
         if self.problems:
             return []
@@ -90,10 +89,10 @@ class Pairing:
     def _as_read(
         self, old_order: Sequence[str], new_order: Sequence[str]
     ) -> Iterator[dict[str, str]]:
-        """Yields ways to pair arrays in these orders, if all new ones are in one place, or in two.
+        """Yields pairings in these orders with all new arrays in one place, or in two places.
 
-        Two places are those of an encoder and a decoder. Where new layers could be in several
-        places of a stack, the last of these comes first.
+        Two places are needed for an encoder and a decoder. If new layers could be in several places
+        of a stack, the last place comes first.
         """
         if {*old_order} != {*self._old}:
             return
@@ -103,7 +102,7 @@ class Pairing:
             return _kind(old) == _kind(new) and self._fits(old, new)
 
         def apart(cut: int) -> bool:
-            """Whether a cut before this array leaves the arrays of a module together."""
+            """Whether a cut before this array keeps the arrays of a module together."""
             beside = [path.rpartition("/")[0] for path in old_order[max(cut - 1, 0) : cut + 1]]
             return len({*beside}) == len(beside)
 
@@ -126,7 +125,7 @@ class Pairing:
         return f"{path}: has shape {shape}, in the target{name} {other}"
 
     def _embeddings(self, old: Any, new: Any) -> Iterator[list[tuple[str, str]]]:
-        """Yields pairs of paths of all arrays of one tree with some of another."""
+        """Yields ways to pair all arrays of one tree with arrays of another, as pairs of paths."""
         if isinstance(old, str) or isinstance(new, str):
             if isinstance(old, str) and isinstance(new, str) and self._fits(old, new):
                 yield [(old, new)]
@@ -144,7 +143,7 @@ class Pairing:
     def _in_order(
         self, old: Any, names: list[str], new: Any, others: list[str]
     ) -> Iterator[list[tuple[str, str]]]:
-        """Yields pairs for children with numbered names, which keep their order."""
+        """Yields ways to pair children with numbered names in their order, as pairs of paths."""
         if not names:
             yield []
             return
@@ -163,16 +162,17 @@ class Pairing:
 def _cuts(
     count: int, more: int, fits: Callable[[int, int], bool]
 ) -> Iterator[tuple[tuple[int, int], ...]]:
-    """Yields where a sequence may be cut, once or twice, so that its parts are in a longer one.
+    """Yields one or two cuts of a sequence, so that its parts fit into a longer sequence.
 
     Args:
-        count: its length.
-        more: by how many entries the other is longer.
-        fits: whether an entry is the one of the other that lies a number of places behind it.
+        count: length of the sequence.
+        more: the number of further entries in the longer sequence.
+        fits: whether an entry (index) equals the longer sequence's entry a number of places later.
 
     Yields:
-        For each cut the entry that comes after it, and how many places it is moved with all behind
-        it. Of two cuts those come first that leave most freedom, then the latest.
+        For each cut, the entry after it, and the number of places by which that entry and all later
+        ones move. Single cuts come first. Pairs of cuts follow: first those with the most possible
+        places, then the latest.
     """
     if more <= 0:
         return
@@ -184,7 +184,7 @@ def _cuts(
     for shift in range(1, more):
         end = _run(last, count, shift, fits)
         start = next((i for i in reversed(range(last)) if not fits(i, shift)), -1) + 1
-        # New layers may also lie before those like them, so their place can be moved by as much.
+        # New layers may also come before equal layers, so a cut can move back within these.
         free = min(last - start, end - first)
         for earlier in range(min(last - start, _MOST_PLACES) + 1):
             for back in range(min(end - first, _MOST_PLACES - earlier) + 1):
@@ -195,12 +195,12 @@ def _cuts(
 
 
 def _run(start: int, count: int, shift: int, fits: Callable[[int, int], bool]) -> int:
-    """Returns the first entry from a start on that is not where it is moved to."""
+    """Returns the first entry from ``start`` on that does not fit after the shift."""
     return next((i for i in range(start, count) if not fits(i, shift)), count)
 
 
 class _Replayed:
-    """An iterator that can be gone through again."""
+    """Iterates repeatedly over the items of one iterator, which is consumed only as needed."""
 
     def __init__(self, iterator: Iterator[Any]) -> None:
         self._iterator = iterator
@@ -217,7 +217,7 @@ class _Replayed:
 
 
 def _product(parts: list[_Replayed]) -> Iterator[list[Any]]:
-    """Yields one of each part, as ``itertools.product`` does, but without collecting them first."""
+    """Yields combinations like ``itertools.product``, but without collecting the parts first."""
     if not parts:
         yield []
         return
@@ -227,18 +227,18 @@ def _product(parts: list[_Replayed]) -> Iterator[list[Any]]:
 
 
 def _moves(places: Mapping[str, str]) -> int:
-    """Returns how many arrays have another path."""
+    """Returns the number of arrays with another path."""
     return sum(path != place for path, place in places.items())
 
 
 def split_number(name: str) -> tuple[str, int | None]:
-    """Returns a name without the number at its end, and the number."""
+    """Returns a name without the number at its end, and the number or None."""
     match = re.fullmatch(r"(.*?)(\d+)", name)
     return (match[1], int(match[2])) if match else (name, None)
 
 
 def closest(path: str, others: Iterable[str]) -> list[str]:
-    """Returns the paths that are most like a path: part by part from the end, best with numbers."""
+    """Returns the most similar paths: most equal parts from the end, equal numbers count extra."""
 
     def alike(other: str) -> int:
         pairs = zip(reversed(path.split("/")), reversed(other.split("/")), strict=False)
@@ -261,7 +261,7 @@ def _stem(name: str) -> str:
 
 
 def _moved(path: str, before: str, after: str) -> str | None:
-    """Returns where an array of a renamed module is, or None for one of another module."""
+    """Returns the new path of an array of a renamed module; None for arrays of other modules."""
     collection, _, rest = path.partition("/")
     for start, inner in (("", path), (f"{collection}/", rest)):
         if f"{inner}/".startswith(f"{before}/"):
@@ -270,9 +270,9 @@ def _moved(path: str, before: str, after: str) -> str | None:
 
 
 def nested(paths: Iterable[str], collections: bool) -> Any:
-    """Returns a tree of modules, numbered ones in the order of their numbers.
+    """Returns a tree of modules, with numbered modules in the order of their numbers.
 
-    Where there are collections, as Flax has them, a module holds its arrays of all of them.
+    With collections, as in Flax, a module holds its arrays of all collections.
     """
     tree: dict[str, Any] = {}
     for path in paths:

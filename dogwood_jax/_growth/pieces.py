@@ -1,9 +1,8 @@
-"""Grow an array some places at a time, without holding all of it: ``parts_of``, ``grow_window``.
+"""Grows an array some places at a time, without holding all of it: ``parts_of``, ``grow_window``.
 
-The entries of an array lie one after another in a file, so a piece of the file is a range of places
-along the axis that changes most slowly there. An axis of several widths is taken apart first. In
-row-major products the first width changes most slowly. The parts of a concatenation lie one after
-another, and each is cut on its own.
+In a file, a contiguous piece of an array is a range of places along its slowest axis. An axis of
+several widths is split into its widths first. In row-major products the first width is the slowest.
+The parts of a concatenation are contiguous, and each is made on its own.
 """
 
 import functools
@@ -30,12 +29,12 @@ class Slab:
     """A part of an array that is made piece by piece.
 
     Attributes:
-        map: what becomes of it; each axis is a single width's.
-        order: the axes as they lie in the file, the one that changes most slowly first. Pieces are
-            ranges of places along the first.
-        old: where the part begins in the old file, in entries.
-        new: where it begins in the new one.
-        draws: how many times entries are drawn for the parts before it.
+        map: the map of the part; each axis is a single width's.
+        order: the axes in the order of the file, the slowest first. Pieces are ranges of places
+            along the first.
+        old: offset of the part in the old array's data, in entries.
+        new: its offset in the new array's data, in entries.
+        draws: the number of draws for the parts before it.
     """
 
     map: LeafMap
@@ -55,7 +54,7 @@ class Slab:
         return tuple(self.map.axes[axis].new for axis in self.order)
 
     def sources(self) -> np.ndarray:
-        """Returns the old place that each new place comes from, -1 for none: ``[new places]``."""
+        """Returns the old place for each new place, or -1 for none: ``[new places]``."""
         axis = self.map.axes[self.order[0]]
         assert isinstance(axis, AxisMap)
         known = np.arange(axis.old) if axis.appends else np.array(axis.sources, int)
@@ -63,16 +62,16 @@ class Slab:
 
 
 def parts_of(leaf_map: LeafMap, order: Sequence[int]) -> tuple[Slab, ...]:
-    """Returns the parts of an array, each of which can be made piece by piece.
+    """Returns the parts of an array that can be made piece by piece.
 
     Args:
-        leaf_map: what becomes of the array.
-        order: its axes as they lie in the file, the one that changes most slowly first.
+        leaf_map: the map of the array.
+        order: its axes in the order of the file, the slowest first.
 
     Returns:
         The parts in the order of the file. There are none if the array must be made as a whole: if
-        entries depend on all others along an axis (means, noise, merged or resampled units), if an
-        initializer of the caller's own draws them, or if XLA rounds a product and a sum at once
+        entries depend on others along an axis (means, noise, pairs, merged or resampled units), if
+        a custom initializer draws them, or if XLA may fuse the rounding of a product and a sum
         (perturbation).
     """
     cut = order[0]
@@ -101,14 +100,14 @@ def parts_of(leaf_map: LeafMap, order: Sequence[int]) -> tuple[Slab, ...]:
 
 
 def _factors(axis: AlongAxis) -> list[AlongAxis]:
-    """Returns the widths whose product an axis is; a concatenation is one of them."""
+    """Returns the factors of an axis; a concatenation is a single factor."""
     if isinstance(axis, AxisMap) or axis.kind == "concat":
         return [axis]
     return [factor for part in axis.parts for factor in _factors(part)]
 
 
 def _pieces(axis: AlongAxis) -> Iterator[list[AlongAxis]]:
-    """Yields the parts that follow each other along an axis, each as its factors."""
+    """Yields the contiguous parts of an axis, each as its factors."""
     first, *rest = _factors(axis)
     if isinstance(first, AxisMap):
         yield [first, *rest]
@@ -118,7 +117,7 @@ def _pieces(axis: AlongAxis) -> Iterator[list[AlongAxis]]:
 
 
 def _separable(axis: AlongAxis, cut: bool) -> bool:
-    """Whether entries can be made without all others along an axis."""
+    """Whether entries can be made without the other entries along an axis."""
     assert isinstance(axis, AxisMap)
     if axis.noise or axis.averages or axis.resampled is not None:
         return False
@@ -126,7 +125,7 @@ def _separable(axis: AlongAxis, cut: bool) -> bool:
 
 
 def _draws(part: Slab) -> int:
-    """Returns how many times entries of a part are drawn."""
+    """Returns the number of draws that a part needs."""
     count = 0
 
     def draw(shape: tuple[int, ...], window: Window | None) -> Array:
@@ -140,10 +139,10 @@ def _draws(part: Slab) -> int:
 
 
 def windows_of(part: Slab, count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields the places along the first axis that are made at a time, and where they come from.
+    """Yields windows: places along the first axis that are made together, and their old places.
 
-    Places that come from old ones and new places are never in one window, if the part is only
-    appended to. A window has fewer than ``count`` places only where there are no more.
+    If the part is only appended to, no window has both old and new places. A window has fewer than
+    ``count`` places only at the end of these ranges.
     """
     sources = part.sources()
     cuts = [part.old_shape[0]] if _only_appends(part) else []
@@ -159,7 +158,7 @@ def is_zero(sources: np.ndarray, leaf_map: LeafMap, part: Slab) -> bool:
         return False
     axes = appended([a for a in part.map.axes if isinstance(a, AxisMap)])
     first = [axis for axis, _ in axes].index(part.order[0])
-    # New along the first axis are all of them. What is appended along later axes comes on top.
+    # All places are new along the first axis, but later appended axes overwrite its fill.
     return leaf_map.kind == "zeros" or all(m.fill == "zero" for _, m in axes[first:])
 
 
@@ -173,22 +172,22 @@ def grow_window(
     count: int,
     window: np.ndarray,
 ) -> bool:
-    """Makes a window of a part, bit for bit as ``grow`` makes the whole array.
+    """Makes a window of a part, bit for bit the same as ``grow`` makes it.
 
     Args:
-        old: the old places that it comes from, in the order of the file: ``[window, ...]``.
+        old: old entries at ``sources``, in the order of the file: ``[window, ...]``.
         places: the places along the first axis that are made: ``[window]``.
-        sources: which ones ``old`` holds, ``[window]``. What it holds for -1 does not count.
+        sources: the old place of each, ``[window]``; -1 for none, then its entries are ignored.
         words: the array's seed, ``uint32[2]``; None if nothing is drawn.
-        leaf_map: what becomes of the whole array.
+        leaf_map: the map of the whole array.
         part: the part.
-        count: the most places that a window has.
-        window: where the result is written, in the order of the file: ``[window, ...]``.
+        count: the largest number of places in a window.
+        window: receives the result, in the order of the file: ``[window, ...]``.
 
     Returns:
-        Whether all of ``old`` is finite.
+        Whether all of ``old`` is finite; true if there are no sources.
     """
-    # The same program makes all windows, so a short one is filled up.
+    # All windows run the same compiled program, so a short window is padded.
     more = count - places.size
     filled = np.pad(places, (0, more), mode="edge")
     rest = np.zeros((more, *old.shape[1:]), old.dtype)
@@ -199,13 +198,13 @@ def grow_window(
 
 
 def _bits(array: np.ndarray) -> np.ndarray:
-    """Returns an array as integers, which NumPy copies at once; bfloat16 it copies one by one."""
+    """Returns an array viewed as integers: NumPy copies bfloat16 entries one by one."""
     size = array.dtype.itemsize
     return array.view(f"u{size}") if size in (1, 2, 4, 8) and array.ndim else array
 
 
 def _only_appends(part: Slab) -> bool:
-    """Whether old entries stay where they are, and as they are but for a factor."""
+    """Whether old entries keep their places, and their values except for one common factor."""
     axes = [axis for axis in part.map.axes if isinstance(axis, AxisMap)]
     one_factor = all(axis.factor == 1 for axis in part.map.maps())
     appends = all(axis.appends and not axis.pairs for axis in axes)
@@ -221,7 +220,7 @@ def _draws_of(words: Array, leaf_map: LeafMap, part: Slab, dtype: Any) -> Draws:
 def _made(
     old: Array, sources: Array, places: Array, words: Array | None, leaf_map: LeafMap, part: Slab
 ) -> tuple[Array, Array]:
-    """Returns a window by the map itself; see ``grow_window`` for the arguments."""
+    """Returns a window by ``apply_map``, and whether ``old`` is finite; see ``grow_window``."""
     draw = None if words is None else _draws_of(words, leaf_map, part, old.dtype).draw
     array = old.transpose(np.argsort(part.order))
     cut = part.order[0]

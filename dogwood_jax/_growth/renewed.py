@@ -1,7 +1,7 @@
-"""Units that stay where they are and begin anew: ``renewed``.
+"""Reinitializes units in place: ``renewed``.
 
-A renewal is a growth whose new units take the places of old ones. So roles say which entries are
-drawn and which are zero, as for new units, but nothing gets another shape.
+A renewal is a growth whose new units take the places of old units. Roles decide which entries are
+drawn and which are zero, as for new units, but all shapes stay the same.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,18 +21,18 @@ from dogwood_jax.strategies import Start
 
 
 def renewal(widths: Widths, names: list[str], strategy: Start) -> Growth:
-    """Returns a growth that adds no units, and says how units that begin anew are filled in."""
+    """Returns a growth that adds no units and defines the new values of renewed units."""
     sizes = {name: widths[name].size for name in names}
     changes = (Change(name, size, size, strategy) for name, size in sizes.items())
     return Growth(widths, tuple(changes))
 
 
 def new_along(leaf: Leaf, masks: Mapping[str, Array]) -> list[Array]:
-    """Returns which places along each axis of an array belong to new units.
+    """Returns booleans that mark the places of renewed units along each axis of an array.
 
     Args:
         leaf: the array.
-        masks: for each width with new units, by name, which ones are new.
+        masks: booleans that mark the renewed units of widths, by name: ``[units]``.
     """
     found = [jnp.zeros(size, bool) for size in leaf.shape]
     for axis, _, is_new in _places(leaf, masks):
@@ -51,13 +51,13 @@ def _places(leaf: Leaf, masks: Mapping[str, Array]) -> Iterator[tuple[int, Units
 def renewed(
     leaves: Mapping[str, Any], growth: Growth, masks: Mapping[str, Array], key: Array
 ) -> dict[str, Any]:
-    """Returns arrays by path in which some units began anew.
+    """Returns arrays by path with some units reinitialized.
 
     Args:
         leaves: the arrays by path.
-        growth: how new units are filled in, from ``renewal``.
-        masks: for each of its widths, by name, which units are new.
-        key: what random entries are drawn with.
+        growth: the new values of units, from ``renewal``.
+        masks: booleans that mark the renewed units of its widths, by name: ``[units]``.
+        key: the key of random entries.
     """
     arrays, known = dict(leaves), growth.widths.leaves
     words = words_of(key, len(known))
@@ -75,7 +75,7 @@ def renewed(
         )
         drawn = draws.initialized()
         drawn = draws.draw(leaf.shape, None) if drawn is None else drawn
-        # Where units of several widths meet, the last of them decides, as where a network grows.
+        # If units of several widths meet, the last of them decides, as in growth.
         for _, is_free, axis, is_new in sorted(fills, key=lambda fill: fill[:2]):
             array = jnp.where(along(is_new, axis, array.ndim), drawn if is_free else 0, array)
         arrays[leaf.path] = array

@@ -1,9 +1,9 @@
-"""Let arrays that are made alike share a compiled program: ``rounds``.
+"""Groups arrays that are made alike, so that they share a compiled program: ``rounds``.
 
-The layers of a network repeat, and to compile how an array grows takes longer than to grow it. So
-arrays go in rounds: the first of each kind, then the second of each kind that has two, and so on.
-Edits without names are equal for arrays of one kind, so rounds of the same kinds are the same
-program.
+The layers of a network repeat, and compiling the growth of an array takes longer than running it.
+Arrays are therefore made in rounds: the first of each kind, then the second of each kind that has
+two, and so on. Arrays of one kind have equal edits without names, so rounds of the same kinds run
+the same program.
 """
 
 from collections import Counter
@@ -26,14 +26,14 @@ def rounds(
     kind: Callable[[Item], Hashable],
     size: Callable[[Item], int] | None = None,
 ) -> list[list[Item]]:
-    """Returns items in rounds with at most one of each kind, in the order of the kinds.
+    """Returns rounds of items with at most one item of each kind, in the order of the kinds.
 
-    If there are only a few, all are one round: a second program takes longer to compile than a few
-    more arrays in the first.
+    A few items form a single round: compiling a second program takes longer than a few more arrays
+    in the first.
 
     Args:
-        items: what goes in rounds.
-        kind: tells which items are alike.
+        items: the items.
+        kind: the kind of an item; equal for items that are made alike.
         size: if given, rounds are cut into portions that are no larger than the largest item.
     """
     alike: dict[Hashable, list[Item]] = {}
@@ -61,18 +61,18 @@ def _portions(
 
 
 def bytes_of(array: Any) -> int:
-    """Returns how much memory an array takes."""
+    """Returns the size of an array in bytes."""
     return int(np.size(array)) * int(jnp.result_type(array).itemsize)
 
 
 def several_times(arrays: Iterable[Any]) -> frozenset[int]:
-    """Returns the ids of arrays that occur several times, which one place may not delete."""
+    """Returns the ids of arrays that occur several times, and must not be deleted after one use."""
     counts = Counter(map(id, arrays))
     return frozenset(name for name, count in counts.items() if count > 1)
 
 
 def delete(old: Iterable[Any], new: Iterable[Any], keep: frozenset[int]) -> None:
-    """Deletes old arrays but some, as soon as the new ones no longer need them."""
+    """Deletes old arrays, except those in ``keep``, once the new arrays have been computed."""
     new = list(new)
     if not any(map(is_traced, new)):
         for array in new:
@@ -83,7 +83,7 @@ def delete(old: Iterable[Any], new: Iterable[Any], keep: frozenset[int]) -> None
 
 
 def unshared(tree: PyTree, *others: PyTree) -> PyTree:
-    """Returns a tree that shares no array with other trees; traced arrays are no buffers yet."""
+    """Returns a tree that shares no buffers with other trees. Traced arrays have no buffers."""
     held = {id(leaf) for leaf in jax.tree.leaves(others) if is_array(leaf)}
 
     def own(leaf: Any) -> Any:

@@ -1,9 +1,9 @@
 """Weights on one side of some units of a width, as rows: ``Rows`` and ``blocks_of``.
 
-However many arrays they lie in, and however an axis is made of widths, all weights of a unit are a
-row of one matrix, ``[units, weights]``.
+All weights of a unit are a row of one matrix, ``[units, weights]``, even if they are in several
+arrays or on axes of several widths.
 
-A width can stand for several units of the network at once: a head for all its dimensions, a unit
+A unit of a width can stand for several units of the network: a head for all its dimensions, a unit
 of stacked layers for one in every layer. ``slots_of`` finds these *slots*.
 """
 
@@ -27,10 +27,10 @@ class Block:
 
     Attributes:
         leaf: the array.
-        axis: along which the units lie.
+        axis: the axis of the units.
         positions: the positions along every axis; along ``axis``, first all positions of the first
-            unit, then those of the next.
-        units: how many units.
+            unit, then all positions of the next, and so on.
+        units: number of units.
     """
 
     leaf: Leaf
@@ -40,13 +40,13 @@ class Block:
 
     @property
     def _shape(self) -> list[int]:
-        """The shape of the block with the axis of the units in front."""
+        """The shape of the block, with the axis of the units first."""
         lengths = [len(p) for p in self.positions]
         return [lengths.pop(self.axis), *lengths]
 
     @property
     def weights(self) -> int:
-        """How many weights a unit has in it."""
+        """Number of weights of a unit in the block."""
         return prod(self._shape) // max(self.units, 1)
 
     def read(self, array: Array, dtype: Any) -> Array:
@@ -55,14 +55,14 @@ class Block:
         return block.reshape(self.units, -1).astype(dtype)
 
     def write(self, array: Array, rows: Array) -> Array:
-        """Returns the array with other rows."""
+        """Returns the array with these weights replaced by rows."""
         block = jnp.moveaxis(rows.reshape(self._shape), 0, self.axis)
         return array.at[np.ix_(*self.positions)].set(block.astype(array.dtype))
 
     def slots(self, widths: Mapping[str, int]) -> np.ndarray:
-        """Returns which units of other widths each weight of a unit belongs to, as one number.
+        """Returns an index for each weight of a unit: its units of other widths, as one number.
 
-        It is -1 where one of the widths is missing.
+        The index is -1 for weights without one of the widths.
         """
         shape = [len(p) for p in self.positions]
         shape[self.axis] //= self.units
@@ -86,7 +86,7 @@ def blocks_of(
     *,
     old: bool = False,
 ) -> list[Block]:
-    """Returns the weights of a width's new units, or its old ones, in these roles and arrays."""
+    """Returns blocks of a width's new (or old) units, in these roles and kinds of arrays."""
     change = growth.change[width]
     first, last = (0, change.old) if old else (change.old, change.new)
     blocks = []
@@ -104,7 +104,7 @@ def blocks_of(
 
 
 def _not_claimed(layout: Layout, owner: Units, growth: Growth) -> np.ndarray:
-    """Returns at which positions of an axis no width of a higher rank than this has a new unit."""
+    """Returns booleans that mark positions without new units of widths with a higher rank."""
     free = None
     for units, along in spread(layout):
         change = growth.change.get(units.width)
@@ -137,7 +137,7 @@ class Rows:
         return written
 
     def slots(self, widths: Mapping[str, int]) -> np.ndarray:
-        """Returns the slot of each weight of a unit, or -1."""
+        """Returns the slot of each weight of a unit, or -1, see ``Block.slots``."""
         parts = [block.slots(widths) for block in self.blocks]
         return np.concatenate(parts) if parts else np.zeros(0, int)
 
@@ -145,12 +145,12 @@ class Rows:
 def slots_of(
     growth: Growth, width: str, writers: list[Block], readers: list[Block]
 ) -> tuple[dict[str, int], dict[str, int]]:
-    """Returns the widths, with their sizes, that make slots of the units of a width.
+    """Returns the widths, with their sizes, that split the units of a width into slots.
 
-    Such a width occurs wherever the units are read, and somewhere where they are written, and no
-    sum runs over it in between. The first result holds widths that count layers or experts: their
-    slots share neither what they read nor what they write. The second holds widths that are
-    outgoing together with this one, such as the dimensions of a head.
+    These widths occur in all arrays that read the units, and in some that write them, and are not
+    summed over in between. The first result holds widths of layers or experts: their slots share
+    neither inputs nor outputs. The second holds widths that are outgoing together with this one,
+    such as the dimensions of a head.
     """
 
     def found(name: str, block: Block) -> Iterator[Units]:

@@ -1,4 +1,4 @@
-"""On which devices grown arrays lie: ``grown_shardings`` and ``placement``."""
+"""Placement of grown arrays on devices: ``grown_shardings`` and ``placement``."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,41 +29,41 @@ from dogwood_jax._growth.modules.resizing import Resizing, says_numbers
 from dogwood_jax._growth.pairing import closest
 from dogwood_jax._widths.widths import Leaf
 
-_MISFITS = "cannot divide the grown arrays among devices as the old ones are"
+_MISFITS = "cannot divide the grown arrays among devices like the old arrays"
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the results of a compiled function lie.
+    """The placement of a compiled function's results on devices.
 
     Attributes:
-        shardings: what to ask for, by path; empty if arrays are on one device, or if a program
-            around this one decides.
+        shardings: the required shardings, by path; empty if arrays are on one device, or if an
+            enclosing program decides.
     """
 
     shardings: tuple[tuple[str, Sharding], ...] = ()
 
     def renamed(self, names: Mapping[str, str]) -> "Placement":
-        """Returns the placement of some of the arrays, under other names."""
+        """Returns the placement of some of the arrays, under new names."""
         wanted = dict(self.shardings)
         return Placement(tuple((names[path], wanted[path]) for path in names if path in wanted))
 
     def enter(self, arrays: PyTree) -> PyTree:
-        """Returns the function's arguments, on the same devices as they are.
+        """Returns the function's arguments, on the same devices.
 
-        The axes of their meshes become automatic. With explicit axes, as ``jax.make_mesh`` makes
-        them, JAX would ask how the result of every operation is divided.
+        The axes of their meshes become automatic. With the explicit axes of ``jax.make_mesh``, the
+        program would have to declare how the result of each operation is divided.
         """
 
         def entered(array: Any) -> Any:
             if isinstance(array, jax.Array) and isinstance(array.sharding, NamedSharding):
                 return jax.device_put(array, _automatic(array.sharding))
-            return array  # one that is tied to no device stays so
+            return array  # uncommitted arrays stay uncommitted
 
         return jax.tree.map(entered, arrays) if self.shardings else arrays
 
     def constrain(self, arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """Returns results within the compiled function, where they should lie."""
+        """Returns results within the compiled function, constrained to these shardings."""
         wanted = dict(self.shardings)
         return {
             path: lax.with_sharding_constraint(array, _automatic(wanted[path]))  # type: ignore[no-untyped-call]
@@ -91,16 +91,17 @@ def placement(
     alike: Mapping[str, Any] = MappingProxyType({}),
     repeated: Collection[str] = (),
 ) -> Placement:
-    """Returns where grown arrays should lie.
+    """Returns the placement of grown arrays.
 
     Args:
-        arrays: old arrays, each by the path of the one that should lie on devices like it.
-        shapes: shapes of the grown ones.
-        alike: the same for arrays that may be whole on each device if they cannot be divided so.
-        repeated: paths of grown arrays that repeat the old ones along a new first axis.
+        arrays: old arrays, by the path of the grown array that should be divided like them.
+        shapes: shapes of the grown arrays, by path.
+        alike: like ``arrays``, for grown arrays that may be whole on each device if they cannot be
+            divided.
+        repeated: paths of grown arrays that repeat an old array along a new first axis.
 
     Raises:
-        ValueError: if a new size cannot be divided as the old one is.
+        ValueError: if a new size cannot be divided like the old size.
     """
     if any(map(is_traced, (*arrays.values(), *alike.values()))):
         return Placement()
@@ -147,35 +148,35 @@ def grown_shardings(
         leaves: the old arrays.
         shapes: their shapes after the growth, by path.
         sizes: the sizes of the widths that change, by name.
-        inserted: the arrays of new layers, and old ones that go elsewhere.
+        inserted: the edits of arrays of new layers, and of old arrays that move.
         structure: tree structure of the larger model, if it is known.
     """
     shardings, old_structure = leaves_by_path(old), jax.tree.structure(old)
     missing = [leaf.path for leaf in leaves if leaf.path not in shardings]
     problems = [
         f"{path}: expected a jax.sharding.Sharding, got {type(sharding).__name__}; "
-        "NamedSharding(mesh, spec) makes one of a PartitionSpec"
+        "NamedSharding(mesh, spec) makes a sharding of a PartitionSpec"
         for path, sharding in shardings.items()
         if not isinstance(sharding, Sharding)
     ]
     if missing and inserted:
         problems.append(
-            f"{', '.join(missing)}: missing; where layers are inserted, only the shardings of all "
-            "variables tell those of the new ones. For an optimizer's state, grow it outside of "
-            "jax.jit, or use optax.tree_map_params with the shardings of the grown variables"
+            f"{', '.join(missing)}: missing; if layers are inserted, pass the shardings of all "
+            "variables. For an optimizer's state, grow it outside of jax.jit, or use "
+            "optax.tree_map_params with the shardings of the grown variables"
         )
     if not shardings and optimizer_states(old):
         return old
     if not shardings or all(map(is_array, shardings.values())):
         problems = [
             f"expected a tree of shardings, got {described(old)}; "
-            "jax.tree.map(lambda array: array.sharding, variables) is one"
+            "pass jax.tree.map(lambda array: array.sharding, variables)"
         ]
     if problems:
-        raise ValueError(listed("cannot tell the shardings of grown arrays", problems))
+        raise ValueError(listed("cannot determine the shardings of grown arrays", problems))
     whole = _whole(shardings.values())
-    # Beside arrays on several devices, an array on a single device may move, such as the step count
-    # in the state of a new optimizer.
+    # If other arrays are on several devices, an array on a single device may move, such as the step
+    # count in the state of a new optimizer.
     shardings = {
         path: whole if _devices(sharding) == 1 else sharding for path, sharding in shardings.items()
     }
@@ -193,7 +194,7 @@ def grown_shardings(
         paths = leaves_by_path(tree_of_indices(structure))
         tree = rebuilt(structure, dict.fromkeys(paths) | found)
     elif not missing and says_numbers(tree):
-        # A module says other sizes once it has grown.
+        # The tree structure of a grown module has its new sizes.
         known = {leaf.path: leaf.shape for leaf in leaves}
         arrays = [struct(known.get(path, ()), np.float32) for path in shardings]
         resizing = Resizing(leaves, sizes)
@@ -211,7 +212,7 @@ def grown_shardings(
 
 
 def _misfits(place: str, sharding: Sharding, shape: tuple[int, ...]) -> Iterator[str]:
-    """Yields why an array of a shape cannot have a sharding."""
+    """Yields problems if an array of a shape cannot have a sharding."""
     if isinstance(sharding, NamedSharding):
         if len(sharding.spec) > len(shape):
             yield f"{place}: will have shape {shape}, which has no axes for {sharding.spec}"
@@ -224,8 +225,8 @@ def _misfits(place: str, sharding: Sharding, shape: tuple[int, ...]) -> Iterator
                 yield (
                     f"{place}: axis {axis} will have size {size}, which does not divide evenly "
                     f"over the {parts} devices of mesh axis {' and '.join(map(repr, names))}; grow "
-                    f"to a multiple of {parts}, or leave this axis whole, as with None in its "
-                    f"place in {sharding.spec}"
+                    f"to a multiple of {parts}, or leave this axis whole, with None in its place "
+                    f"in {sharding.spec}"
                 )
     else:
         try:
@@ -235,7 +236,7 @@ def _misfits(place: str, sharding: Sharding, shape: tuple[int, ...]) -> Iterator
 
 
 def most_like(path: str, shape: tuple[int, ...], others: Mapping[str, tuple[int, ...]]) -> str:
-    """Returns the path of the array most like a new one: of as many axes, and closest by name."""
+    """Returns the path of the array most like a new one: with as many axes, and closest by name."""
     same = [other for other, theirs in others.items() if len(theirs) == len(shape)]
     return closest(path, same or others)[-1]
 
@@ -248,14 +249,14 @@ def _behind_new_axis(sharding: Sharding) -> Sharding:
 
 
 def _fitting(sharding: Sharding, shape: tuple[int, ...]) -> Sharding:
-    """Returns a sharding if an array of a shape can have it, or else that of a whole array."""
+    """Returns a sharding if an array of a shape can have it, else the sharding of a whole array."""
     return _whole([sharding]) if [*_misfits("", sharding, shape)] else sharding
 
 
 def fitting_shardings(
     old: Mapping[str, Sharding], shapes: Mapping[str, tuple[int, ...]]
 ) -> list[Sharding]:
-    """Returns a sharding for each array: that of the old one closest by name, or a whole one."""
+    """Returns the sharding of the old array closest by name for each array, or a whole one."""
     return [
         _fitting(old[path if path in old else closest(path, old)[-1]], shape)
         for path, shape in shapes.items()
@@ -263,7 +264,7 @@ def fitting_shardings(
 
 
 def _devices(sharding: Sharding) -> int:
-    """Returns over how many devices a sharding spreads; within a program they have no names."""
+    """Returns the number of devices of a sharding; abstract meshes in a program list no devices."""
     if isinstance(sharding, NamedSharding):
         return sharding.mesh.size
     return len(sharding.device_set)

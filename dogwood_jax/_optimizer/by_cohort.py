@@ -1,12 +1,12 @@
 """An optimizer's update in which every entry has the step count of its cohort: ``updated``.
 
-After a network has grown, its entries are of several ages, but an optimizer has one step count for
-all. So its program is evaluated with a count for each cohort. What is computed of counts alone,
-such as the correction for bias ``1 - b2**count``, is computed for each cohort. Where it meets an
-array that is laid out like parameters, each entry takes that of the youngest of its units: along
-each axis, a vector with the number of each unit's cohort is broadcast, and the younger one is
-selected. So any number of cohorts costs the same, and a unit may be a cohort of its own. All else
-that the optimizer does, such as clipping by a norm, sees the arrays as they are.
+A grown network has entries of several cohorts, but an optimizer has one step count. Therefore its
+program is evaluated with one count for each cohort. Values that depend on counts alone, such as the
+bias correction ``1 - b2**count``, are computed for each cohort. Where they meet an array laid out
+like parameters, each entry gets the value of the newest cohort among its units: along each axis, a
+vector with the cohort of each unit is broadcast, and the newest one is selected. The cost hardly
+depends on the number of cohorts, so each unit may be a cohort of its own. All other operations,
+such as clipping by a norm, see whole arrays.
 """
 
 import itertools
@@ -25,7 +25,7 @@ from dogwood_jax._program.interpret import called, evaluated, interpret
 from dogwood_jax._program.primitives.record import axes_of, is_linear, primitive
 from dogwood_jax._program.subprograms import sub_programs
 
-# An axis of an array of the parameters: the array's path, and the number of the axis.
+# An axis of an array of parameters: the path of the array, and the number of the axis.
 Tie = tuple[str, int]
 Ties = tuple[Tie | None, ...]
 Cohorts = Mapping[str, Sequence[Array]]
@@ -33,14 +33,14 @@ Cohorts = Mapping[str, Sequence[Array]]
 
 @dataclass(eq=False, slots=True)
 class _Lanes:
-    """An array of the optimizer's program.
+    """A value in the optimizer's program.
 
     Attributes:
-        array: the array. If a value has *lanes*, it holds one array for each cohort, along a new
-            first axis.
-        ties: for each axis, the axis of the parameters that it lies along.
-        is_lanes: whether it has lanes.
-        beside: what is added to it that is linear in the parameters, as weight decay is.
+        array: its array. A value with *lanes* has one array for each cohort, along a new first
+            axis.
+        ties: for each axis of the value, the axis of the parameters that it corresponds to.
+        is_lanes: whether the value has lanes.
+        beside: a second term of the value, linear in the parameters, such as weight decay.
     """
 
     array: Any
@@ -72,21 +72,21 @@ def updated(
     """Returns an optimizer's updates and its new state, with a step count for each cohort.
 
     Args:
-        update: the optimizer's, a function of the next three.
+        update: the optimizer's function of ``updates``, ``state`` and ``params``.
         updates: the gradients.
         state: the optimizer's state.
         params: the parameters, or None.
-        counts: for each step count of the state, by path, the counts of all cohorts.
-        ties: for each array of the state that is laid out like parameters, by path, where its axes
-            lie.
-        follows: for each of these, the path of the array of the parameters.
-        cohorts: for each array of the parameters with entries of several cohorts, by path, the
-            cohort along each of its axes. That of an entry is the youngest along its axes.
-        births: for each cohort, a number that is larger the later it was born.
+        counts: for each step count of the state, by path, the counts of all cohorts: ``[cohorts]``.
+        ties: for each array of the state that is laid out like parameters, by path, the axes of the
+            parameters that its axes correspond to.
+        follows: for each of these arrays, the path of the array of parameters.
+        cohorts: for each array of parameters with entries of several cohorts, by path, the cohorts
+            of the units along each axis. An entry belongs to the newest cohort among its units.
+        births: for each cohort, a number, larger for cohorts that were added later: ``[cohorts]``.
 
     Returns:
         Three trees: the updates without the part that is linear in the parameters, such as
-        decoupled weight decay; that part alone, or zeros; and the new state. And the new step
+        decoupled weight decay; this part alone, or zeros; and the new state. And the new step
         counts, by path: of all cohorts, or one number if all have the same.
     """
     program, shapes = jax.make_jaxpr(update, return_shape=True)(updates, state, params)
@@ -137,7 +137,7 @@ def _along(path: str, leaf: Any) -> Ties:
 
 
 class _CohortEvaluation:
-    """Evaluates programs with lanes for some values.
+    """Evaluates programs in which some values have lanes.
 
     Args:
         cohorts: see ``updated``.
@@ -157,10 +157,10 @@ class _CohortEvaluation:
         return interpret(jaxpr, consts, values, constant=constant, equation=self._equation)
 
     def settled(self, value: _Lanes, path: str, ties: Ties) -> Any:
-        """Returns a result's array; each entry comes from the lane of its cohort, if it has any."""
+        """Returns the array of a result; if it has lanes, each entry is from its cohort's lane."""
         if not value.is_lanes:
             return value.array
-        if not value.shape and path in self._cohorts:  # a parameter of one number
+        if not value.shape and path in self._cohorts:  # a scalar parameter
             return value.array[self._cohorts[path][0][0]]
         return jnp.broadcast_to(self._merged(value, ties or value.ties, value.shape), value.shape)
 
@@ -186,7 +186,7 @@ class _CohortEvaluation:
         return [_Lanes(array, _ties_of(eqn, values, array)) for array in results]
 
     def _met(self, eqn: Any, values: list[_Lanes]) -> list[_Lanes]:
-        """Returns operands without lanes, if one of them is laid out like parameters."""
+        """Returns operands with their lanes merged, if one of them is laid out like parameters."""
         shape = np.broadcast_shapes(*(value.shape for value in values))
         ties = _joined(values, shape)
         if not any(ties):
@@ -202,9 +202,9 @@ class _CohortEvaluation:
         ]
 
     def _merged(self, lanes: _Lanes, ties: Ties, shape: tuple[int, ...]) -> Any:
-        """Returns an array whose entries each come from the lane of their own cohort."""
+        """Returns an array in which each entry comes from the lane of its cohort."""
         known = [(axis, tie) for axis, tie in enumerate(ties) if tie and tie[0] in self._cohorts]
-        if not known:  # of entries that were there from the beginning
+        if not known:  # all entries are of the first network
             return lanes.array[0]
 
         def of(axis: int, tie: Tie) -> tuple[Array, Array]:
@@ -212,15 +212,15 @@ class _CohortEvaluation:
             born = along(self._births[numbers], axis, len(shape))
             return born, _lanes_along(lanes, numbers, axis, len(shape))
 
-        youngest, merged = of(*known[0])
+        latest, merged = of(*known[0])
         for axis, tie in known[1:]:
             born, lane = of(axis, tie)
-            merged = jnp.where(born > youngest, lane, merged)
-            youngest = jnp.maximum(born, youngest)
+            merged = jnp.where(born > latest, lane, merged)
+            latest = jnp.maximum(born, latest)
         return jnp.broadcast_to(merged, shape)
 
     def _cond(self, programs: Sequence[Any], values: Sequence[_Lanes]) -> list[_Lanes]:
-        """Evaluates branches, of which each may have lanes and what is beside them."""
+        """Returns the results of a ``cond``, which may have lanes or second terms."""
         index, *operands = values
         shapes = [(v.array, v.beside) for v in operands]
         found: list[list[_Lanes]] = []
@@ -279,7 +279,7 @@ class _CohortEvaluation:
 
 
 def _lanes_along(lanes: _Lanes, numbers: Array, axis: int, ndim: int) -> Array:
-    """Returns an array whose entries along an axis come from the lanes of these numbers."""
+    """Returns an array whose entries along an axis come from the lanes with these numbers."""
     if not lanes.shape:
         return along(lanes.array[numbers], axis, ndim)
     taken: Array = jnp.take_along_axis(lanes.array, along(numbers, axis + 1, ndim + 1), 0)[0]
@@ -291,7 +291,7 @@ def _untied(array: Any) -> _Lanes:
 
 
 def _parted(eqn: Any, values: Sequence[_Lanes]) -> list[_Lanes] | None:
-    """Returns the result of an operation that is linear in what lies beside its operands."""
+    """Returns an operation's result if it is linear in its operands' second terms, else None."""
     name, arrays = eqn.primitive.name, [value.array for value in values]
     besides = [value.beside for value in values]
     shape = eqn.outvars[0].aval.shape
@@ -319,7 +319,7 @@ def _parted(eqn: Any, values: Sequence[_Lanes]) -> list[_Lanes] | None:
 
 
 def _joined(values: Sequence[_Lanes], shape: tuple[int, ...]) -> Ties:
-    """Returns where the axes of an elementwise operation's result lie."""
+    """Returns the ties of the axes of an elementwise operation's result."""
     ties: list[Tie | None] = [None] * len(shape)
     for value in values:
         for axis, tie in enumerate(value.ties if len(value.ties) == len(shape) else ()):
@@ -329,7 +329,7 @@ def _joined(values: Sequence[_Lanes], shape: tuple[int, ...]) -> Ties:
 
 
 def _ties_of(eqn: Any, values: Sequence[_Lanes], result: Any) -> Ties:
-    """Returns where the axes of a result lie; None for those of which it is not known."""
+    """Returns the ties of a result's axes, None for each axis without a known tie."""
     shapes = [value.shape for value in values]
     axes = axes_of(eqn.primitive.name, eqn.params, shapes, np.shape(result)) if values else None
     if axes is None:

@@ -1,4 +1,4 @@
-"""Second moments that are kept as their means along two axes, as Adafactor keeps them."""
+"""Second moments stored as their means along two axes, as in Adafactor."""
 
 from collections.abc import Sequence
 
@@ -8,13 +8,13 @@ from jax import Array
 
 
 def factored_axes(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Returns the axes that means are kept along, and over: rows and columns, as Optax does."""
+    """Returns the two axes that Optax factors, row and column."""
     row, column = np.argsort(shape)[-2:]
     return int(row), int(column)
 
 
 def joined(parts: Sequence[Array], shape: tuple[int, ...]) -> Array:
-    """Returns an array of this shape, put together from its factors if it has been taken apart.
+    """Returns an array of this shape, the product of its factors if it is stored as factors.
 
     Args:
         parts: the arrays of a state at ``Field.places``.
@@ -35,9 +35,9 @@ def parted(array: Array, shape: tuple[int, ...] | None, *, is_factored: bool) ->
 
     Args:
         array: the array.
-        shape: the shape that the state has for it; None for its own. If it is another one, the
-            array is taken apart.
-        is_factored: whether it may be.
+        shape: the shape of the array in the state; None for its own. If it differs from the
+            array's, the state stores factors.
+        is_factored: whether the state may store factors.
     """
     if not is_factored:
         return [array]

@@ -1,4 +1,4 @@
-"""What the state of an optimizer holds: ``fields_of`` finds it, ``meanings_of`` says what it is."""
+"""Fields of an optimizer's state: ``fields_of`` finds them, ``meanings_of`` interprets them."""
 
 import math
 from collections import Counter
@@ -23,7 +23,7 @@ from dogwood_jax._widths.widths import Leaf
 T = TypeVar("T")
 Meaning = Literal["first", "second", "magnitude", "update", "step", "parameters"]
 
-# What the fields of optimizer states hold, by the class of Optax or Flax that declares them.
+# Meanings of fields, by the class of Optax or Flax that declares them.
 _MEANINGS: dict[str, dict[str, Meaning]] = {
     "ScaleByAdamState": {"mu": "first", "nu": "second"},
     "ScaleByAmsgradState": {"mu": "first", "nu": "second", "nu_max": "second"},
@@ -70,27 +70,28 @@ _MEANINGS: dict[str, dict[str, Meaning]] = {
     "TrainState": {"params": "parameters", "batch_stats": "parameters"},
 }
 
-# States that say whether the next step is the first, for each entry alike.
+# Classes of states with a boolean that is true before the first step, and its field.
 _FIRST_STEPS = {"ScaleByOptimisticGradientState": "is_initial_step"}
 
 _FIELDS = {name for fields in _MEANINGS.values() for name in fields}
 
-# The power of the gradient that each is an average of.
+# The power of the gradient that a field of each meaning scales with.
 DEGREES: dict[Meaning, int] = {"first": 1, "second": 2, "magnitude": 1, "update": 0, "step": 0}
 
 
 @dataclass(frozen=True)
 class Field:
-    """A field of an optimizer state: where it is, and which array of the network it follows.
+    """An array in a field of an optimizer state, and the array of the network that it follows.
 
     Attributes:
         group: path of the state that the field belongs to.
         name: name of the field.
         owner: names of the state's class and its bases, the most derived first.
-        declared: those that Optax or Flax declare; other classes may just have the same name.
+        declared: the names among them that are classes of Optax or Flax. Other classes may only
+            have the same name.
         inner: path of the array inside the field.
         leaf: the array of the network that has this path.
-        axis: the one axis of the array that it follows, where a state keeps a vector for each.
+        axis: the axis of ``leaf`` that the array follows, if a state keeps a vector for each axis.
     """
 
     group: str
@@ -103,79 +104,79 @@ class Field:
 
     @property
     def place(self) -> str:
-        """The path of the field's array in the state."""
+        """The path of the array in the state."""
         return self.at(self.leaf.path)
 
     @property
     def tree(self) -> tuple[str, str]:
-        """What the fields of all arrays of the network have in common."""
+        """The state and the name of the field, the same for all arrays of the network."""
         return self.group, self.name
 
     @property
     def collection(self) -> str:
-        """What the path of an array of the network has before the part that the state repeats."""
+        """The prefix of the leaf's path that the state leaves out, such as ``"params/"``."""
         return self.leaf.path.removesuffix(self.inner)
 
     @property
     def adds_up(self) -> bool:
-        """Whether what it starts from stays in it for ever, as in Adagrad and Yogi."""
+        """Whether the initial value may stay in the array forever, as in Adagrad and Yogi."""
         return not {"ScaleByRssState", "ScaleByAdamState"}.isdisjoint(self.declared)
 
     @property
     def holds_variables(self) -> bool:
-        """Whether it holds the network's variables as they are, no average or older ones."""
+        """Whether the field holds the current variables, not averages or older values."""
         return "TrainState" in self.declared and self.name in _MEANINGS["TrainState"]
 
     @property
     def first_step(self) -> str | None:
-        """Path of a number beside it that says whether the next step is the first."""
+        """Path of the state's boolean that is true before the first step; None without one."""
         names = (_FIRST_STEPS[owner] for owner in self.declared if owner in _FIRST_STEPS)
         return next((f"{self.group}/{name}".removeprefix("/") for name in names), None)
 
     @property
     def factored(self) -> bool:
-        """Whether it is a second moment that may be kept as its means along two axes."""
+        """Whether it is a second moment that may be stored as its means along two axes."""
         return "FactoredState" in self.declared
 
     @property
     def is_factor(self) -> bool:
-        """Whether it is one of the means along an axis that a second moment is kept as."""
+        """Whether it is one of the two means that stand for a second moment."""
         return self.factored and self.name != "v"
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What the caller may call it."""
+        """The names of the field that a caller may use."""
         return (*(f"{owner}.{self.name}" for owner in self.owner), self.name)
 
     def at(self, path: str, name: str | None = None) -> str:
-        """The path in the state of another array of the network, or of another field."""
+        """The path in the state for another array of the network, or in another field."""
         axis = "" if self.axis is None else str(self.axis)
         parts = (self.group, name or self.name, path.removeprefix(self.collection), axis)
         return "/".join(part for part in parts if part)
 
     def places(self, path: str) -> tuple[str, ...]:
-        """The paths in the state of all that it keeps for an array of the network."""
+        """The paths of all arrays that the state keeps for an array of the network."""
         names = (None, "v_row", "v_col") if self.factored else (None,)
         return tuple(self.at(path, name) for name in names)
 
     def known(self, fields: Mapping[str, Meaning]) -> tuple[Meaning | None, bool]:
-        """What the field holds, as far as is known, and whether the caller says so."""
+        """The meaning of the field, None if unknown, and whether it comes from the caller."""
         for name in self.names:
             if name in fields:
                 return fields[name], True
         if self.declared[:1] == ("EmaState",) and not self.group:
-            return None, False  # on its own it may as well average parameters
+            return None, False  # a standalone EMA may also average parameters
         known = (_MEANINGS.get(owner, {}).get(self.name) for owner in self.declared)
         return next(filter(None, known), None), False
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What was seen of an array of a state.
+class Observed:
+    """What was observed of an array of a state.
 
     Attributes:
-        degree: the power of the gradient that it follows; None if that could not be told.
-        start: what it starts from.
+        degree: the power of the gradient that the array scales with; None if that is not clear.
+        start: the initial value.
     """
 
     degree: int | None
@@ -188,15 +189,15 @@ def fields_of(opt_state: PyTree, growth: Growth) -> list[Field]:
 
 
 def fields_in(state: PyTree, known: Mapping[str, Leaf]) -> Iterator[Field]:
-    """Yields the arrays of a state that follow one of these arrays, given by path."""
+    """Yields the arrays of a state that follow one of the given arrays."""
     return _fields_in(state, (), by_inner_path(known))
 
 
 def by_inner_path(known: Mapping[str, T]) -> dict[str, dict[str, T]]:
-    """Returns what is known of arrays by their path inside a collection and by collection.
+    """Returns the values of ``known`` by path inside a collection, then by collection.
 
-    Optimizers see all variables, whose collection is called "", or one collection of them, such as
-    ``"params/"``. Where several have arrays of the same name, the parameters come first.
+    An optimizer gets all variables (the collection is then ``""``), or one collection, such as
+    ``"params/"``. If several collections have arrays of the same name, parameters come first.
     """
     inside: dict[str, dict[str, T]] = {}
     for path in sorted(known, key=lambda path: not path.startswith("params/")):
@@ -225,16 +226,16 @@ def _fields_in(
 def _like_parameters(
     tree: PyTree, known: Mapping[str, Mapping[str, Leaf]], factored: bool
 ) -> list[tuple[str, int | None, Leaf]]:
-    """Returns what the arrays of a tree follow, if it is laid out like the parameters.
+    """Matches the arrays of a tree with those of the network, if it is laid out like parameters.
 
     Args:
         tree: a part of a state.
-        known: the arrays of the network, by their path inside a collection and by collection.
-        factored: whether its arrays may be means along axes, so that their shapes tell nothing.
+        known: the arrays of the network, by path inside a collection, then by collection.
+        factored: whether arrays of the tree may be means along axes. Then shapes are not compared.
 
     Returns:
-        For each, its path inside the collection, the axis that it follows if it follows one, and
-        the array of the network.
+        For each array, its path inside the collection, the axis that it follows (None for all),
+        and the array of the network. Empty if the tree is not laid out like parameters.
     """
     if hasattr(tree, "_fields") and _is_known(type(tree)):
         return []  # a state
@@ -252,14 +253,14 @@ def _like_parameters(
                 shape = leaf.shape if axis is None else leaf.shape[axis : axis + 1]
                 same_shape[reading] += not factored and jnp.shape(array) == shape != ()
     best = max(readings, key=lambda r: (len(readings[r]), same_shape[r]), default=None)
-    # Names may be alike by chance, as of hyperparameters.
+    # Names may match by chance, for example those of hyperparameters.
     if best is None or not (same_shape[best] or len(readings[best]) == len(arrays)):
         return []
     return readings[best]
 
 
 def _is_known(cls: type) -> bool:
-    # Training states are written anew in many places, always with these fields.
+    # Many projects have their own class TrainState, always with these fields.
     return cls.__module__.partition(".")[0] in ("optax", "flax") or cls.__name__ == "TrainState"
 
 
@@ -267,18 +268,18 @@ def meanings_of(
     found: list[Field],
     arrays: Mapping[str, Any],
     fields: Mapping[str, Meaning],
-    seen: Mapping[str, Seen],
+    seen: Mapping[str, Observed],
 ) -> dict[str, Meaning]:
-    """Returns what every field holds, by place, after checking that all are known.
+    """Returns the meaning of every field, by place, after checking that all are known.
 
     Args:
         found: from ``fields_of``.
         arrays: the arrays of the state, by place.
-        fields: what the caller says, by name.
+        fields: meanings from the caller, by name.
         seen: from ``watched``.
 
     Returns:
-        The meanings, without those of fields with one number for a whole array.
+        The meanings. Fields with one value for a whole array are left out.
     """
     meanings: dict[str, Meaning] = {}
     names = {name for field in found for name in field.names}
@@ -293,15 +294,15 @@ def meanings_of(
         shape = jnp.shape(arrays[field.place])
         whole = field.axis is None and not field.factored
         if whole and math.prod(shape) == 1 and shape != field.leaf.shape:
-            continue  # one number for the whole array, whatever its size
+            continue  # one value for the whole array, whatever its size
         meaning, said = field.known(fields)
         if meaning is None:
             unknown.setdefault(field.tree, []).append(field)
         elif whole and shape != field.leaf.shape:
             problems.append(
                 f"{field.place}: has shape {shape}, but its parameter has {field.leaf.shape}; "
-                "pass the growth of the network that this state is of, or if this one is, start "
-                "anew with tx.init"
+                "pass the growth of the network that this state belongs to, or start anew with "
+                "tx.init"
             )
         else:
             degree = seen[field.place].degree if field.place in seen and not said else None
@@ -309,13 +310,13 @@ def meanings_of(
     for (group, name), (field, *others) in unknown.items():
         if field.owner[-2:-1] == ("dict",) and group.rpartition("/")[2] in _FIELDS:
             problems.append(
-                f"{field.place}: is below {name!r}, which no path of the network begins with; pass "
-                f"a growth of {{{name!r}: ...}}, or the state of what is below {name!r}"
+                f"{field.place}: is in {name!r}, but no path of the network starts with {name!r}; "
+                f"pass a growth of {{{name!r}: ...}}, or a state for the arrays in {name!r} only"
             )
             continue
         problems.append(
-            f"{field.place}{f' and {len(others)} more' if others else ''}: what field {name!r} of "
-            f"{field.owner[0]} holds is not known; say so with fields={{{name!r}: ...}}, one of "
+            f"{field.place}{f' and {len(others)} more' if others else ''}: field {name!r} of "
+            f"{field.owner[0]} has no known meaning; pass fields={{{name!r}: ...}}, one of "
             f"{get_args(Meaning)}"
         )
     if problems:
@@ -323,9 +324,9 @@ def meanings_of(
     return meanings
 
 
-# What was seen corrects what the class says. An average of gradients is one of updates if another
-# optimizer comes before it in a chain. And Adam and Adamax share one class of states, but average
-# different powers of the gradient.
+# An observed degree corrects the meaning that the class gives. An average of gradients becomes one
+# of updates if another optimizer comes before it in a chain. Adam and Adamax share one class of
+# states, but average different powers of the gradient.
 _AS_SEEN: dict[tuple[Meaning, int | None], Meaning] = {
     ("first", 0): "update",
     ("second", 0): "step",
@@ -334,11 +335,11 @@ _AS_SEEN: dict[tuple[Meaning, int | None], Meaning] = {
 
 
 def unfollowed(arrays: Mapping[str, Any], found: list[Field]) -> list[str]:
-    """Returns which arrays cannot be checked in a state in which nothing tells the parameters."""
+    """Lists the arrays that cannot be checked, in a state that does not show the parameters."""
     known = {field.place for field in found}
     return [
-        f"{place}: has shape {jnp.shape(array)} and is called like no array of the network; there "
-        "is no rule for a state of all parameters in one, as of optax.flatten; start anew with "
+        f"{place}: has shape {jnp.shape(array)}, but no array of the network has its name; states "
+        "with all parameters in one array, as of optax.flatten, are not supported; start anew with "
         "tx.init"
         for place, array in arrays.items()
         if place not in known and math.prod(jnp.shape(array)) > 1
@@ -346,8 +347,8 @@ def unfollowed(arrays: Mapping[str, Any], found: list[Field]) -> list[str]:
     ]
 
 
-def watched(tx: Any, params: PyTree) -> dict[str, Seen]:
-    """Finds out which power of the gradient the arrays of an optimizer's state follow.
+def watched(tx: Any, params: PyTree) -> dict[str, Observed]:
+    """Measures which power of the gradient each array of an optimizer's state scales with.
 
     The optimizer takes a few steps with small arrays in place of the parameters. The first entry of
     each gradient is tried at zero and at three sizes. The second entry is much larger, so that
@@ -358,7 +359,7 @@ def watched(tx: Any, params: PyTree) -> dict[str, Seen]:
         params: pytree of ``jax.ShapeDtypeStruct`` of the parameters, as ``tx.init`` takes them.
 
     Returns:
-        What was seen, by place in the state; nothing if the optimizer wants more than a gradient.
+        The observations, by place in the state. Empty if the optimizer needs more than a gradient.
     """
     import optax
 
@@ -387,23 +388,23 @@ def watched(tx: Any, params: PyTree) -> dict[str, Seen]:
                 degree = 0
             elif (c - b) * (b - a) > 0:
                 degree = round(math.log2((c - b) / (b - a)))
-            seen[place] = Seen(degree, float(np.asarray(array, float).flat[0]))
+            seen[place] = Observed(degree, float(np.asarray(array, float).flat[0]))
     return seen
 
 
 def starts(tx: Any, params: PyTree) -> dict[str, float]:
-    """Returns the numbers that the arrays of an optimizer's state start from, by place.
+    """Returns the initial values of the arrays of an optimizer's state, by place.
 
     Args:
         tx: the optimizer.
         params: pytree of ``jax.ShapeDtypeStruct`` of the parameters, as ``tx.init`` takes them.
 
     Returns:
-        Those that are not zero, as far as the program of ``tx.init`` shows them.
+        The initial values other than zero, where the program of ``tx.init`` shows them.
     """
     try:
         program = Program(tx.init, params, ())
-    except Exception:  # as of an optimizer that looks at its hyperparameters
+    except Exception:  # for example, an optimizer that branches on its hyperparameters
         return {}
     begun = [Value(tuple(map(Dim, struct.shape))) for _, struct in program.arguments]
     jaxpr, consts = program.jaxpr.jaxpr, program.jaxpr.consts
@@ -416,7 +417,7 @@ def _stand_ins(params: PyTree) -> PyTree:
     """Returns small arrays of zeros in place of parameters."""
 
     def small(leaf: Any) -> Any:
-        # A start of 0.1 is another number in double precision.
+        # An initial value of 0.1 differs between single and double precision.
         dtype = leaf.dtype if leaf.dtype == np.float64 else np.float32
         return np.zeros([1] * (leaf.ndim - 1) + [2] * (leaf.ndim > 0), dtype)
 

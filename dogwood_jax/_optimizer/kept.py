@@ -1,4 +1,4 @@
-"""What a state keeps for arrays of the larger network, and how it is made: ``Kept``."""
+"""The arrays of the larger state, and how each is made: ``Kept``."""
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,25 +17,25 @@ from dogwood_jax._growth.pairing import closest
 from dogwood_jax._growth.rounds import bytes_of, delete, rounds, several_times
 from dogwood_jax._growth.shardings import ANYWHERE, Placement
 from dogwood_jax._optimizer.factored import joined, parted
-from dogwood_jax._optimizer.fields import DEGREES, Field, Meaning, Seen
+from dogwood_jax._optimizer.fields import DEGREES, Field, Meaning, Observed
 from dogwood_jax._widths.widths import Leaf
 
 
 @dataclass(frozen=True)
 class How:
-    """How it is made, without names: arrays that are made alike share a compiled function.
+    """How an array of the larger state is made, without names; compiled once for equal ones.
 
     Attributes:
-        edit: what becomes of the old array, by the adjoint of the growth unless it holds an average
-            of parameters.
-        meaning: what the field holds.
+        edit: the edit of the old array: the adjoint of the growth, or the growth itself for
+            averages of parameters.
+        meaning: the meaning of the field.
         shape: shape of the network's old array.
-        start: the number that the optimizer starts it with, as Adagrad does; new entries get it.
+        start: the initial value of the array, as in Adagrad; new entries get it.
         expected: for a second moment that may be factored, its shape in the larger state.
-        is_factored: whether it may be factored.
-        is_current: whether it holds the network's variables as they are.
+        is_factored: whether the array may be factored.
+        is_current: whether the field holds the current variables.
         dtype: dtype of a new array.
-        peers: shapes of the old arrays of the network whose largest moment a new array gets.
+        peers: shapes of old arrays of the network; a new array gets the largest of their moments.
     """
 
     edit: Edit
@@ -50,7 +50,7 @@ class How:
 
     @property
     def is_mapped(self) -> bool:
-        """Whether the map of its edit alone decides what becomes of the old array."""
+        """Whether the new array depends on the old array and the map of the edit alone."""
         is_more = self.start or self.is_factored or self.meaning == "parameters"
         return self.edit.is_mapped and not is_more
 
@@ -61,13 +61,13 @@ class How:
         fresh: Array | None,
         scale: Array | None,
     ) -> list[Array]:
-        """Returns what the larger state keeps.
+        """Returns the arrays of the larger state: one, or three if it may be factored.
 
         Args:
-            sources: what the old state keeps.
-            peers: the same of ``peers``.
-            fresh: the grown variable, at which new entries of an average of parameters begin.
-            scale: the array that weighs its entries in means.
+            sources: the arrays of the old state.
+            peers: for each of ``peers``, the arrays of the old state.
+            fresh: the grown variable, from which an average of parameters takes its new entries.
+            scale: the array that weights the old entries in means.
         """
         if self.peers:
             largest = [jnp.max(joined(*one), initial=0) for one in zip(peers, self.peers)]
@@ -100,16 +100,16 @@ class How:
 
 @dataclass(frozen=True)
 class Kept:
-    """What a state keeps for one array of the larger network.
+    """The arrays of the larger state for one array of the larger network.
 
     Attributes:
-        how: how it is made.
-        places: where it is in the larger state, see ``Field.places``.
-        sources: where the old array is in the state, that it is made of.
-        peers: the same for ``how.peers``.
-        scale: where the array is in the state that weighs its entries in means; None for none.
+        how: how they are made.
+        places: their paths in the larger state, see ``Field.places``.
+        sources: paths of the old arrays in the state.
+        peers: for each of ``how.peers``, paths in the state.
+        scale: path in the state of the array that weights entries in means; None without one.
         variable: path of the network's array.
-        like: for a new array, an old one of the state that it lies on devices like.
+        like: for a new array, path of an old array of the state; the new one gets its sharding.
     """
 
     how: How
@@ -122,7 +122,7 @@ class Kept:
 
     @property
     def needs(self) -> Iterator[str]:
-        """Yields the places of all old arrays that it is made of."""
+        """Yields the places of all old arrays that are read to make the new ones."""
         for places in (self.sources, *self.peers):
             yield from places
         if self.scale is not None:
@@ -130,15 +130,15 @@ class Kept:
 
 
 class Keeping:
-    """What becomes of all that a state keeps.
+    """Finds how all arrays of the larger state are made.
 
     Args:
         growth: the growth.
         arrays: the old arrays, by place.
-        meanings: what every field holds, by place.
+        meanings: the meaning of every field, by place.
         shapes: shapes of the larger state, by place.
         by_mean: whether new entries of second moments are means of old ones.
-        begins: the numbers that arrays start with, by place.
+        begins: the initial values of arrays, by place.
     """
 
     def __init__(
@@ -155,7 +155,7 @@ class Keeping:
         self._shapes, self._by_mean, self._begins = shapes, by_mean, begins
 
     def of_old(self, found: Iterable[Field]) -> list[Kept]:
-        """Returns what becomes of the arrays that follow old arrays of the network."""
+        """Returns the arrays made from those that follow old arrays of the network."""
         kept = list[Kept]()
         for field in found:
             path, meaning = field.leaf.path, self._meanings.get(field.place)
@@ -181,12 +181,12 @@ class Keeping:
         return kept
 
     def of_new(self, found: Sequence[Field]) -> tuple[list[Kept], dict[str, str]]:
-        """Returns what is kept for new arrays; and what begins as in a new state.
+        """Returns the arrays for new arrays of the network, and those taken from a new state.
 
-        The latter are places in the larger state, each with that of an old array like it.
+        The latter are places in the larger state, each with the place of a similar old array.
 
         Args:
-            found: the fields of old arrays; the fields closest by name tell what is kept.
+            found: the fields of old arrays. New arrays get the fields of those closest by name.
         """
         trees: dict[tuple[str, str], list[Field]] = {}
         for field in found:
@@ -203,7 +203,7 @@ class Keeping:
         return kept, begun
 
     def _of_new(self, edit: Edit, tree: Sequence[Field]) -> Iterator[Kept | dict[str, str]]:
-        """Yields the same for one array and the fields of one name."""
+        """Yields the results of ``of_new`` for one new array and the fields of one name."""
         names = closest(edit.path, [field.leaf.path for field in tree])
         kin = [field for field in tree if field.leaf.path in names]
         first, place = kin[0], kin[0].place
@@ -241,8 +241,8 @@ class Keeping:
         return edit if field.axis is None else edit.along(field.axis)
 
 
-def begins_of(found: Iterable[Field], seen: Mapping[str, Seen]) -> dict[str, float]:
-    """Returns the starts of what adds up: it keeps them for ever, and what is new starts there."""
+def begins_of(found: Iterable[Field], seen: Mapping[str, Observed]) -> dict[str, float]:
+    """Returns the initial values, by place, of fields that add up; new entries start there."""
     return {f.place: seen[f.place].start for f in found if f.adds_up and f.place in seen}
 
 
@@ -254,20 +254,20 @@ def made_in_rounds(
     *,
     donate: bool = False,
 ) -> dict[str, Array]:
-    """Returns arrays of the larger state by place; one function makes all arrays of a kind.
+    """Returns arrays of the larger state by place; arrays made alike share a compiled function.
 
     Args:
         kept: how they are made.
         arrays: the arrays of the old state, by place.
         own: the grown variables, by path.
-        where: on which devices they lie.
-        donate: whether old arrays may be deleted, each when its new one is there.
+        where: the devices of the arrays.
+        donate: whether each old array may be deleted once its new one is made.
     """
 
     def size(one: Kept) -> int:
         return sum(bytes_of(arrays[place]) for place in one.sources)
 
-    # What weighs others is needed until they have grown.
+    # Arrays that weight others are needed until the others have grown.
     weights = {id(arrays[one.scale]) for one in kept if one.scale is not None}
     keep = several_times(arrays.values()) | weights
     found: dict[str, Array] = {}
@@ -294,7 +294,7 @@ def made_in_rounds(
 
 @functools.partial(jax.jit, static_argnames=("hows", "where"))
 def _made(given: Sequence[Any], *, hows: tuple[How, ...], where: Placement) -> dict[str, Array]:
-    """Returns arrays of the larger state, by the numbers of ``hows`` and of their places."""
+    """Returns arrays of the larger state, by index in ``hows`` and index of the place."""
     every = [how.made(*arrays) for how, arrays in zip(hows, given, strict=True)]
     named = {f"{i}.{j}": array for i, its in enumerate(every) for j, array in enumerate(its)}
     return where.constrain(named)
@@ -308,15 +308,15 @@ def deferred(
     ends: Mapping[str, jax.ShapeDtypeStruct],
     starts: Callable[[set[str]], dict[str, Array]],
 ) -> dict[str, Any]:
-    """Returns arrays of the larger state by place, each to be made when it is needed.
+    """Returns arrays of the larger state by place, each made only when it is read.
 
     Args:
         kept: how they are made.
-        begun: what begins as in a new state, see ``Keeping.of_new``.
+        begun: the arrays taken from a new state, see ``Keeping.of_new``.
         arrays: the arrays of the old state, by place.
         own: the grown variables, by path.
         ends: shapes and dtypes of the larger state, by place.
-        starts: makes some arrays of a new state.
+        starts: returns the arrays of a new state at some places.
     """
     found: dict[str, Any] = {}
 

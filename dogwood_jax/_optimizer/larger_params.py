@@ -1,4 +1,4 @@
-"""The parameters of the larger network as its optimizer sees them: ``larger_params``."""
+"""The larger network's parameters, as its optimizer sees them: ``larger_params``."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -26,12 +26,12 @@ from dogwood_jax._optimizer.fields import Field
 def larger_params(
     opt_state: PyTree, growth: Growth, found: list[Field], variables: PyTree
 ) -> PyTree | None:
-    """Returns the shapes of the larger network's parameters, from a field that is laid out so.
+    """Returns the shapes of the larger network's parameters, from a field laid out like them.
 
-    They come in the tree of the grown variables or of the larger model, where one is known.
+    They have the tree structure of the grown variables or of the larger model, if one is known.
 
     Raises:
-        ValueError: if modules in the state say sizes, and nothing shows which ones are right.
+        ValueError: if modules in the state hold sizes, and the larger sizes are not known.
     """
     whole = [field for field in found if field.axis is None]
     if not whole:
@@ -58,7 +58,7 @@ def larger_params(
         resizing = Resizing(known, growth.sizes, first.collection)
         larger = resizing.resized(tree)
         if resizing.problems:
-            way_out = "pass the variables that have grown as variables="
+            way_out = "pass the grown variables, variables=dw.grow(...)"
             problems = (f"{problem}; {way_out}" for problem in resizing.problems)
             raise ValueError(listed("cannot grow this state", problems))
 
@@ -68,7 +68,7 @@ def larger_params(
         if edit is not None:
             like = [edit.old] if edit.old else closest(path, shapes)
         found = next((old[p] for p in like if p in old), None)
-        # The optimizer keeps nothing for arrays like this one, so it is no parameter.
+        # The optimizer keeps nothing for similar arrays, so this array is not a parameter.
         return None if found is None else struct(edit.shape if edit else found.shape, found.dtype)
 
     return jax.tree_util.tree_map_with_path(one, larger)
@@ -77,12 +77,12 @@ def larger_params(
 def _without_masks(
     trees: Sequence[PyTree], collection: str, shapes: Mapping[str, tuple[int, ...]]
 ) -> PyTree:
-    """Returns the first of some trees of parameters with shapes of what others have in its place.
+    """Returns the shapes in the first tree; its masked parts come from the other trees.
 
     Args:
-        trees: the trees. A mask in one of them may stand for all arrays below it.
-        collection: what paths of the network have before those in the trees.
-        shapes: the network's arrays.
+        trees: trees of parameters. A mask in one of them may stand for all arrays below it.
+        collection: the prefix of the network's paths that the trees leave out.
+        shapes: shapes of the network's arrays, by path.
     """
 
     def is_masked(node: Any) -> bool:
@@ -107,14 +107,14 @@ def _without_masks(
 
 
 def part_at(tree: PyTree, keys: Keys) -> PyTree:
-    """Returns the part of a tree that lies at some keys."""
+    """Returns the part of a tree at some keys."""
     for key in keys:
         tree = dict(level(tree)[0])[(key,)]
     return tree
 
 
 def _kinds(tree: PyTree) -> dict[str, tuple[Any, ...]]:
-    """Returns the types of the nodes that each leaf of a tree lies in, by its keys."""
+    """Returns the types of the nodes above each leaf of a tree, by the keys of the leaf."""
     parts, structure = level(tree)
     if structure.node_data() is None:
         return {"": ()}
@@ -126,7 +126,7 @@ def _kinds(tree: PyTree) -> dict[str, tuple[Any, ...]]:
 
 
 def _collection(tree: PyTree, name: str) -> PyTree:
-    """Returns a collection of the variables, called ``"params/"`` or so; all if they have none."""
+    """Returns a collection of the variables, such as ``"params/"``; all if they do not have it."""
     parts = ((leaf_path(keys), part) for keys, part in level(tree)[0])
     return next((part for path, part in parts if f"{path}/" == name), tree)
 
@@ -136,7 +136,7 @@ def zeros_of(shapes: PyTree) -> PyTree:
 
 
 def initial_state(tx: Any, state: PyTree, params: PyTree) -> PyTree:
-    """Returns the state that an optimizer starts with, for parameters of these shapes."""
+    """Returns the initial state of an optimizer for parameters of these shapes."""
     zeros = zeros_of(params)
     if type(state).__name__ == "LookaheadState":
         import optax

@@ -1,8 +1,8 @@
-"""Grow the optimizer's state along: ``grow_opt_state``.
+"""Grows an optimizer's state with the network: ``grow_opt_state``.
 
-Whatever an optimizer keeps for each parameter is an average of gradients, of their powers, or of
-the parameters themselves. The first two transform by the adjoint of the growth, the last like the
-parameters; so all of it follows from the ``Growth``, once the meaning of each field is known.
+An optimizer keeps averages of gradients, of their powers, or of the parameters. The first two
+transform by the adjoint of the growth, the last like the parameters. So the ``Growth`` determines
+the larger state, once the meaning of each field is known.
 """
 
 import warnings
@@ -39,11 +39,10 @@ from dogwood_jax._growth.explicit_axes import explicit_shardings, with_automatic
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._growth.rounds import unshared
 from dogwood_jax._growth.shardings import Placement, fitting_shardings, placement
-from dogwood_jax._optimizer.ages import Moments, grown_ages
 from dogwood_jax._optimizer.fields import (
     Field,
     Meaning,
-    Seen,
+    Observed,
     fields_of,
     meanings_of,
     starts,
@@ -64,6 +63,7 @@ from dogwood_jax._optimizer.larger_params import (
     part_at,
     zeros_of,
 )
+from dogwood_jax._optimizer.step_counts import Moments, grown_step_counts
 
 
 def grow_opt_state(
@@ -77,14 +77,14 @@ def grow_opt_state(
     donate: bool = False,
     copy: bool = False,
 ) -> PyTree:
-    """Grows the state of an optimizer as the variables grew, so that training goes on.
+    """Grows the state of an optimizer with the network, so that training continues.
 
-    Gradients transform by the adjoint of the growth. It multiplies old entries by coefficients, for
+    Gradients transform by the adjoint of the growth. It multiplies old entries by coefficients, and
     second moments by their squares. The result is the state that the larger network would have if
-    it had been trained with the same gradients. Step counts, schedules, hyperparameters and random
-    keys stay as they are, and so do norms of whole arrays (Novograd, DoG, Prodigy). Adafactor and
-    SM3 keep only numbers for rows and columns, so their states are not exact. The guide "In your
-    own training loop" has a table of the optimizers whose steps of old entries depend on new ones.
+    it had been trained with the same gradients. Step counts, schedules, hyperparameters, random
+    keys and norms of whole arrays (Novograd, DoG, Prodigy) do not change. Adafactor and SM3 keep
+    only values for rows and columns, so their states are not exact. The guide "In your own training
+    loop" has a table of the optimizers whose steps of old entries depend on new ones.
 
     Wrap the optimizer once, ``tx = dw.growable(tx)``. Then new entries take the steps of a new
     optimizer, and copies together move at first as their unit did. ``opt_state`` may come from an
@@ -93,31 +93,30 @@ def grow_opt_state(
     Without ``growable``, both moments of new entries are zero, but the step count is large, so Adam
     does not correct their bias. With b1 = 0.9, b2 = 0.999 and a steady gradient, its first update
     of a new entry is 3.16 times the learning rate, and later ones are up to 6.6 times. A warning
-    says so. ACProp divides by the second moment before the step, which is zero: its first step of
-    a new entry has no bound. With ``second_moment="mean"`` new entries hardly move for about
+    is shown. ACProp divides by the second moment before the step, which is zero: its first step of
+    a new entry has no bound. With ``second_moment="mean"``, new entries hardly move for about
     ``1 / (1 - b2)`` steps instead. An example: 784-32-10 on MNIST grows to 128 units after one
     epoch of ten (Adam 1e-3, batches of 128, three seeds). It reaches a test loss of 0.064 with
     ``growable``, 0.065 with zeros and 0.110 with the mean. From scratch it reaches 0.069 in twelve
     epochs.
 
-    With ``"mean"``, second moments of an inserted layer get the largest value in the arrays that
-    are closest to it by name and have its shape: ``block_2/up/kernel`` gets that of
-    ``block_1/up/kernel`` and of its like. If no such array has its shape, it is the largest value
-    in all arrays. A mean would be too small: all weights of a new layer learn at once, and some
-    have much larger gradients. But in a stack over which a loop runs, new layers do get the mean of
-    old ones.
+    With ``"mean"``, second moments of an inserted layer get the largest value in the arrays of the
+    same shape with the closest names: for ``block_2/up/kernel``, in ``block_1/up/kernel`` and
+    similar arrays. If none of these has the same shape, it is the largest value in all arrays. A
+    mean would be too small: all weights of a new layer learn at once, and some have much larger
+    gradients. But in a stack over which a loop runs, new layers do get the mean of old ones.
 
     Args:
         opt_state: the state: of any Optax optimizer or chain, or a Flax ``TrainState``.
         growth: from ``plan``: growing, narrowing or merging; static under ``jax.jit``.
-        tx: the optimizer, ``optax.GradientTransformation``. It tells the shapes of the state for
-            the larger network.
-        variables: the grown variables, for states that hold parameters or averages of them, as a
-            ``TrainState``, DoG, Prodigy and schedule-free optimizers do. New entries of these begin
-            with the parameters' values. Such states need ``variables`` where new entries are
-            random. Modules in the state that hold sizes beside their arrays, as Equinox's do, get
-            the sizes of those in ``variables``. A ``TrainState`` holds ``tx`` afterwards.
-        second_moment: what new entries of second moments are, ``"zeros"`` (the default) or the
+        tx: the optimizer, ``optax.GradientTransformation``. Its ``init`` gives the shapes of the
+            larger state.
+        variables: the grown variables, for states that hold parameters or averages of them:
+            ``TrainState``, DoG, Prodigy and schedule-free optimizers. New entries of these start
+            with the parameters' values, so ``variables`` is required if new entries are random.
+            Modules in the state that hold sizes, such as Equinox's, get the sizes of the modules in
+            ``variables``. A returned ``TrainState`` holds ``tx``.
+        second_moment: the new entries of second moments, ``"zeros"`` (the default) or the
             ``"mean"`` of old ones.
         fields: meanings of fields that are not known here, by name (``"momentum"`` or
             ``"MyState.momentum"``): ``"first"`` and ``"second"`` for averages of gradients and of
@@ -125,20 +124,20 @@ def grow_opt_state(
             ``"update"`` for averages of updates that no longer scale with the gradient, ``"step"``
             for step sizes, ``"parameters"`` for averages of parameters. An ``optax.ema`` on its
             own may average either gradients or parameters: ``{"ema": "parameters"}``.
-        donate: whether old arrays that grow may be deleted, each when its new one is there, as by
-            ``grow``. It has no effect under ``jax.jit``, nor where layers are inserted.
-        copy: whether arrays that stay as they are become copies, as by ``grow``. By default, both
-            states share them.
+        donate: whether each old array that grows may be deleted once its new one is made, as in
+            ``grow``. It has no effect under ``jax.jit``, or if layers are inserted.
+        copy: whether unchanged arrays are copied, as in ``grow``. By default, both states share
+            them.
 
     Returns:
         The state, for the grown parameters.
 
     Raises:
         TypeError: if arguments are of the wrong kind, or in the wrong order.
-        ValueError: for the state of another optimizer, a field shaped like parameters whose
-            meaning is not known, a state that is not of this growth's network, or modules of which
-            it is not known what they say in the larger network; all of them in one message. And
-            for a state that holds parameters whose new entries are random, without ``variables``.
+        ValueError: for the state of another optimizer or of another network, fields shaped like
+            parameters whose meaning is not known, or modules whose sizes in the larger network are
+            not known; all of them in one message. And for a state that holds parameters whose new
+            entries are random, without ``variables``.
 
     Example:
         >>> import jax
@@ -154,8 +153,7 @@ def grow_opt_state(
         (4, 16)
 
     Reference:
-        The adjoint follows from the chain rule. Kingma and Ba, 2015, Adam, for the bias
-        correction.
+        The adjoint follows from the chain rule. Kingma and Ba, 2015, Adam (bias correction).
     """
     grown = grow_state(opt_state, growth, tx, None, variables, second_moment, fields or {}, donate)
     return unshared(grown, opt_state) if copy else grown
@@ -173,8 +171,8 @@ def grow_state(
 ) -> PyTree:
     """Grows a state; ``grow_opt_state`` describes all arguments except ``params``.
 
-    ``params`` are the shapes of the larger network's parameters as ``tx.init`` takes them. If they
-    are None, they are read from the state.
+    ``params`` has the shapes of the larger network's parameters, as ``tx.init`` takes them. If it
+    is None, the shapes are read from the state.
     """
     expect(
         "grow_opt_state(opt_state, growth, tx)",
@@ -211,29 +209,29 @@ def grow_state(
         return grown
     inner, start = unwrapped(tx), unwrapped_state(like)
     grown = _grow_plain(plain, growth, inner, params, variables, moment, fields, start, donate)
-    if is_outside:  # it holds its optimizer, too, which may not have been wrapped before
+    if is_outside:  # the training state also holds its optimizer, maybe not wrapped before
         own = {"tx": tx} if hasattr(grown, "tx") else {}
-        return grown.replace(opt_state=_with_ages(grown.opt_state, like, old, growth), **own)
-    return _with_ages(grown, like, old, growth)
+        return grown.replace(opt_state=_with_step_counts(grown.opt_state, like, old, growth), **own)
+    return _with_step_counts(grown, like, old, growth)
 
 
 _ONE_COUNT = (
-    "grow_opt_state: this optimizer has one step count for old and new entries, so that the first "
-    "steps of new ones are up to 6.6 learning rates long. Wrapped once, tx = dw.growable(tx), it "
-    "counts for each; it takes over this state (of an nnx.Optimizer or a TrainState, wrap its tx). "
-    "second_moment= silences this warning"
+    "grow_opt_state: this optimizer has one step count for old and new entries, so the first steps "
+    "of new entries are up to 6.6 learning rates long. Wrap it once, tx = dw.growable(tx), and new "
+    "entries get their own count; the wrapped optimizer accepts this state (for an nnx.Optimizer "
+    "or a TrainState, wrap its tx). Pass second_moment= to silence this warning"
 )
 
 
 def _is_outside(opt_state: PyTree) -> bool:
-    """Whether a state is one of training, such as Flax's ``TrainState``, with another inside."""
+    """Whether a state is a training state with an ``opt_state`` in it, as Flax's ``TrainState``."""
     return hasattr(opt_state, "opt_state") and hasattr(opt_state, "replace")
 
 
 def _expect_no_parameters(
     found: Sequence[Field], growth: Growth, fields: Mapping[str, Meaning]
 ) -> None:
-    """Raises if a state holds parameters with random entries, which only the variables have."""
+    """Raises if a state holds parameters whose new entries are random: it needs the variables."""
     held = [field for field in found if field.known(fields)[0] == "parameters"]
     drawn = [field for field in held if growth.maps[field.leaf.path].needs]
     is_inserted = any(edit.is_random for edit in growth.inserted)
@@ -246,22 +244,22 @@ def _expect_no_parameters(
 
 
 def _shapes_of(start: Callable[[], PyTree]) -> PyTree:
-    """Returns the shapes of the state with which training of the larger network would start."""
+    """Returns the shapes of the initial state for the larger network."""
     try:
         return jax.eval_shape(start)
-    except jax.errors.ConcretizationTypeError:  # an optimizer that looks at its hyperparameters
+    except jax.errors.ConcretizationTypeError:  # an optimizer that branches on hyperparameters
         with jax.ensure_compile_time_eval():
             return start()
     except (TypeError, ValueError) as error:
         error.add_note(
-            "tx.init was called with the parameters of the larger network. A tx that holds "
-            "something like the old ones, such as a tree of labels or a mask, has to be made anew"
+            "tx.init was called with the parameters of the larger network. If tx holds a tree laid "
+            "out like the old ones, such as labels or a mask, create a new tx"
         )
         raise
 
 
 def _as_wrapped(state: PyTree, growth: Growth, tx: Any) -> PyTree:
-    """Returns a state in which nothing follows the network's arrays as ``tx`` wraps it."""
+    """Returns a state without arrays that follow the network's, with the wrappers of ``tx``."""
     start = state if has_growable(state) else _likely_start(tx, growth, state)
     if not has_growable(start):
         return state
@@ -270,46 +268,50 @@ def _as_wrapped(state: PyTree, growth: Growth, tx: Any) -> PyTree:
         != leaves_by_path(unwrapped_state(state)).keys()
     ):
         raise ValueError(
-            "grow_opt_state: nothing in this state follows the network's arrays, so it cannot be "
-            "told how tx wraps it; start anew with tx.init"
+            "grow_opt_state: no array of this state follows an array of the network, so it is not "
+            "known how tx wraps this state; start anew with tx.init"
         )
     return start
 
 
-def _with_ages(grown: PyTree, like: PyTree, old: PyTree, growth: Growth) -> PyTree:
-    """Returns a grown state with the ages of entries, for the optimizers in it that can grow.
+def _with_step_counts(grown: PyTree, like: PyTree, old: PyTree, growth: Growth) -> PyTree:
+    """Returns a grown state with every ``GrowableState`` and its step counts.
 
     Args:
         grown: the grown state, without ``GrowableState``.
-        like: a state of the same optimizer that has it.
+        like: a state of the same optimizer, with ``GrowableState``.
         old: the state before the growth; its optimizer may not have been wrapped yet.
         growth: the growth.
     """
 
-    def aged(keys: Keys, node: Any) -> Any:
+    def with_grown_counts(keys: Keys, node: Any) -> Any:
         if not is_growable(node):
             return node
         before = part_at(old, keys)
         inner = before.inner_state if is_growable(before) else before
-        ages = before.ages if is_growable(before) and before.ages else None
+        step_counts = before.step_counts if is_growable(before) and before.step_counts else None
         places = leaves_by_path(node.inner_state)
-        ages = grown_ages(ages, inner, growth, places.__contains__)
-        return node if ages is None else node._replace(ages=_beside(ages, inner))
+        step_counts = grown_step_counts(step_counts, inner, growth, places.__contains__)
+        return (
+            node if step_counts is None else node._replace(step_counts=_beside(step_counts, inner))
+        )
 
-    return jax.tree_util.tree_map_with_path(aged, rewrapped_state(grown, like), is_leaf=is_growable)
+    return jax.tree_util.tree_map_with_path(
+        with_grown_counts, rewrapped_state(grown, like), is_leaf=is_growable
+    )
 
 
-def _beside(ages: PyTree, state: PyTree) -> PyTree:
-    """Returns ages on all devices of a mesh that a state is divided over, if it is."""
+def _beside(step_counts: PyTree, state: PyTree) -> PyTree:
+    """Returns step counts, replicated on all devices of a state's mesh if it has one."""
     arrays = [leaf for leaf in jax.tree.leaves(state) if isinstance(leaf, jax.Array)]
-    if any(map(is_traced, (*arrays, *jax.tree.leaves(ages)))):
-        return ages
+    if any(map(is_traced, (*arrays, *jax.tree.leaves(step_counts)))):
+        return step_counts
     named = (a.sharding for a in arrays if isinstance(a.sharding, jax.sharding.NamedSharding))
     if (first := next(named, None)) is None:
-        return ages
+        return step_counts
     spec = jax.sharding.PartitionSpec()  # type: ignore[no-untyped-call]
     everywhere = jax.sharding.NamedSharding(first.mesh, spec)
-    return jax.device_put(ages, everywhere)
+    return jax.device_put(step_counts, everywhere)
 
 
 def _grow_plain(
@@ -325,7 +327,7 @@ def _grow_plain(
 ) -> PyTree:
     """Grows the state of an optimizer that is not wrapped; see ``grow_state``.
 
-    ``expected`` has the shapes of the larger network's state, without what is outside of it.
+    ``expected`` has the shapes of the larger state, without the training state around it.
     """
     state, outside = opt_state, ""
     if _is_outside(opt_state):
@@ -338,7 +340,7 @@ def _grow_plain(
         _expect_same_optimizer(state, _likely_start(tx, growth, state))
 
     def start() -> PyTree:
-        """Returns the state with which training of the larger network would start."""
+        """Returns the initial state for the larger network."""
         begun = state if params is None else initial_state(tx, state, params)
         if not outside:
             return begun
@@ -352,7 +354,7 @@ def _grow_plain(
         }
         return opt_state.replace(opt_state=begun, **zeros)
 
-    seen, begins = dict[str, Seen](), dict[str, float]()
+    seen, begins = dict[str, Observed](), dict[str, float]()
     if params is not None and _divides(growth):
         seen = {outside + place: what for place, what in watched(tx, params).items()}
     elif params is not None and second_moment == "zeros":
@@ -375,7 +377,7 @@ def _grow_plain(
     of_old, (of_new, begun) = keeping.of_old(found), keeping.of_new(found)
     if alone := [one for one in of_old if one.scale is not None and one.scale not in arrays]:
         what = "cannot grow this state; start anew with tx.init"
-        missing = (f"{k.places[0]}: is weighed by {k.scale}, which is not there" for k in alone)
+        missing = (f"{k.places[0]}: is weighted by {k.scale}, which is missing" for k in alone)
         raise ValueError(listed(what, missing))
     moved = {field.place: field.at(growth.held[field.leaf.path].path) for field in found}
     old = {field.place: arrays[field.place] for field in found}
@@ -396,7 +398,7 @@ def _grow_plain(
         ends = {place: struct_of(leaf) for place, leaf in leaves_by_path(expected).items()}
         grown |= deferred([*of_old, *of_new], begun, old, own, ends, begin)
     else:
-        # Other arrays may be made of an old one, too, where there are new layers.
+        # With new layers, several arrays may be made from one old array.
         donate = donate and not of_new
         grown |= made_in_rounds([*of_old, *of_new], old, own, where, donate=donate)
         dtypes = {place: jnp.result_type(old[one]) for place, one in begun.items()}
@@ -407,11 +409,11 @@ def _grow_plain(
 def _staying(
     found: Sequence[Field], arrays: Mapping[str, Any], growth: Growth
 ) -> tuple[list[Field], dict[str, Any]]:
-    """Returns the fields of arrays that the larger network has, too, and the arrays of the state.
+    """Returns the fields and arrays of the state, without those of arrays that the growth removes.
 
     Raises:
-        ValueError: if vectors along axes belong to arrays that become experts, or whose units get
-            another order in each layer.
+        ValueError: if an array with a vector for each axis becomes experts, or its units get a
+            different order in each layer.
     """
     gone = {field.place for field in found if field.leaf.path not in growth.held}
     found = [field for field in found if field.place not in gone]
@@ -419,9 +421,11 @@ def _staying(
     for field in found:
         edit = growth.held[field.leaf.path]
         if field.axis is not None and edit.experts:
-            problems.append(f"{field.place}: has a number for each place along one axis")
+            problems.append(
+                f"{field.place}: is a vector along one axis of an array that becomes experts"
+            )
         elif field.axis in [order.axis for order in edit.orders]:
-            problems.append(f"{field.place}: does not say what belongs to a unit of one layer")
+            problems.append(f"{field.place}: has one value per unit for all layers")
     if problems:
         what = "cannot grow this state; start anew with tx.init"
         raise ValueError(listed(what, problems))
@@ -431,9 +435,9 @@ def _staying(
 def _fitted(
     grown: Mapping[str, Any], expected: PyTree, shapes: Mapping[str, tuple[int, ...]]
 ) -> PyTree:
-    """Returns the larger network's state, after checking that its arrays have these shapes."""
+    """Returns the larger state, after checking that its arrays have the expected shapes."""
     problems = [
-        f"{place}: tx.init makes no such state; pass the optimizer whose init made it, or start "
+        f"{place}: tx.init makes no such array; pass the optimizer whose init made it, or start "
         "anew with tx.init"
         for place in grown
         if place not in shapes
@@ -453,7 +457,7 @@ def _fitted(
 def _expect_state(
     opt_state: PyTree, arrays: Mapping[str, Any], found: Sequence[Field], growth: Growth
 ) -> None:
-    """Raises if a state is none, is another network's, or has grown already."""
+    """Raises if a state is no optimizer state, is another network's, or has grown already."""
     leaf_paths = [leaf.path for leaf in growth.widths.leaves]
     known = {*leaf_paths}
     inner = {path.partition("/")[2] for path in known}
@@ -462,17 +466,17 @@ def _expect_state(
             "grow_opt_state: opt_state must be the state of an optimizer, got the network's "
             "variables; tx.init(variables) is the state of a new optimizer"
         )
-    # optax.flatten makes one vector of all parameters, so arrays of more axes are named.
+    # optax.flatten puts all parameters into one vector, so only arrays with more axes have names.
     others = [path for path, array in arrays.items() if jnp.ndim(array) > 1]
-    # A layer of another network may be like a layer of this one by chance.
+    # A layer of another network may have the names of a layer of this network by chance.
     tree_sizes = Counter(field.tree for field in found)
     by_chance = {f.tree for f in found if f.owner[0] in ("dict", "list", "tuple")}
     by_chance = {tree for tree in by_chance if tree_sizes[tree] <= len(known) / 2}
     if others and all(field.tree in by_chance for field in found):
         raise ValueError(
-            f"grow_opt_state: this state holds {some(others)}, none of them called like an array "
-            f"of the growth, {some(leaf_paths)}, so it is another network's; pass the growth of "
-            "the network that this state is of"
+            f"grow_opt_state: this state holds {some(others)}, but the growth's arrays are "
+            f"{some(leaf_paths)}, so it is another network's; pass the growth of the network that "
+            "this state belongs to"
         )
     shapes = [
         (jnp.shape(arrays[field.place]), field.leaf)
@@ -491,16 +495,16 @@ def _expect_same_optimizer(state: PyTree, expected: PyTree) -> None:
     """Raises if a state is another optimizer's."""
     if {*optimizer_states(state)} != {*optimizer_states(expected)}:
         raise ValueError(
-            f"grow_opt_state: tx has no such state: expected {described(expected)}, got "
-            f"{described(state)}; pass the optimizer whose init made it"
+            f"grow_opt_state: this state does not belong to tx: expected {described(expected)}, "
+            f"got {described(state)}; pass the optimizer whose init made it"
         )
 
 
 def _likely_start(tx: Any, growth: Growth, state: PyTree) -> PyTree:
-    """Returns a state like one that an optimizer starts with, or the given one if it is not known.
+    """Returns a state like the initial one of an optimizer, or the given one if ``tx.init`` fails.
 
-    ``tx.init`` is called with a dict of the network's arrays. Some optimizers do not take it, such
-    as those that divide parameters into groups.
+    ``tx.init`` is called with a dict of the network's arrays. Some optimizers do not accept it, for
+    example those that divide parameters into groups.
     """
     arrays = {leaf.path: struct(leaf.shape, jnp.float32) for leaf in growth.widths.leaves}
     try:
@@ -510,7 +514,7 @@ def _likely_start(tx: Any, growth: Growth, state: PyTree) -> PyTree:
 
 
 def _divides(growth: Growth) -> bool:
-    """Whether gradients of the larger network are multiples of the old ones, other than one."""
+    """Whether gradients of the larger network are old gradients times a factor other than one."""
     fates = {change.strategy.outgoing for change in growth.changes}
     repeated = any(edit.experts for edit in growth.inserted)
     rescaled = any(leaf_map.rescales for leaf_map in growth.maps.values())
@@ -522,17 +526,17 @@ def _own(
     growth: Growth,
     kept: Iterable[Kept],
 ) -> dict[str, Array]:
-    """Returns the grown variables at which averages of parameters begin, by path."""
+    """Returns the grown variables with which averages of parameters start, by path."""
     given = leaves_by_path(variables)
     given = {path.partition("/")[2]: leaf for path, leaf in given.items()} | given
     wanted = [one.variable for one in kept if one.how.meaning == "parameters"]
     shapes = {path: edit.shape for path, edit in growth.edits.items()}
-    # What is there must have grown, wanted or not: the state gets the tree of these variables.
+    # All given variables must have grown: the state gets their tree structure.
     every = [*shapes] if shapes.keys() <= leaves_by_path(variables).keys() else wanted
     names = {path: path if path in given else path.partition("/")[2] for path in every}
     problems = [
         f"{path}: {f'has shape {jnp.shape(given[name])}' if name in given else 'missing'} in "
-        f"variables=, expected shape {shapes[path]}; pass the variables that have grown"
+        f"variables=, expected shape {shapes[path]}; pass the grown variables"
         for path, name in names.items()
         if name not in given or jnp.shape(given[name]) != shapes[path]
     ]
@@ -542,7 +546,7 @@ def _own(
 
 
 def _starts(start: Callable[[], PyTree], places: set[str], where: Placement) -> dict[str, Array]:
-    """Returns some of the arrays that training of the larger network would start with."""
+    """Returns some arrays of the initial state for the larger network."""
 
     def some() -> dict[str, Array]:
         begun = leaves_by_path(start())

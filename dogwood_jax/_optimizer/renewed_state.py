@@ -1,4 +1,4 @@
-"""The state of an optimizer in which the entries of some units begin anew: ``renewed_state``."""
+"""An optimizer's state in which the entries of some units are reset: ``renewed_state``."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +11,6 @@ from dogwood_jax._base.described import described, is_train_state
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import PyTree, is_array, leaf_path, leaves_by_path, level, rebuilt
 from dogwood_jax._growth.moves import along
-from dogwood_jax._optimizer.ages import Ages, Moments, renewed_ages
 from dogwood_jax._optimizer.factored import joined, parted
 from dogwood_jax._optimizer.fields import Field, fields_in
 from dogwood_jax._optimizer.growable import (
@@ -19,12 +18,13 @@ from dogwood_jax._optimizer.growable import (
     is_growable,
     rewrapped_state,
     unwrapped_state,
-    with_ages_of,
+    with_step_counts_of,
 )
+from dogwood_jax._optimizer.step_counts import Moments, StepCounts, renewed_step_counts
 from dogwood_jax._widths.widths import Leaf
 
 _WAY_OUT = (
-    "wrap the optimizer before training, tx = dw.growable(tx, renewable=True), and begin with "
+    "wrap the optimizer before training, tx = dw.growable(tx, renewable=True), and start with "
     "tx.init(variables)"
 )
 
@@ -32,7 +32,7 @@ _WAY_OUT = (
 def expect_renewable(
     opt_state: PyTree, tx: Any, variables: PyTree, known: Mapping[str, Leaf]
 ) -> None:
-    """Raises if a state is not one of an optimizer whose units can be renewed.
+    """Raises if units cannot be renewed in a state.
 
     Args:
         opt_state: the state.
@@ -46,13 +46,11 @@ def expect_renewable(
             "its opt_state, and its params as the variables"
         )
     if not has_growable(opt_state):
-        raise ValueError(f"renew: this state is of an optimizer that cannot renew; {_WAY_OUT}")
+        raise ValueError(f"renew: the optimizer of this state cannot renew units; {_WAY_OUT}")
     for node in jax.tree.leaves(opt_state, is_leaf=is_growable):
-        if is_growable(node) and Moments(node.inner_state, known).aged:
-            if not (isinstance(node.ages, Ages) and node.ages.is_renewable):
-                raise ValueError(
-                    f"renew: this state does not hold when each unit was born; {_WAY_OUT}"
-                )
+        if is_growable(node) and Moments(node.inner_state, known).counted:
+            if not (isinstance(node.step_counts, StepCounts) and node.step_counts.is_renewable):
+                raise ValueError(f"renew: this state has no step count for each unit; {_WAY_OUT}")
     plain = unwrapped_state(opt_state)
     if found := list(fields_in(plain, known)):
         begun = jax.eval_shape(tx.init, _followed(variables, found))
@@ -62,8 +60,8 @@ def expect_renewable(
             places = leaves_by_path(plain)
             raise ValueError(
                 listed(
-                    "renew: this state is of other sizes than the variables; after a growth go on "
-                    "with dw.grow_opt_state(state, growth, tx)",
+                    "renew: this state has other sizes than the variables; after a growth, use "
+                    "dw.grow_opt_state(state, growth, tx)",
                     [
                         f"{place}: expected shape {wanted}, got {came}"
                         for place, wanted, came in zip(places, *shapes, strict=True)
@@ -73,17 +71,17 @@ def expect_renewable(
             )
         if structures[0] != structures[1] or shapes[0] != shapes[1] or not has_growable(begun):
             raise ValueError(
-                f"renew: tx has no such state: expected {described(begun)}, got "
+                f"renew: this state does not belong to tx: expected {described(begun)}, got "
                 f"{described(opt_state)}; pass the optimizer whose init made it"
             )
     arrays = leaves_by_path(plain)
     unknown = [
-        f"{field.place}: what it holds is not known"
+        f"{field.place}: has no known meaning"
         for field in found
         if field.known({})[0] is None and jnp.shape(arrays[field.place]) == field.leaf.shape
     ]
     if unknown:
-        raise ValueError(listed("renew: entries of this state cannot begin anew", unknown))
+        raise ValueError(listed("renew: cannot reset entries of this state", unknown))
 
 
 def _shapes(tree: PyTree) -> list[tuple[int, ...]]:
@@ -97,14 +95,14 @@ def renewed_state(
     known: Mapping[str, Leaf],
     new: Mapping[str, Sequence[Array]],
 ) -> PyTree:
-    """Returns a state in which the entries of some units are those of a new state.
+    """Returns a state in which the entries of some units have their initial values.
 
     Args:
         opt_state: the state.
         tx: the optimizer.
-        variables: the network's variables, in which the units began anew.
+        variables: the network's variables, after the units were renewed.
         known: the arrays of the network by path.
-        new: for each array with such units, by path, which places along each axis are theirs.
+        new: for each array with such units, by path, booleans along each axis: ``[n]``.
     """
     plain = unwrapped_state(opt_state)
     arrays, found = leaves_by_path(plain), list(fields_in(plain, known))
@@ -119,7 +117,7 @@ def renewed_state(
         if field.axis is not None:
             is_new = new[path][field.axis]
             state[field.place] = jnp.where(is_new, begun[field.place], own)
-        elif field.factored or jnp.shape(own) == field.leaf.shape:  # else one for the whole array
+        elif field.factored or jnp.shape(own) == field.leaf.shape:  # else one value for an array
             places, shape = field.places(path), field.leaf.shape
             array, fresh = (joined([of[p] for p in places], shape) for of in (arrays, begun))
             fresh = jnp.asarray(fresh, array.dtype)
@@ -130,18 +128,20 @@ def renewed_state(
     inner = {field.leaf.path: field.inner for field in found}
     masks = {inner[path]: places for path, places in new.items() if path in inner}
 
-    def aged(node: Any) -> Any:
-        if not is_growable(node) or not node.ages:
+    def with_renewed_counts(node: Any) -> Any:
+        if not is_growable(node) or not node.step_counts:
             return node
-        return node._replace(ages=renewed_ages(node.ages, node.inner_state, known, masks))
+        return node._replace(
+            step_counts=renewed_step_counts(node.step_counts, node.inner_state, known, masks)
+        )
 
-    ages = jax.tree.map(aged, opt_state, is_leaf=is_growable)
+    counted = jax.tree.map(with_renewed_counts, opt_state, is_leaf=is_growable)
     renewed = rewrapped_state(rebuilt(jax.tree.structure(plain), state), opt_state)
-    return with_ages_of(renewed, ages)
+    return with_step_counts_of(renewed, counted)
 
 
 def _followed(variables: PyTree, found: Sequence[Field]) -> PyTree:
-    """Returns the arrays that an optimizer sees: all variables, or one collection of them."""
+    """Returns the arrays that an optimizer gets: all variables, or one collection of them."""
     name = found[0].collection.rstrip("/")
     parts = {leaf_path(keys): part for keys, part in level(variables)[0]} if name else {}
     return jax.tree.map(

@@ -1,4 +1,4 @@
-"""What ``plan`` is asked for: ``Request`` by its caller, ``Asked`` in sizes of all widths."""
+"""The arguments of ``plan``, ``Request``, and the same as sizes of all widths, ``Asked``."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,12 +18,12 @@ class Copies:
 
     Attributes:
         changes: how their widths change, by name.
-        others: the same in other ways, to be tried in turn where outputs do not stay.
-        notes: what is said of them where outputs stay.
-        unshown: what is said of them where outputs change.
-        as_it_is: whether the larger model chooses as many of them as the network.
+        others: alternatives to ``changes``, tried in turn where outputs do not stay.
+        notes: the notes of the growth if outputs stay.
+        unshown: the notes of the growth if outputs change.
+        as_it_is: whether the larger model chooses as many of these units as the network.
         problems: why outputs would change.
-        way_out: what may be called instead.
+        way_out: what the caller may call instead.
     """
 
     changes: Mapping[str, Change]
@@ -36,13 +36,13 @@ class Copies:
 
 
 def in_way(growth: Growth, way: Mapping[str, Change]) -> Growth:
-    """Returns a growth in which units are copied in another way, given by name of the width."""
+    """Returns a growth in which units are copied in another way: a change by name of the width."""
     changes = tuple(way.get(change.width, change) for change in growth.changes)
     return replace(growth, changes=changes)
 
 
 def without_noise(way: Mapping[str, Change]) -> dict[str, Change]:
-    """Returns a way in which copies are what they copy."""
+    """Returns the same way of copying without noise, so that copies equal their sources."""
     return {
         name: replace(change, strategy=replace(change.strategy, noise=0.0))
         for name, change in way.items()
@@ -51,21 +51,21 @@ def without_noise(way: Mapping[str, Change]) -> dict[str, Change]:
 
 @dataclass(frozen=True)
 class Asked:
-    """The sizes that a growth is asked for.
+    """The requested sizes of a growth.
 
     Attributes:
         before: the network's widths.
         named: the sizes that the caller named.
-        widths: the widths that change, and those of copied heads.
-        sizes: their new sizes by name.
+        widths: the network's widths, with the widths of copied heads added.
+        sizes: new sizes by name of the width.
         larger: the larger model; without arrays if there is none.
-        starts: what new units begin with of widths that are given a strategy, and of copied heads.
+        starts: the initial values of new units, for widths with a strategy and for copied heads.
         problems: why sizes do not explain the shapes of the larger model.
-        notes: what is said of copied heads.
-        alone: why copied heads do not grow where programs cannot be compared.
-        ways_out: what may be passed instead, whether or not the growth is planned.
-        copies: units that are copied with all that belongs to them, or None.
-        keeps_outputs: whether the growth is to keep outputs.
+        notes: notes on copied heads.
+        alone: why heads cannot be copied where programs cannot be compared.
+        ways_out: what the caller may pass instead, whether or not the growth is planned.
+        copies: units that are copied with all their arrays, such as experts, or None.
+        keeps_outputs: whether the growth must keep outputs.
     """
 
     before: Widths
@@ -83,16 +83,16 @@ class Asked:
 
     @property
     def shrinks(self) -> bool:
-        """Whether a width would become smaller."""
+        """Whether a width becomes smaller."""
         known = self.widths.sizes
         return any(size < known.get(name, size) for name, size in self.sizes.items())
 
     def explained(self, widths: Widths, sizes: Mapping[str, int]) -> "Asked":
-        """Returns the same with the sizes that explain the larger model's shapes.
+        """Returns the same request with the sizes that explain the larger model's shapes.
 
         Args:
-            widths: the widths that change.
-            sizes: sizes that are known.
+            widths: the network's widths, with the widths of copied heads.
+            sizes: known sizes by name.
         """
         problems: list[str] = []
         found = sizes_of_target(widths, self.larger.shapes, sizes, problems)
@@ -101,17 +101,17 @@ class Asked:
 
 @dataclass(frozen=True)
 class Request:
-    """The arguments of ``plan``. Their own texts say what they mean.
+    """The arguments of ``plan``, which documents them.
 
     Attributes:
         widths: the widths of the network.
         sizes: new sizes.
         target: the larger model's variables, or None.
-        target_apply: its function, or None.
+        target_apply: the larger model's function, or None.
         keep: units that stay.
-        merge: units that become one.
+        merge: groups of units that become one unit each.
         strategy: how widths grow.
-        depth: how new layers are filled, if they are not to compute the identity.
+        depth: how new layers are filled if they need not compute the identity, or None.
         interface: whether inputs and outputs may change.
         check: whether the growth is evaluated.
     """

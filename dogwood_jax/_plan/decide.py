@@ -1,9 +1,8 @@
-"""Decides about the growth that programs propose: ``decide``.
+"""Evaluates proposed growths and returns the first one that is accepted: ``decide``.
 
-One growth after the other is evaluated until one is accepted: the one that programs propose; those
-in which a search finds arrays that make up for sizes and numbers; those in which units are copied
-in another way, or other layers of the larger model are the new ones. If all are refused, the
-caller reads why the one was that is right for most samples.
+Growths are tried in turn: the growth proposed from the programs; growths with rescaled arrays from
+a search; growths that copy units in another way, or in which other layers of the larger model are
+new. If all are refused, the error reports the refused growth that keeps outputs for most samples.
 """
 
 import itertools
@@ -45,22 +44,23 @@ _NO_PROGRAM = (
 _HEARD = f"{{}}: {SEEN}; strategies.random() grows it, but outputs change"
 _NO_DRAWS = "trace the network in evaluation, or pass the key as an input"
 _NO_WAY = (
-    "nothing shows in which way copies keep outputs, as they are to do where nothing else changes; "
-    "plan one after the other, first with a target that only has more experts"
+    "no way of copying the experts was shown to keep outputs; make two growths, the first with a "
+    "target that only has more experts"
 )
 
 
-# A growth that was tried, or why it is refused, and a rank. Of refusals, the one with the largest
-# rank is told: that of the first larger model, for most samples, of the last proposal, of its first
-# growth.
+# A growth that was tried, or why it is refused, and a rank. If all are refused, the refusal with
+# the largest rank is raised. The rank prefers the first larger model, then the most equal samples,
+# then the last proposal, then its first growth.
 _Tried = tuple[Growth | Refused, tuple[int, ...]]
 
 
 def decide(request: Request) -> Growth:
-    """Returns the growth that is accepted.
+    """Returns the first growth that is accepted.
 
     Raises:
-        ValueError: if none is, with all that speaks against the one that is right for most samples.
+        ValueError: if all are refused, with all reasons against the one that keeps outputs for
+            most samples.
     """
     structure = None if request.target is None else jax.tree.structure(request.target)
     told: tuple[Refused, tuple[int, ...]] | None = None
@@ -74,7 +74,7 @@ def decide(request: Request) -> Growth:
 
 
 def _tried(request: Request) -> Iterator[_Tried]:
-    """Yields what becomes of one growth after the other."""
+    """Yields each growth that is tried, or its refusal, with a rank."""
     is_larger_known = request.target_apply is not None or copies_a_unit(request)
     if request.target is None and is_larger_known:
         problems: list[str] = []
@@ -108,7 +108,7 @@ def _tried(request: Request) -> Iterator[_Tried]:
 
 
 def _tried_with(request: Request, larger: Larger | None) -> Iterator[_Tried]:
-    """Yields what becomes of the growths to a larger model, or by sizes if there is none."""
+    """Yields the growths to a larger model, or by sizes if it is None, or their refusals."""
     asked, growths = proposals(request, larger)
     last: Growth | None = None
     for number, growth in enumerate(growths):
@@ -124,7 +124,8 @@ def _tried_with(request: Request, larger: Larger | None) -> Iterator[_Tried]:
                 its = its.after([*_heard_of(asked, growth), *asked.ways_out])
             samples = its.samples if isinstance(its, Refused) else 0
             yield its, (samples, number, -turn)
-    # In a multiple of the size, old units may keep their numbers; a router may choose as few.
+    # In a multiple of the size, old units may keep their constants from a table, and a router may
+    # choose as many experts as before.
     if last is not None and _is_claim(request, asked, last):
         grown = [change.width for change in last.changes]
         if asked.copies is not None or tables_of(asked.before, grown):
@@ -132,7 +133,7 @@ def _tried_with(request: Request, larger: Larger | None) -> Iterator[_Tried]:
 
 
 def _by_own_numbers(request: Request, asked: Asked, growth: Growth) -> Iterator[_Tried]:
-    """Yields what becomes of growths by the network's own function, as by another function."""
+    """Yields growths, or refusals, with the network's own function as ``target_apply``."""
     widths = asked.widths
     if request.target is None and request.merge is None and widths.network is not None:
         if not isinstance(Programs(growth, asked.before).own, Rejected):
@@ -142,7 +143,7 @@ def _by_own_numbers(request: Request, asked: Asked, growth: Growth) -> Iterator[
 
 
 def _heard_of(asked: Asked, growth: Growth) -> Iterator[str]:
-    """Yields of which widths outputs depend on new units, and along which numbers are drawn."""
+    """Yields problems of widths whose new units change outputs, or along which values are drawn."""
     changes = [c for c in growth.changes if c.new > c.old and c.strategy.begins_exact]
     grown = [change.width for change in changes]
     yield from map(_HEARD.format, heard(asked.before, grown))
@@ -151,7 +152,7 @@ def _heard_of(asked: Asked, growth: Growth) -> Iterator[str]:
 
 
 def _in_turn(request: Request, asked: Asked, growth: Growth) -> Iterator[Growth | Refused]:
-    """Yields what becomes of a growth that is to keep outputs, and of others in its place."""
+    """Yields a growth that must keep outputs, then alternatives to it; each accepted or refused."""
     refused, before, programs = list[Refused](), asked.before, None
     if before.network is not None:
         programs = Programs(growth, before, asked.larger.widths, request.target)
@@ -176,14 +177,14 @@ def _growths_in_turn(
 ) -> Iterator[Growth]:
     """Yields growths to evaluate.
 
-    If the network computes with a size that changes, arrays that make up for it come first.
+    If the network computes with a size that changes, growths with rescaled arrays come first.
 
     Args:
         request: the arguments of ``plan``.
-        asked: what is asked for.
-        growth: the growth that programs propose.
+        asked: the requested sizes.
+        growth: the proposed growth.
         programs: the larger programs, or None if there is no function.
-        refused: why those were refused that were yielded so far.
+        refused: the refusals of the growths yielded so far; the caller appends to it.
     """
     before = asked.before
     changing = [c.width for c in growth.changes if c.new != c.old and request.check]
@@ -201,7 +202,7 @@ def _growths_in_turn(
     def by_search() -> Iterator[Growth]:
         assert programs is not None
         layers = tuple(map(in_silence, growth.inserted))
-        ways = {way.widths: way for way in (growth, quiet, silent)}  # equal ones are one
+        ways = {way.widths: way for way in (growth, quiet, silent)}  # without duplicates
         for way in reversed(ways.values()):
             begun = replace(way, inserted=layers)
             every = any(one.then == "starts" for one in refused)
@@ -218,12 +219,15 @@ def _growths_in_turn(
 
 
 def _is_claim(request: Request, asked: Asked, growth: Growth) -> bool:
-    """Whether outputs are to stay."""
+    """Whether the growth must keep outputs."""
     return _may_be_run(request, growth) and asked.keeps_outputs
 
 
 def _may_be_run(request: Request, growth: Growth) -> bool:
-    """Whether units stay, or become one in a network with a program, whose outputs all stay."""
+    """Whether no units are removed; merged units may not be those of an input or output.
+
+    Merging also needs a network with a program.
+    """
     if request.keep is not None or request.merge is None:
         return request.keep is None
     widths, changes = growth.widths, growth.changes
@@ -236,7 +240,7 @@ def _without_claim(
 ) -> Growth | Refused:
     """Returns a growth that need not keep outputs.
 
-    New layers do nothing all the same, and copies compute what they copy.
+    New layers still compute the identity, and copies still compute the same as their sources.
     """
     way, network = _way_to_copy(request, asked, proposed), asked.widths.network
     if isinstance(way, Refused):
@@ -264,7 +268,7 @@ def _without_claim(
 
 
 def _rescaled(request: Request, asked: Asked, growth: Growth) -> Growth | Refused:
-    """Returns a growth in which the widths that are to keep outputs grow as they would alone."""
+    """Returns a growth in which widths with exact strategies grow as they would on their own."""
     copied = asked.copies.changes if asked.copies else {}
     own = (c for c in growth.changes if c.new > c.old and c.width not in copied)
     exact = tuple(c for c in own if c.strategy.begins_exact)
@@ -283,9 +287,9 @@ def _rescaled(request: Request, asked: Asked, growth: Growth) -> Growth | Refuse
 
 
 def _way_to_copy(request: Request, asked: Asked, growth: Growth) -> Mapping[str, Change] | Refused:
-    """Returns the changes of copied units that keep outputs where nothing else changes, by width.
+    """Returns changes by width that copy units and keep outputs if nothing else changes.
 
-    If no way to copy them is shown to keep outputs, it returns that.
+    If no way of copying is shown to keep outputs, returns a refusal.
     """
     copies = asked.copies
     if copies is None:
@@ -301,7 +305,7 @@ def _way_to_copy(request: Request, asked: Asked, growth: Growth) -> Mapping[str,
 def _evaluated(
     request: Request, asked: Asked, growth: Growth, programs: Programs | None
 ) -> Growth | Refused:
-    """Returns a growth with what an evaluation has shown of it, or why it is refused."""
+    """Returns a growth with the evidence of its evaluation, or its refusal."""
     is_larger_seen = asked.larger.widths is not None and asked.larger.widths.network is not None
     if not request.check:
         filled = _filled(asked, growth) if growth.inserted else growth
@@ -333,7 +337,7 @@ def _fillings(asked: Asked, growth: Growth) -> Fillings:
 
 
 def _filled(asked: Asked, growth: Growth) -> Growth | Refused:
-    """Returns a growth with the first filling of new layers that fits."""
+    """Returns a growth with the first filling of new layers that fits, or its refusal."""
     fillings = _fillings(asked, growth)
     first = next(iter(fillings), None)
     if first is None:
@@ -342,8 +346,8 @@ def _filled(asked: Asked, growth: Growth) -> Growth | Refused:
 
 
 def _nothing_fits(request: Request, asked: Asked, fillings: Fillings) -> Refused:
-    """Returns why no filling of new layers leaves outputs as they are."""
-    if asked.larger.is_unlikely:  # what speaks against likelier layers is told
+    """Returns the refusal if no filling of new layers keeps outputs."""
+    if asked.larger.is_unlikely:  # the error reports the likelier layers
         return Refused([UNSHOWN], then="nothing")
     another = [ANOTHER] if request.target_apply is None else []
     why = f"{UNSHOWN}: {fillings.why_none}"
@@ -351,10 +355,10 @@ def _nothing_fits(request: Request, asked: Asked, fillings: Fillings) -> Refused
 
 
 def _way_out_of(request: Request, asked: Asked) -> str:
-    """Returns what may be done where the network itself computes something else."""
+    """Returns what the caller may do if the network itself computes something else."""
     if asked.copies is not None:
-        return ""  # it is among all ways out
+        return ""  # ``Asked.ways_out`` has it already
     if request.merge is not None:
         return NO_MERGE
-    # By size, the network's own function has been asked with rescaled arrays already.
+    # By size, the network's own function was already evaluated with rescaled arrays.
     return ANOTHER if request.target is None else ITS_OWN_NUMBERS

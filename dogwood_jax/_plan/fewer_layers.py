@@ -1,13 +1,12 @@
-"""A deep network with fewer layers, to try a growth on: ``FewerLayers``.
+"""A deep network with fewer layers, for a cheaper evaluation of a growth: ``FewerLayers``.
 
-Many functions take as many layers as their variables have. Such a function need not be traced in
-larger sizes with all 126 layers, if a few of them stand for the others. That the function takes
-fewer layers is not taken for granted: its program must be the known one without the other layers,
-but for sizes. A function that takes no fewer is traced with all layers, but only a few are
-compared.
+Many functions accept any number of layers in their variables. Such a function need not be traced
+in larger sizes with all 126 layers if a few layers represent the others. This is checked: the
+program with fewer layers must equal the known program without the other layers, except for sizes.
+Any other function is traced with all layers, but only a few are compared.
 
-So a number is not seen that only some layers compute with, and only in other sizes: neither the
-layers in today's sizes nor the few that are tried show it.
+One case stays undetected: a constant that only some layers use, and only in other sizes. Neither
+the layers in today's sizes nor the few layers in larger sizes show it.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,18 +28,18 @@ from dogwood_jax._widths.layout import units_of
 from dogwood_jax._widths.trace import Traced
 from dogwood_jax._widths.widths import Recipe, Widths
 
-# How many more layers may be kept because they grow otherwise than the second one.
+# At most this many further layers are kept because they grow differently from the second one.
 _MOST_OTHERS = 6
 
 
 @dataclass(frozen=True)
 class FewerLayers:
-    """Layers of a network that stand for all of them in a growth.
+    """A few layers of a network that represent all its layers in a growth.
 
     Attributes:
         widths: the widths of the whole network.
-        layers: its like layers.
-        kept: those that stand for all.
+        layers: all like layers of the network.
+        kept: indices of the layers that represent all.
     """
 
     widths: Widths
@@ -50,7 +49,7 @@ class FewerLayers:
     def cut(self, variables: PyTree) -> PyTree:
         """Returns variables of the whole network, in any sizes, without the other layers.
 
-        Layers behind those that are left out get the numbers of these.
+        Later layers are renumbered: they take the numbers of the layers that are left out.
         """
         gone = [prefix for layer in self.left_out for prefix in self.layers.prefixes[layer]]
         for numbered in numbered_layers(leaves_by_path(variables)).values():
@@ -63,7 +62,7 @@ class FewerLayers:
 
     @property
     def left_out(self) -> set[int]:
-        """The layers that do not stand for others."""
+        """Indices of the layers that are left out."""
         return {*range(len(self.layers))} - {*self.kept}
 
     @property
@@ -77,9 +76,9 @@ class FewerLayers:
         return traced.keeping(self.layers, self.kept)
 
     def called(self, program: Program) -> Program | None:
-        """Returns a program of variables that were cut, with arrays called as in the network.
+        """Returns a program of cut variables with the paths and the order of the whole network.
 
-        They are in the order of the network's program, too. It is None if it takes other arrays.
+        Returns None if the program takes other arrays.
         """
         variables = self.widths.network.variables  # type: ignore[union-attr]
         every = jax.tree.unflatten(jax.tree.structure(variables), [*leaves_by_path(variables)])
@@ -91,19 +90,19 @@ class FewerLayers:
         return program.called(paths).in_order(own)
 
     def is_like_all(self, larger: Program, sizes: Mapping[str, int]) -> bool:
-        """Whether the network's own function computes with fewer layers as it does with all.
+        """Whether the network's own function computes the same in each layer with fewer layers.
 
-        It need not if a number follows from how many layers there are.
+        This fails if a constant depends on the number of layers.
 
         Args:
-            larger: its program with fewer layers, in other sizes.
+            larger: the function's program with fewer layers, in other sizes.
             sizes: the other sizes by name of the width.
         """
         network = self.widths.network
         assert network is not None
         try:
             own = Program(network.apply, self.cut(network.variables), network.inputs)
-        except Exception:  # any function may raise that knows its sizes
+        except Exception:  # a function with fixed sizes may raise anything
             return False
         ours, cut, theirs = ({*numbers_of(p.jaxpr)} for p in (own, self.program, larger))
         pairs = [(float(self.widths.sizes[name]), float(new)) for name, new in sizes.items()]
@@ -118,7 +117,7 @@ class FewerLayers:
     def of(self, whole: Program) -> Program | None:
         """Returns a program of the whole network, in other sizes, without the other layers.
 
-        It is None if it has other like layers or arrays.
+        Returns None if the program has other like layers or other arrays.
         """
         layers = find_like_layers(whole)
         if layers is None or layers.prefixes != self.layers.prefixes:
@@ -128,7 +127,7 @@ class FewerLayers:
 
     @property
     def read(self) -> Widths:
-        """The widths of these layers, read in the order of the network's own program."""
+        """The widths of the kept layers, in the order of the network's own program."""
         return replace(
             self.widths,
             leaves=tuple(leaf for leaf in self.widths.leaves if leaf.path in self._traced.leaves),
@@ -137,9 +136,9 @@ class FewerLayers:
 
     @cached_property
     def _places(self) -> dict[str, tuple[int, Any]]:
-        """The layer of the first array that each width occurs in, and where in the layer it does.
+        """The layer in which each width first occurs, and its place in that layer.
 
-        Widths that begin outside of the layers have none.
+        Widths that first occur outside the layers have no entry.
         """
         found: dict[str, tuple[int, Any] | None] = {}
         for leaf in self.widths.leaves:
@@ -152,17 +151,17 @@ class FewerLayers:
 
     @cached_property
     def like(self) -> dict[str, str | None]:
-        """The width of the second layer that is like each width of the layers that are left out."""
+        """For each width of a layer that is left out, its counterpart in the second layer."""
         second = {place: name for name, (layer, place) in self._places.items() if layer == 1}
         gone, widths = self.left_out, self._places.items()
         return {name: second.get(place) for name, (layer, place) in widths if layer in gone}
 
     def of_all(self, growth: Growth, known: Mapping[str, Change]) -> Iterator[Change]:
-        """Yields the changes of all layers, where others have what the second layer has.
+        """Yields the changes of all layers; layers that are left out copy the second layer's.
 
         Args:
             growth: the growth of all layers, without recipes.
-            known: the changes of the layers that stand for all, by name of the width.
+            known: the changes of the kept layers, by name of the width.
         """
         for change in growth.changes:
             its = known.get(self.like.get(change.width) or change.width, change)
@@ -175,7 +174,7 @@ class FewerLayers:
             yield replace(its, width=change.width, recipe=recipe)
 
     def _is_of_all(self, change: Change) -> bool:
-        """Whether a width, or what makes up for it, is of more layers than its own and the next."""
+        """Whether a width or its recipe belongs to more layers than one layer and the next."""
         layer, _ = self._places.get(change.width, (None, None))
         entries = (entry for f in fields(Recipe) for entry in getattr(change.recipe, f.name))
         return layer is None or (
@@ -183,13 +182,13 @@ class FewerLayers:
         )
 
     def _of(self, entry: Any) -> list[int]:
-        """Returns the layers of the arrays that an entry of a recipe names."""
+        """Returns the layers of the arrays that are named in an entry of a recipe."""
         parts = entry if isinstance(entry, tuple) else (entry,)
         found = (self.layers.layer_of(part) for part in parts if isinstance(part, str))
         return [layer for layer in found if layer is not None]
 
     def _extended(self, entries: Sequence[Any]) -> tuple[Any, ...]:
-        """Returns entries of a recipe, those of the second layer for other layers, too."""
+        """Returns entries of a recipe; those of the second layer are repeated for other layers."""
         found = list[Any]()
         for layer, own in groupby(entries, lambda entry: min(self._of(entry), default=None)):
             its = tuple(own)
@@ -199,9 +198,10 @@ class FewerLayers:
         return tuple(found)
 
     def _renamed(self, entry: Any, layer: int) -> Any:
-        """Returns the same of another layer in the place of the second, and of the layer after it.
+        """Returns an entry of a recipe, moved from the second and last kept layer to other layers.
 
-        The last layer comes after the second where others are left out.
+        Paths of the second layer become paths of ``layer``. The last layer follows the second one
+        where others are left out, so its paths become those of the layer after ``layer``.
         """
         if isinstance(entry, tuple):
             return tuple(self._renamed(part, layer) for part in entry)
@@ -214,7 +214,7 @@ class FewerLayers:
 
 
 def fewer_layers(widths: Widths, sizes: Mapping[str, int]) -> FewerLayers | None:
-    """Returns the layers that stand for all in a growth, or None if so few do not.
+    """Returns the layers that represent all in a growth, or None if that takes too many.
 
     Args:
         widths: the widths of the whole network.
@@ -226,13 +226,13 @@ def fewer_layers(widths: Widths, sizes: Mapping[str, int]) -> FewerLayers | None
 
 
 def few_layers_of(widths: Widths) -> Widths:
-    """Returns the widths of the layers that stand for all where all grow alike."""
+    """Returns the widths of the layers that represent all if all layers grow in the same way."""
     layers = None if widths.network is None else widths.network.layers
     return widths if layers is None else FewerLayers(widths, layers, layers.few).read
 
 
 def _each(recipe: Recipe, of: Callable[[Any], Any]) -> Recipe:
-    """Returns a recipe with what becomes of the entries of each of its fields."""
+    """Returns a recipe in which ``of`` is applied to the entries of each field."""
     known = {field.name: getattr(recipe, field.name) for field in fields(recipe)}
     changed = {name: of(entries) for name, entries in known.items() if isinstance(entries, tuple)}
     return replace(recipe, **changed)
@@ -245,7 +245,7 @@ def _paths(program: Program) -> list[str]:
 def _representing(
     widths: Widths, sizes: Mapping[str, int], layers: LikeLayers
 ) -> tuple[int, ...] | None:
-    """Returns layers among which there is one for each way in which a layer grows."""
+    """Returns layers that include one for each way in which a layer grows; None if too many."""
     grown: list[list[int]] = [[] for _ in range(len(layers))]
     for leaf in widths.leaves:
         if (layer := layers.layer_of(leaf.path)) is not None:

@@ -2,12 +2,12 @@
 
 In grouped-query attention, several query heads share a head of keys and values. If the larger model
 has smaller groups, every head of keys and values is copied, and the query heads of its group are
-divided among the copies. Arrays of queries stay as they are. The copies are a width of their own,
-of size 1 before. There may be new heads of all kinds, too, with as many copies of each. Where
-several layers read the same keys and values, the query heads of each layer are divided.
+divided among the copies. Query arrays do not change. The copies are a separate width, of size 1
+before the growth. New heads may be added at the same time, with as many copies of each. If several
+layers read the same keys and values, the query heads of each layer are divided.
 
 In multi-query attention, one head of keys and values serves all query heads. An axis of size 1 is
-no width, so ``split_single_heads`` looks where the larger model's program has it.
+no width, so ``split_single_heads`` finds the axis in the larger model's program.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,15 +27,16 @@ class Split(NamedTuple):
     """Heads of keys and values that are copied.
 
     Attributes:
-        heads: name of their width; in the larger model, if there is one head.
-        before: how many heads there are.
-        times: how often each is copied.
-        after: how many heads the larger model has, copies and new ones.
-        sharing: how many query heads share one of them, by the name of their width; empty if there
-            is one head.
-        served: how many query heads all copies of one serve, likewise, more if some are new. If
-            there is one head, names are of the larger model, and numbers are 0; it is ``heads`` if
-            each query head has a copy of its own.
+        heads: name of the width of these heads; the name in the larger model if there is one head.
+        before: number of heads in the network.
+        times: number of copies of each head.
+        after: number of heads in the larger model, copies and new heads.
+        sharing: number of query heads that share one head, by name of the query heads' width; empty
+            if there is one head.
+        served: number of query heads that all copies of one head serve together, by name of the
+            query heads' width; it includes new query heads. If there is one head, names are those
+            of the larger model and all numbers are 0; the only name is ``heads`` if each query head
+            has a copy of its own.
     """
 
     heads: str
@@ -47,7 +48,7 @@ class Split(NamedTuple):
 
     @property
     def copies(self) -> str:
-        """Name of the width of the copies."""
+        """The name of the width of the copies."""
         return copies_of(self.heads)
 
     @property
@@ -66,9 +67,9 @@ class Groups:
     """A network in which heads of keys and values are copied.
 
     Attributes:
-        before: its widths.
-        splits: the heads that are copied, one for each layer of attention.
-        widths: its widths, with one more for each split.
+        before: the network's widths.
+        splits: the heads that are copied, one split for each layer of attention.
+        widths: the network's widths, with one more for each split.
     """
 
     before: Widths
@@ -77,33 +78,33 @@ class Groups:
 
     @property
     def copies(self) -> dict[str, int]:
-        """How often heads are copied, by the width of the copies."""
+        """The number of copies of each head, by name of the width of the copies."""
         return {split.copies: split.times for split in self.splits}
 
     @property
     def notes(self) -> Iterator[str]:
-        """Yields what becomes of the heads."""
+        """Yields a note for each width of heads that are copied."""
         for split in self.splits:
             each, sharing = "one", "all"
             if split.before > 1:
                 each, sharing = "each", f"the {_either(split.sharing.values())}"
             whose = f"and {sharing} query heads that shared it are divided among the copies"
             if split.is_for_each:
-                each, whose = "what is one for all", "one for each"
+                each, whose = "the unit that all share", "one for each of them"
             yield f"{split.heads}: {each} is copied {split.times} times, {whose}"
 
     @property
     def alone(self) -> Iterator[str]:
-        """Yields that the heads grow alone, where both programs cannot be compared."""
+        """Yields problems for growths in which both programs cannot be compared."""
         for split in self.splits:
             what = "heads of keys and values are copied in a growth of their own"
             if split.is_for_each:
-                what = "what all of them share is copied in a growth of its own"
+                what = "the unit that all share is copied in a growth of its own"
             yield f"{split.heads}: {what}, without new layers and with strategies that keep outputs"
 
     @property
     def divided(self) -> dict[str, str]:
-        """What was a single head in the network, by names in the larger model, see ``Split``."""
+        """The split single head of each width of query heads in the larger model, see ``Split``."""
         return {
             group: split.heads
             for split in self.splits
@@ -117,7 +118,7 @@ class Groups:
         return any(split.is_for_each for split in self.splits)
 
     def asked(self, sizes: Mapping[str, int]) -> dict[str, int]:
-        """Returns the sizes that are asked for, with copies in the place of more heads."""
+        """Returns the requested sizes, with copies in place of more heads."""
         known = {name: size for name, size in sizes.items() if name in self.widths}
         for split in self.splits:
             if split.before > 1:
@@ -126,18 +127,18 @@ class Groups:
 
 
 def split_groups(widths: Widths, larger: Larger, found: Groups | None = None) -> Groups | None:
-    """Returns what becomes of a network in a larger model with smaller groups, if that is exact.
+    """Returns a network whose heads are copied into smaller groups, or None if that is not exact.
 
     Args:
         widths: the network's widths.
-        larger: the larger model, whose program says how many heads it has.
-        found: the single heads that are copied, if there are any.
+        larger: the larger model, whose program shows how many heads it has.
+        found: the single heads that are copied, or None.
     """
     splits, wider = ((), widths) if found is None else (found.splits, found.widths)
     for heads, groups in _by_heads(divided(widths)).items():
         before, after = widths[heads].size, larger.sizes.get(heads, 0)
         sharing = {group: widths[group].size for group in groups}
-        # If a head serves a single query head, the larger model has no width of these.
+        # If each head serves a single query head, the larger model has no width of query heads.
         new = {group: larger.sizes.get(group, 1) for group in groups}
         least = max(-(-size // new[group]) for group, size in sharing.items())
         ways = range(least, after // before + 1) if least > 1 else ()
@@ -149,11 +150,11 @@ def split_groups(widths: Widths, larger: Larger, found: Groups | None = None) ->
 
 
 def no_copies(widths: Widths, larger: Larger) -> Iterator[str]:
-    """Yields why heads of keys and values are no copies, though fewer query heads share one.
+    """Yields why heads of keys and values cannot be copied although groups become smaller.
 
     Args:
         widths: the network's widths.
-        larger: the larger model, whose program says how many heads it has.
+        larger: the larger model, whose program shows how many heads it has.
     """
     copyable = divided(widths)
     for heads, groups in _by_heads(_dividing(widths)).items():
@@ -167,7 +168,7 @@ def no_copies(widths: Widths, larger: Larger) -> Iterator[str]:
         fit = [n for n in range(2, min(sharing.values()) + 1) if _all_divide(n, sharing)]
         yield (
             f"{heads}: {_either(sharing.values())} query heads share each of {before} heads of "
-            f"keys and values, and copies divide them evenly: for the query heads of today, "
+            f"keys and values, and copies divide them evenly: with today's query heads, "
             f"the larger model may have {_either(before * n for n in fit)} heads of keys and "
             f"values, not {after}"
         )
@@ -182,13 +183,14 @@ def _either(numbers: Iterable[int]) -> str:
 
 
 def first_of_two(widths: Widths, larger: Larger) -> int | None:
-    """Returns how many heads of keys and values a growth in between may have, if one is needed.
+    """Returns the number of heads of keys and values after the first of two growths.
 
-    The first growth copies heads for the same query heads. The second one adds new heads.
+    The first growth copies heads for the same query heads. The second one adds new heads. Returns
+    None if one growth is enough, or two do not help.
 
     Args:
         widths: the network's widths.
-        larger: the larger model, whose program says how many heads it has.
+        larger: the larger model, whose program shows how many heads it has.
     """
     for heads, groups in _by_heads(divided(widths)).items():
         before, after = widths[heads].size, larger.sizes.get(heads, 0)
@@ -203,11 +205,11 @@ def first_of_two(widths: Widths, larger: Larger) -> int | None:
 
 
 def split_single_heads(widths: Widths, larger: Larger) -> Groups | None:
-    """Returns what becomes of a network with one head of keys and values, if more are exact.
+    """Returns a network whose single head of keys and values is copied, or None if not exact.
 
     The network's program has no axis for a single head. The larger model's program shows where the
-    axis is, and that each query head is computed on its own. All query heads read copies of one
-    head, whichever they read. So there may be more of them, too.
+    axis is, and that each query head is computed on its own. Every query head reads a copy of the
+    same head, whichever copy that is. Therefore query heads may be added, too.
 
     Args:
         widths: the network's widths.
@@ -232,9 +234,10 @@ def split_single_heads(widths: Widths, larger: Larger) -> Groups | None:
 
 
 def _for_each(widths: Widths, larger: Larger, moved: Mapping[str, str]) -> Iterator[str]:
-    """Yields the larger model's widths of query heads that keys and values of one head lack.
+    """Yields widths of the larger model along which each query head has its own keys and values.
 
-    Query heads are a width of the network, too, and each has a head of keys and values there.
+    In the network, arrays of the single head lack this width. The query heads are a width of the
+    network, too.
     """
     assert larger.widths is not None and larger.names is not None
     names = {own: its for own, its in larger.names.items() if widths[own].size > 1}
@@ -252,7 +255,7 @@ def _for_each(widths: Widths, larger: Larger, moved: Mapping[str, str]) -> Itera
 
 
 def single_heads_grow(widths: Widths, larger: Larger) -> bool:
-    """Whether keys or values of a network with one head of them for all queries become longer.
+    """Whether keys or values become longer in a network with a single head of keys and values.
 
     Args:
         widths: the network's widths.
@@ -289,7 +292,7 @@ def single_heads_grow(widths: Widths, larger: Larger) -> bool:
 
 
 def interleaved_heads(widths: Widths, larger: Larger) -> Iterator[str]:
-    """Yields axes on which query heads lie beside their head of keys and values, and get longer.
+    """Yields problems of longer axes that interleave query heads with their keys and values.
 
     Args:
         widths: the network's widths.
@@ -308,9 +311,9 @@ def interleaved_heads(widths: Widths, larger: Larger) -> Iterator[str]:
                     found.setdefault(f"{leaf.path}[{number}]", str(axis))
     for place, layout in found.items():
         yield (
-            f"{place}: query heads lie beside their head of keys and values, {layout}, and copies "
-            "of it would come between them: heads of keys and values are copied only where "
-            "queries, keys and values are arrays of their own or blocks of one, as q | k | v"
+            f"{place}: the axis interleaves query heads with their keys and values, {layout}, and "
+            "copies of a head would lie between query heads: heads of keys and values are copied "
+            "only if queries, keys and values are separate arrays or blocks of one, as q | k | v"
         )
 
 
@@ -319,7 +322,7 @@ def _shape(shapes: Mapping[str, Any], leaf: Leaf) -> tuple[int, ...]:
 
 
 def _holds_single_heads(widths: Widths, layout: Layout) -> bool:
-    """Whether an axis holds queries of several heads beside keys or values of a single one."""
+    """Whether an axis holds queries of several heads and keys or values of a single head."""
     parts = layout.parts if isinstance(layout, Concat) else ()
     dims = {u.width for part in parts if _counts_heads(widths, part) for u in units_of(part)}
     return any(
@@ -335,15 +338,15 @@ def _counts_heads(widths: Widths, layout: Layout) -> bool:
 
 
 def divided(widths: Widths) -> dict[str, str]:
-    """Returns the widths of query heads that share a head, each with the width of these heads.
+    """Returns widths of query heads that share a head, each with the width of the shared heads.
 
-    They may share copies of the head instead.
+    Each of these query heads could instead read a copy of the head.
     """
     return {} if widths.network is None else _unheard(widths, _dividing(widths))
 
 
 def _unheard(widths: Widths, dividing: Mapping[str, str]) -> dict[str, str]:
-    """Returns the widths of query heads, and those of heads, where nothing else sees heads."""
+    """Returns the pairs of ``dividing`` whose new units do not change outputs by themselves."""
     known = {*heard(widths, {head for pair in dividing.items() for head in pair})}
     return {
         group: heads
@@ -354,7 +357,7 @@ def _unheard(widths: Widths, dividing: Mapping[str, str]) -> dict[str, str]:
 
 
 def _by_heads(divided: Mapping[str, str]) -> dict[str, list[str]]:
-    """Returns the widths of query heads that share a head, by the width of these heads."""
+    """Returns the widths of query heads that share a head, by the width of the shared heads."""
     found: dict[str, list[str]] = {}
     for group, heads in divided.items():
         found.setdefault(heads, []).append(group)
@@ -362,7 +365,7 @@ def _by_heads(divided: Mapping[str, str]) -> dict[str, list[str]]:
 
 
 class _AxisPlace(NamedTuple):
-    """Units on an axis, and the widths before and after them in a product."""
+    """Units on an axis, and the neighboring widths in a product."""
 
     units: Units
     before: str | None
@@ -382,9 +385,9 @@ def _places(layout: Layout) -> Iterator[_AxisPlace]:
 
 
 def _dividing(widths: Widths) -> dict[str, str]:
-    """Returns widths that only divide the units of another width into groups, each with this one.
+    """Returns widths that only divide units of another width into groups, each with that width.
 
-    The other one must have places of its own, too, where arrays make its units.
+    The other width must also occur without them, in arrays that produce its units.
     """
     places: dict[str, list[_AxisPlace]] = {}
     for leaf in widths.leaves:
@@ -403,17 +406,17 @@ def _dividing(widths: Widths) -> dict[str, str]:
 
 
 class _Single:
-    """Where a network with one head of keys and values lacks the axis of heads.
+    """A network with one head of keys and values, matched to a larger model with several.
 
     Args:
         widths: the network's widths.
         larger: the larger model's widths.
         dividing: widths of the larger model that divide query heads, see ``_dividing``.
-        moved: paths of arrays in the larger model that have another one in the network.
+        moved: paths in the larger model of arrays that have another path, by path in the network.
 
     Attributes:
-        joined: the larger model's widths of heads that the network lacks in some of their places.
-        lacking: the ones that it lacks in each of them.
+        joined: widths of heads in the larger model that at least one axis of the network lacks.
+        lacking: those that all axes of the network lack.
     """
 
     def __init__(
@@ -438,7 +441,7 @@ class _Single:
         self.lacking = found - self._there
 
     def wider(self, splits: Sequence[Split]) -> Widths:
-        """Returns the network's widths with the copies of heads among them."""
+        """Returns the network's widths, with those of the copies of heads added."""
         used = {u.width for leaf in self._leaves for axis in leaf.axes for u in units_of(axis)}
         facts = [
             (name, facts)
@@ -449,17 +452,17 @@ class _Single:
         return replace(self._widths, leaves=tuple(self._leaves), facts=(*facts, *copies))
 
     def _own(self, layout: Layout) -> Iterator[Units]:
-        """Yields heads in the larger model's layout that are not divided there."""
+        """Yields heads in the larger model's layout that are not divided into query heads."""
         for place in _places(layout):
             heads = place.units.width
             if heads in self._heads and self._dividing.get(place.after or "") != heads:
                 yield place.units
 
     def _as_in(self, layout: Concat, its: Concat) -> Sequence[Layout]:
-        """Returns the parts of a layout, joined where a part of the larger model's has several.
+        """Returns the parts of a layout, grouped like the parts of the larger model's layout.
 
-        Halves of a single head's keys beside its values are ``a | b | c``, and ``heads * (a | b) |
-        heads * c`` where there are several heads.
+        For example, halves of keys and then values of a single head are ``a | b | c``; with several
+        heads they are ``heads * (a | b) | heads * c``.
         """
         counts = [
             len(part.parts[-1].parts)
@@ -476,7 +479,7 @@ class _Single:
         return [Concat(tuple(several)) if len(several) > 1 else several[0] for several in taken]
 
     def _joined(self, layout: Layout, its: Layout) -> Layout:
-        """Returns a layout with heads in the places where the larger model has them."""
+        """Returns a layout with copies of heads where the larger model has heads."""
         own = [units.width for units in self._own(its)]
         if not own:
             return layout
@@ -501,7 +504,7 @@ class _Single:
 
 
 def _with_copies(widths: Widths, split: Split) -> Widths:
-    """Returns widths in which copies of heads are a width, where no group follows them."""
+    """Returns widths with copies of heads as one more width, except in front of query heads."""
 
     def factors(layout: Layout, after: Layout | None) -> list[Layout]:
         if isinstance(layout, Units):
@@ -529,18 +532,18 @@ _MORE_HEADS = (
 )
 
 _FOR_EACH = (
-    "if the larger model has a head of keys and values for each query head, in the place of one "
-    "for all: plan two growths, the first one with fewer of these heads"
+    "if the larger model has a head of keys and values for each query head instead of one for "
+    "all: plan two growths, the first one with fewer of these heads"
 )
 
 _IN_TWO = (
     "if the larger model has more query heads, but fewer for each head of keys and values: plan "
-    "two growths, the first one to {} heads of keys and values and the query heads of today"
+    "two growths, the first one to {} heads of keys and values with today's query heads"
 )
 
 
 def with_copied_heads(asked: Asked) -> Asked:
-    """Returns what is asked for, in widths of copied heads if fewer query heads share one."""
+    """Returns a request with copied heads if fewer query heads share a head in the larger model."""
     before, larger, told = asked.before, asked.larger, {**asked.larger.sizes, **asked.named}
     heads = split_single_heads(before, larger)
     found = asked if heads is None else _asked(asked, heads, told)
@@ -552,7 +555,7 @@ def with_copied_heads(asked: Asked) -> Asked:
 
 
 def ways_out_of_heads(asked: Asked) -> Iterator[str]:
-    """Yields what may be passed instead, if heads keep a growth from being planned."""
+    """Yields what the caller may pass instead if heads prevent a growth."""
     before, larger = asked.before, asked.larger
     heads_differ = any({*pair} - {*asked.sizes} for pair in divided(before).items())
     unsplit = not asked.alone or bool(asked.problems)
@@ -573,7 +576,7 @@ def ways_out_of_heads(asked: Asked) -> Iterator[str]:
 
 
 def _asked(asked: Asked, heads: Groups, sizes: Mapping[str, int]) -> Asked:
-    """Returns the asked sizes, in widths with copies of heads."""
+    """Returns the request in widths with copies of heads."""
     found = asked.explained(heads.widths, heads.asked(sizes))
     return replace(
         found,

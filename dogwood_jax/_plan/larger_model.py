@@ -1,7 +1,7 @@
-"""The larger model's own program, where it is given: ``read_larger``.
+"""Reads the larger model's own program, if there is one: ``read_larger``.
 
-Shapes leave open how a product such as heads * head_dim is split, and say nothing of constants. The
-larger model's program tells both, and where it has more layers, what they must compute.
+Shapes do not show how a product such as heads * head_dim is split, nor any constants. The larger
+model's program shows both. If it has more layers, it also shows what these must compute.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -31,12 +31,12 @@ from dogwood_jax._widths.trace import read_network, read_program
 from dogwood_jax._widths.widths import Network, Width, Widths
 from dogwood_jax.strategies import DepthStrategy
 
-_ITS_OWN = "new layers compute what the network's own function computes with them"
+_ITS_OWN = "the larger model's function is assumed to be the network's own, also for new layers"
 ANOTHER = "if the larger model has another function, pass it as target_apply="
 
 _WITHOUT_FUNCTION = (
-    "if images have other sides than rows of the grid times the side of a patch, leave out "
-    "target_apply=: the target says what is resampled"
+    "if the side of images is not the rows of the grid times the side of a patch, leave out "
+    "target_apply=: the shapes of the target are enough to resample"
 )
 
 NOT_AT_HAND = "target_apply= needs widths that were traced in this process: trace the network again"
@@ -44,16 +44,16 @@ NOT_AT_HAND = "target_apply= needs widths that were traced in this process: trac
 
 @dataclass(frozen=True)
 class Larger:
-    """What is known of the larger model.
+    """The larger model, matched to the network.
 
     Attributes:
-        shapes: shapes of the arrays that the network has, too, by their paths in the network.
-        inserted: the arrays that the network does not have.
-        is_unlikely: whether other layers are more likely to be those of the network.
-        others: the same where other layers of it are those of the network. Each is yielded once.
-        widths: the larger model's widths.
+        shapes: shapes of the arrays that the network also has, by their paths in the network.
+        inserted: arrays that are new, moved, or have new layers.
+        is_unlikely: whether this choice of new layers is less likely than another one.
+        others: the same model with other choices of new layers; an iterator, for one use.
+        widths: the larger model's widths, or None if its program is not known.
         names: for widths of the network, their names in the larger model.
-        notes: what is supposed of its program.
+        notes: assumptions about the larger model's program.
     """
 
     shapes: Mapping[str, Any]
@@ -66,7 +66,7 @@ class Larger:
 
     @cached_property
     def sizes(self) -> dict[str, int]:
-        """Sizes of the network's widths in the larger model, where its program tells them."""
+        """Sizes of the network's widths in the larger model, where its program shows them."""
         if self.widths is None or self.names is None:
             return {}
         return {name: self.widths.sizes[larger] for name, larger in self.names.items()}
@@ -86,14 +86,14 @@ def read_larger(
     Args:
         widths: the network's widths.
         target: a pytree of arrays or ``jax.ShapeDtypeStruct`` of the larger model.
-        target_apply: its function of variables and inputs, or None.
-        depth: how new layers are filled in; None for layers that compute the identity.
-        is_deeper: whether it has more layers.
-        inputs: its inputs, if they do not follow from its shapes.
+        target_apply: the larger model's function of variables and inputs, or None.
+        depth: how new layers are filled; None for layers that compute the identity.
+        is_deeper: whether the larger model has more layers.
+        inputs: the larger model's inputs, if they do not follow from the shapes.
 
     Raises:
-        ValueError: if the program is needed and cannot be had, or new layers of the larger model
-            cannot compute the identity.
+        ValueError: if the larger program is needed but cannot be traced, or new layers of the
+            larger model cannot compute the identity.
     """
     shapes = arrays_of(leaves_by_path(target))
     if target_apply is None:
@@ -114,10 +114,10 @@ def read_larger(
     elif is_deeper:
         try:
             program = Program(target_apply, target, network.inputs)
-        except Exception as error:  # a function may raise anything if it is given other inputs
+        except Exception as error:  # a function may raise anything with other inputs
             raise ValueError(
                 f"{_not_its_own(widths, target_apply, shapes, error)}\n- if the larger model's "
-                "inputs are larger, too, grow these first, in a growth of its own"
+                "inputs are larger, too, grow the inputs first, in a growth of their own"
             ) from error
         known = {leaf.path for leaf in widths.leaves}
         new = {path: shape for path, shape in shapes.items() if path not in known}
@@ -147,7 +147,7 @@ def read_larger(
     def others() -> Iterator[Larger]:
         for found in placed:
             other = _with_new_layers(widths, shapes, found, larger, inputs)
-            if isinstance(other, Larger):  # what speaks against the first is what is told
+            if isinstance(other, Larger):  # errors report the first choice, not this one
                 yield replace(other, is_unlikely=True)
 
     first = _with_new_layers(widths, shapes, next(placed), larger, inputs)
@@ -163,14 +163,14 @@ def _with_new_layers(
     larger: Callable[[tuple[Any, ...]], Widths | ValueError],
     inputs: tuple[Any, ...] | None,
 ) -> Larger | ValueError:
-    """Returns what is known of a larger model with these new layers, or what its function raised.
+    """Returns the larger model with these new layers, or the error that its function raised.
 
     Args:
         widths: the network's widths.
         shapes: shapes of the larger model's arrays.
-        found: which of them are new, moved, or have new layers.
-        larger: returns the larger model's widths for its inputs, or what its function raised.
-        inputs: its inputs, if they do not follow from its shapes.
+        found: edits of the arrays that are new, moved, or have new layers.
+        larger: returns the larger model's widths for its inputs, or the error that was raised.
+        inputs: the larger model's inputs, if they do not follow from the shapes.
     """
     places = {edit.old: edit.path for edit in found if edit.old is not None}
     stacked = {edit.path: edit.layers.axis for edit in found if edit.layers}
@@ -199,16 +199,16 @@ def _by_few_layers(
     target_apply: Callable[..., Any],
     inputs: tuple[Any, ...] | None,
 ) -> Larger | None:
-    """Returns what a function tells of a larger model's layers that stand for all.
+    """Returns the larger model, read with a few layers that represent all layers.
 
-    It is None if the function has no such layers, or others grow in other ways. The network's own
-    function may take these layers alone.
+    Returns None if the function has no like layers, or these do not all grow in the same way. If
+    the function is the network's own one, it is traced with these layers alone.
 
     Args:
         widths: the widths of a deep network.
         target: the larger model's variables.
-        target_apply: its function.
-        inputs: its inputs, if they do not follow from its shapes.
+        target_apply: the larger model's function.
+        inputs: the larger model's inputs, if they do not follow from the shapes.
     """
     network, shapes = widths.network, arrays_of(leaves_by_path(target))
     assert network is not None
@@ -221,10 +221,10 @@ def _by_few_layers(
         return None
     if inputs is None:
         inputs = GrownSizes(fewer.read, sizes).inputs()
-    is_own = target_apply == network.apply  # a method is another object each time
+    is_own = target_apply == network.apply  # ``==``: a bound method is a new object each time
     try:
         program = Program(target_apply, fewer.cut(target) if is_own else target, inputs)
-    except Exception:  # any function may raise that knows its sizes
+    except Exception:  # a function with fixed sizes may raise anything
         return None
     called = fewer.called(program) if is_own else fewer.of(program)
     if called is None or (is_own and not fewer.is_like_all(program, sizes)):
@@ -239,7 +239,7 @@ def _by_few_layers(
 def _in_larger_module(
     widths: Widths, target: PyTree, shapes: Mapping[str, Any], inputs: tuple[Any, ...] | None
 ) -> Callable[..., Any] | None:
-    """Returns the network's own function in the Linen module of the larger model, if it is one."""
+    """Returns the network's own function in the Linen module of the larger model, or None."""
     if widths.network is None:
         return None
     kept = {leaf.path: shapes[leaf.path] for leaf in widths.leaves if leaf.path in shapes}
@@ -255,11 +255,12 @@ def _read_by_own_function(
     is_deeper: bool,
     inputs: tuple[Any, ...] | None,
 ) -> Larger:
-    """Reads the larger model by the network's own function, if that is the larger model's, too.
+    """Reads the larger model with the network's own function, if the larger model shares it.
 
-    It is where the target consists of modules that say the numbers it computes with, as in Equinox.
-    It is taken to be where it uses all of the target's new layers, and shapes alone tell the sizes,
-    and where it takes copies of a single unit. Of new layers, a note says so.
+    This is certain if the target consists of modules that hold their own constants, as in Equinox.
+    It is assumed if the function uses all new layers of the target and shapes alone determine the
+    sizes (then a note states the assumption), or if the function accepts copies of a single unit.
+    Otherwise, only the shapes of the larger model are returned.
     """
     network = widths.network
     if network is None:
@@ -270,7 +271,7 @@ def _read_by_own_function(
         return Larger(shapes)
     try:
         program = Program(network.apply, target, network.inputs if inputs is None else inputs)
-    except Exception:  # any function may raise that knows its sizes
+    except Exception:  # a function with fixed sizes may raise anything
         return Larger(shapes)
     if not modules and not _uses_new_layers(widths, program):
         return Larger(shapes)
@@ -280,7 +281,7 @@ def _read_by_own_function(
         raise ValueError(f"{error}\n- {ANOTHER}") from error
     if modules or is_copied:
         return larger
-    unsettled: list[str] = []  # another function may split a product otherwise, as into more heads
+    unsettled: list[str] = []  # another function may split a product differently: more heads
     sizes_of_target(widths, larger.shapes, {}, unsettled)
     note = f"{_ITS_OWN}; {ANOTHER}"
     return Larger(shapes) if unsettled else replace(larger, notes=(note,))
@@ -289,7 +290,7 @@ def _read_by_own_function(
 def _uses_new_layers(widths: Widths, program: Program) -> bool:
     """Whether a program uses all arrays that the network lacks, and all entries of longer stacks.
 
-    A loop uses all entries of what it runs over.
+    A stack counts as used if a loop runs over it.
     """
     known, read = {leaf.path: leaf for leaf in widths.leaves}, set(program.reading_order())
     for path, array in program.arguments:
@@ -311,7 +312,7 @@ def _uses_new_layers(widths: Widths, program: Program) -> bool:
 def _not_its_own(
     widths: Widths, target_apply: Callable[..., Any], shapes: Mapping[str, Any], error: Exception
 ) -> str:
-    """Says that a function does not take the larger model's arrays, and what it raised."""
+    """Returns an error text: the function does not accept the larger model's arrays, and why."""
     own = None if widths.network is None else widths.network.apply
     is_own = " This one is the small network's." if target_apply == own else ""
     missing = [leaf.path for leaf in widths.leaves if leaf.path not in shapes]
@@ -336,12 +337,12 @@ def is_deeper(widths: Widths, shapes: Mapping[str, Any]) -> bool:
 
 
 def is_single(width: Width) -> bool:
-    """Whether an operation repeats or drops the width's unit, because the unit is alone."""
+    """Whether an operation repeats or drops the width's unit, because the width has only one."""
     return kind_of(width.fixed or "") == "single"
 
 
 def copies_single_units(widths: Widths, shapes: Mapping[str, Any]) -> bool:
-    """Whether single units become more."""
+    """Whether a single unit becomes several in the larger model."""
     return any(
         new > old and isinstance(axis, Units) and is_single(widths[axis.width])
         for leaf in widths.leaves
@@ -353,7 +354,14 @@ def copies_single_units(widths: Widths, shapes: Mapping[str, Any]) -> bool:
 def same_widths(
     old: Widths, new: Widths, paired: Mapping[str, str], stacked: Mapping[str, int]
 ) -> dict[str, str]:
-    """Returns the names that widths have in the larger model, where their arrays agree on it."""
+    """Returns the names of widths in the larger model, where their arrays agree on one name.
+
+    Args:
+        old: the network's widths.
+        new: the larger model's widths.
+        paired: for each path in the network, the path in the larger model.
+        stacked: for paths in the larger model, the axis of layers, which is longer there.
+    """
     names: dict[str, set[str]] = {}
     leaves = {leaf.path: leaf for leaf in new.leaves}
     for leaf in old.leaves:

@@ -1,4 +1,4 @@
-"""What a caller has to mind of a change: ``notes_of``."""
+"""Notes for the caller on a change: ``notes_of``."""
 
 from collections.abc import Iterator
 
@@ -10,12 +10,12 @@ from dogwood_jax._widths.widths import Width, Widths
 
 
 def notes_of(widths: Widths, change: Change, *, is_seen: bool) -> Iterator[str]:
-    """Yields what the larger model's configuration or the caller has to mind.
+    """Yields notes on outputs that change, and on requirements for the larger model.
 
     Args:
         widths: all widths.
-        change: how one of them changes.
-        is_seen: whether the larger model's program is there, and so its constants are compared.
+        change: the change of one width.
+        is_seen: whether the larger model's program is known, so that its constants are compared.
     """
     width = widths[change.width]
     if change.strategy.incoming == "free" and change.new > change.old and _is_output(widths, width):
@@ -69,7 +69,7 @@ def notes_of(widths: Widths, change: Change, *, is_seen: bool) -> Iterator[str]:
 
 
 def _is_output(widths: Widths, width: Width) -> bool:
-    """Whether the units are outputs of the network that a kernel makes, such as logits."""
+    """Whether the units are outputs of the network that a kernel computes, such as logits."""
     return width.interface and any(
         place.role != "outgoing" and place.axis in widths.leaf(place.path).fan_out
         for place in width.occurrences

@@ -1,9 +1,9 @@
-"""Numbers of a program that may follow from a size: ``numbers_of_sizes``.
+"""Constants of a program that may depend on a size: ``numbers_of_sizes``.
 
-A module that holds its size computes ``h + 0.1 * n``, and its program adds 0.8. Where the module
-takes no other sizes, nothing tells this number from one of its own. It is asked only of numbers in
-the caller's own code. Those of ``jax.nn`` and of layers of a library are known not to follow, but
-for roots, such as 1 / sqrt(head_dim), by which they multiply queries, keys and scores.
+For example, a module that holds its size ``n`` computes ``h + 0.1 * n``, and its program adds 0.8.
+If the module accepts no other sizes, nothing shows whether 0.8 depends on ``n``. Only constants in
+the caller's own code are in question. Constants in ``jax.nn`` and in layers of a library do not
+depend on sizes, except roots such as 1 / sqrt(head_dim) that scale queries, keys and scores.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -26,9 +26,9 @@ from dogwood_jax._program.subprograms import Key, numbers_of
 from dogwood_jax._widths.trace import Traced
 from dogwood_jax._widths.widths import Widths
 
-# What somebody may multiply a power of a size by.
+# Usual factors on a power of a size.
 _TIMES = (1.0, *(2.0**k for k in range(-4, 5)), 0.01, 0.1, 10.0, 100.0)
-# Smaller sizes are numbers of all kinds.
+# Formulas are tried for larger sizes only: many constants match small sizes by chance.
 _SMALL = 4
 _NEAR = 1e-6
 _POWERS = (1.0, -1.0, 0.5, -0.5)
@@ -46,14 +46,14 @@ _TABLE = (
 
 
 class NumberOfSize(NamedTuple):
-    """A number that may follow from a size.
+    """A constant that may depend on a size.
 
     Attributes:
-        width: the width.
-        number: the number.
-        ratio: how many times larger it would be in the larger model.
-        formula: how it may follow.
-        line: its line in the caller's code.
+        width: name of the width.
+        number: the constant.
+        ratio: the constant in the larger model divided by this one, if it depends on the size.
+        formula: the possible formula, such as ``"8**-0.5"``.
+        line: the line in the caller's code, or nothing.
     """
 
     width: str
@@ -68,17 +68,17 @@ class NumberOfSize(NamedTuple):
 
 
 class _Number(NamedTuple):
-    """A number of a program that acts on units that grow.
+    """A constant of a program that acts on units that grow.
 
     Attributes:
-        number: the number.
-        name: the primitive that takes it.
+        number: the constant.
+        name: name of the primitive that takes the constant.
         step: the key of its step.
         widths: the widths of the units, or of the units that a product was last summed over.
-        is_summed: whether they are the latter alone.
-        is_scored: whether two activations are contracted over them.
-        is_library: whether a function of a library takes it.
-        equations: the equations that run its equation, and this one.
+        is_summed: whether ``widths`` are only those that were summed over.
+        is_scored: whether two activations are contracted over the widths.
+        is_library: whether a library function takes the constant.
+        equations: the equations of the calls around the step, then that of the step.
     """
 
     number: float
@@ -94,12 +94,12 @@ class _Number(NamedTuple):
 def _numbers(
     growth: Growth, traced: Traced, names: Collection[str] | None = None
 ) -> Iterator[_Number]:
-    """Yields the numbers of a program that act on units that grow, but for those of means.
+    """Yields the constants of a program that act on units that grow, except divisors of means.
 
     Args:
         growth: the growth.
         traced: the network's program.
-        names: the primitives that take them; None for all.
+        names: the primitives that take the constants; None for all.
     """
     sizes = GrownSizes(growth.widths, growth.sizes)
     for step in traced.trace.program.flat(names=names):
@@ -124,14 +124,14 @@ def _numbers(
 
 
 def numbers_of_sizes(growth: Growth, traced: Traced) -> dict[Key, NumberOfSize]:
-    """Returns numbers that act on units that grow and may follow from how many these are.
+    """Returns constants that act on units that grow and may depend on the number of these units.
 
     Args:
         growth: the growth.
         traced: the network's program.
 
     Returns:
-        The numbers by the key of the step that takes them.
+        The constants by the key of the step that takes them.
     """
     layouts = [layout for leaf in growth.widths.leaves for layout in leaf.axes]
     stay = {old for old, new in chain(*(sizes_in(a, growth.sizes) for a in layouts)) if old == new}
@@ -150,11 +150,13 @@ def numbers_of_sizes(growth: Growth, traced: Traced) -> dict[Key, NumberOfSize]:
 
 
 def tables_of(widths: Widths, names: Collection[str]) -> list[str]:
-    """Returns the tables of a program that have a number for each unit, which may be others.
+    """Returns problems with constant tables that have a number for each unit.
+
+    The numbers may be different in the larger model.
 
     Args:
         widths: the network's widths.
-        names: those along which tables are looked for.
+        names: the widths along which tables are looked for.
     """
     if widths.network is None:
         return []
@@ -166,12 +168,13 @@ def tables_of(widths: Widths, names: Collection[str]) -> list[str]:
 
 
 def scales_of_sums(growth: Growth, traced: Traced, own: Program) -> Iterator[str]:
-    """Yields notes on numbers that scale what is summed over units, as LoRA's alpha / rank does.
+    """Yields notes on constants that scale a sum over units, such as LoRA's alpha / rank.
 
     Args:
         growth: the growth.
         traced: the network's program.
-        own: that of its function in the new sizes, which has these numbers, too.
+        own: the program of the network's own function in the new sizes; only constants that it also
+            has are noted.
     """
     known = {*numbers_of(own.jaxpr)}
     products = [name for name, record in PRIMITIVES.items() if record.powers]
@@ -185,19 +188,19 @@ def scales_of_sums(growth: Growth, traced: Traced, own: Program) -> Iterator[str
                 )
 
 
-# How far a formula is from a plain power of a size, the width, the formula, and how many times
-# larger the number would be.
+# The distance of a formula from a plain power of a size, the width, the formula, and the ratio of
+# the constants after and before the growth.
 _Way = tuple[float, str, str, float]
 
 
 def _is_any(number: float, sizes: Iterable[int]) -> bool:
-    """Whether a number rather follows from a size that stays, as the root of eight from eight."""
+    """Whether a number is a power of a size that stays, such as the root of eight."""
     powers = (float(size) ** power for size in sizes if size > 1 for power in _POWERS)
     return any(isclose(number, power, rel_tol=_NEAR) for power in powers)
 
 
 def _powers(its: _Number, changes: Iterable[Change], powers: Sequence[float]) -> Iterator[_Way]:
-    """Yields of which sizes a number that multiplies or divides is a power."""
+    """Yields the sizes of which a factor or divisor is a power."""
     for change, power in product(changes if primitive(its.name).powers else (), powers):
         if change.old > 1 and isclose(abs(its.number), change.old**power, rel_tol=_NEAR):
             ratio = (change.new / change.old) ** power
@@ -205,12 +208,13 @@ def _powers(its: _Number, changes: Iterable[Change], powers: Sequence[float]) ->
 
 
 def _formulas(its: _Number, changes: Iterable[Change]) -> Iterator[_Way]:
-    """Yields how a number may follow from a size.
+    """Yields formulas by which a number may depend on a size.
 
-    One is added for many reasons, but nobody multiplies by it: it must be a quotient.
+    An added 1 has many reasons, so it is skipped. Nobody multiplies by 1 on purpose, so such a
+    factor may be a quotient of the size and another number.
     """
     law = primitive(its.name)
-    if abs(its.number) == 1 and law.terms is not None:  # as in 1 + scale
+    if abs(its.number) == 1 and law.terms is not None:  # such as 1 + scale
         return
     is_quotient = abs(its.number) == 1 and bool(law.powers)
     for change, offset in product(changes, (0.0, 1.0)):

@@ -1,4 +1,4 @@
-"""What keeps a width from a new size before anything is evaluated: ``refusals``."""
+"""Reasons against a new size that are known without an evaluation: ``refusals``."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -20,7 +20,7 @@ OTHER_IMAGES = (
 
 
 def refusals(width: Width, change: Change, interface: bool) -> list[str]:
-    """Returns why a width cannot grow in this way."""
+    """Returns why a width cannot change in this way; empty if it can."""
     if few := fewer(width, change.new):
         return few
     if width.fixed:
@@ -30,7 +30,7 @@ def refusals(width: Width, change: Change, interface: bool) -> list[str]:
 
 
 def only_under_a_norm(width: Width, change: Change) -> str:
-    """Returns why a strategy that rescales arrays is none for a width."""
+    """Returns why a strategy that rescales arrays does not apply to a width."""
     return (
         f"{width.name}: strategies.{change.strategy}() is for widths under a norm that can grow no "
         f"other way; {_ways_out(width)}"
@@ -38,7 +38,7 @@ def only_under_a_norm(width: Width, change: Change) -> str:
 
 
 def fewer(width: Width, new: int) -> list[str]:
-    """Returns why a width cannot take a size that is smaller than today's, if it is."""
+    """Returns why a width cannot take a smaller size than today's; empty if it is not smaller."""
     if new >= width.size:
         return []
     ways_out = [of_heads(width), "say which units stay, keep={name: [0, 2, ...]}, or use dw.narrow"]
@@ -49,7 +49,7 @@ def fewer(width: Width, new: int) -> list[str]:
 
 
 def _misfits(width: Width, new: int, strategy: Start) -> Iterator[str]:
-    """Yields what a strategy is not made for, of a width that is not fixed."""
+    """Yields why a strategy does not fit a width that is not fixed."""
     if bad := [unit for unit in strategy.units if width.size and not 0 <= unit < width.size]:
         yield f"has units 0 to {width.size - 1}, so none of {bad} can be copied"
     if strategy.takes_multiples_only and width.size and new % width.size:
@@ -70,7 +70,7 @@ def _misfits(width: Width, new: int, strategy: Start) -> Iterator[str]:
 
 
 def _ways_out(width: Width) -> str:
-    """Names a strategy with which a width can grow."""
+    """Returns a text that names a strategy with which a width can grow."""
     for strategy in (strategies.zero_outgoing(), strategies.replicate(), strategies.zeros()):
         if not [*_misfits(width, 2 * width.size, strategy)]:
             return f"use strategies.{strategy}()"
@@ -78,14 +78,14 @@ def _ways_out(width: Width) -> str:
 
 
 def unasked(width: Width, interface: bool, what: str = "append to it") -> list[str]:
-    """Returns why a dimension of the network's inputs or outputs stays, if nobody asked for it."""
+    """Returns why a dimension of an input or output may not change without ``interface=True``."""
     if interface or not width.interface:
         return []
     return [f"{width.name}: is a dimension of an input or output; pass interface=True to {what}"]
 
 
 def fixed(width: Width, new: int, verb: str) -> list[str]:
-    """Returns why a width cannot change at all, if it cannot."""
+    """Returns why a width cannot change at all; empty if it can."""
     if not width.fixed:
         return []
     return [
@@ -95,7 +95,7 @@ def fixed(width: Width, new: int, verb: str) -> list[str]:
 
 
 def other_images(widths: Widths, shapes: Mapping[str, Any]) -> Iterator[str]:
-    """Yields what to pass if a larger model seems to be for images or patches of another size."""
+    """Yields advice if a larger model seems to be for images or patches of another size."""
     for leaf in widths.leaves:
         new = tuple(shapes[leaf.path].shape) if leaf.path in shapes else ()
         for layout, old_size, size in zip(leaf.axes, leaf.shape, new, strict=False):

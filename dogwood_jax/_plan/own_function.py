@@ -1,8 +1,8 @@
 """The network's own function in other sizes: ``own_program``.
 
-It is called once more, with shapes in the grown sizes. Its program is that of the larger network: a
-number such as ``0.1 * width`` shows here, and so does ``heads = width // 64``. A Linen module says
-its sizes, so its method is called in the module of other sizes, if there is exactly one.
+The function is traced again with shapes in the grown sizes. The result is the larger network's
+program: a constant such as ``0.1 * width`` shows here, and so does ``heads = width // 64``. A Linen
+module holds its sizes, so its method is called on a module of other sizes, if there is exactly one.
 """
 
 import warnings
@@ -22,11 +22,11 @@ from dogwood_jax._check.resize import in_sizes
 from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._growth.modules.fitting import Shapes
 from dogwood_jax._growth.modules.of_linen import LinenMethod, LinenModule, method_of
-from dogwood_jax._growth.modules.remaking import Unknown
+from dogwood_jax._growth.modules.remaking import CannotRemake
 from dogwood_jax._growth.modules.resizing import Resizing, changes_of, says_numbers
 from dogwood_jax._plan.depth.layers import more_numbers
 from dogwood_jax._program.interpret import called
-from dogwood_jax._program.primitives.sizes import CannotResize
+from dogwood_jax._program.primitives.new_sizes import CannotResize
 from dogwood_jax._program.program import Program
 from dogwood_jax._program.subprograms import equations
 from dogwood_jax._widths.trace import Traced
@@ -38,7 +38,8 @@ KNOWS_SIZES = (
 )
 
 NUMBERS_STAY = (
-    "numbers stay what they are in the program; pass target_apply= if the larger module has others"
+    "constants of the program are assumed to stay; pass target_apply= if the larger module has "
+    "others"
 )
 
 _OTHER_SPLIT = (
@@ -46,22 +47,22 @@ _OTHER_SPLIT = (
 )
 
 ITS_OWN_NUMBERS = (
-    "pass target_apply=, this function or the larger model's, and arrays make up for its numbers "
-    "where they can"
+    "pass target_apply=, this function or the larger model's: then arrays are rescaled to make up "
+    "for other constants, where that is possible"
 )
 
-WITH_TARGET = "pass target=, the larger model, whose numbers are right"
+WITH_TARGET = "pass target=, the larger model, which holds the right numbers"
 
 
 @dataclass(frozen=True)
 class Rejected:
-    """What the network's own function raised when it was given larger arrays.
+    """The error that the network's own function raised for larger arrays.
 
     Attributes:
         reason: the kind of error and its first line.
-        is_checked: whether a Flax module compared shapes with its configuration. A growth needs no
-            note of that.
-        follows_shapes: whether it takes arrays of other sizes, only not of these.
+        is_checked: whether a Flax module compared shapes with its configuration. Then a growth
+            needs no note on the error.
+        follows_shapes: whether the function accepts other sizes, but not these.
     """
 
     reason: str
@@ -77,14 +78,14 @@ def own_program(
     *,
     in_module: bool = True,
 ) -> Program | Rejected:
-    """Returns the program of the network's own function in other sizes, or what it raised.
+    """Returns the program of the network's own function in other sizes, or the error it raised.
 
     Args:
         widths: the widths of a network that was traced in this process.
         sizes: new sizes by name of the width.
         target: the larger model's variables, or None.
-        cut: leaves layers out of variables, if it is to run without them.
-        in_module: whether it may be called in a larger Linen module, see ``in_larger_module``.
+        cut: removes layers from variables if the function is traced without them, or None.
+        in_module: whether a larger Linen module may be used, see ``in_larger_module``.
     """
     grown = GrownSizes(widths, sizes)
     if cut is None and in_module:
@@ -95,7 +96,7 @@ def own_program(
         return _own_program(widths, grown, target, cut or _whole)
     except UnfitArrays as error:
         return Rejected(str(error), is_checked=False, follows_shapes=True)
-    except Exception as error:  # any function may raise that knows its sizes
+    except Exception as error:  # a function with fixed sizes may raise anything
         is_checked = type(error).__module__.startswith("flax.")
         knows_sizes = is_checked or target is not None or says_sizes(widths, sizes)
         follows_shapes = not knows_sizes and _follows_shapes(widths)
@@ -107,7 +108,7 @@ def _whole(variables: PyTree) -> PyTree:
 
 
 def _of_larger_module(widths: Widths, grown: GrownSizes, target: PyTree) -> Program | None:
-    """Returns the program of a Linen module in other sizes, if it is one and its numbers tell."""
+    """Returns the program of the network's Linen module in other sizes, or None if not found."""
     if target is None:
         target = _reshaped(widths, grown.sizes)
     inputs = grown.inputs()
@@ -124,7 +125,7 @@ def _reshaped(widths: Widths, sizes: Mapping[str, int]) -> PyTree:
 
 
 def own_function(widths: Widths, sizes: Mapping[str, int]) -> Callable[..., Any]:
-    """Returns the network's own function in other sizes, as that of a larger Linen module.
+    """Returns the network's own function in other sizes, if possible in a larger Linen module.
 
     Args:
         widths: the network's widths.
@@ -141,14 +142,14 @@ def in_larger_module(
 ) -> Callable[..., Any] | None:
     """Returns the network's own function in the Linen module of other sizes.
 
-    It is None if the function is no method of a Linen module, or if it is not known which numbers
-    the module has in these sizes.
+    Returns None if the function is no method of a Linen module, or if the module's numbers in these
+    sizes are not known.
 
     Args:
         widths: the network's widths.
-        sizes: new sizes by name of the width, as far as they are known.
+        sizes: known new sizes by name of the width.
         target: the larger model's variables.
-        inputs: its inputs.
+        inputs: the larger model's inputs.
     """
     assert widths.network is not None
     if (method := method_of(widths.network.apply)) is None:
@@ -156,7 +157,7 @@ def in_larger_module(
     shapes = {p: tuple(array.shape) for p, array in arrays_of(leaves_by_path(target)).items()}
     try:
         return method.of(larger_module(method, widths, sizes, shapes, inputs))
-    except Unknown:
+    except CannotRemake:
         return None
 
 
@@ -172,12 +173,12 @@ def larger_module(
     Args:
         method: a method of the module.
         widths: the network's widths.
-        sizes: new sizes by name of the width, as far as they are known.
-        shapes: those of the larger model's arrays, by path.
-        inputs: its inputs.
+        sizes: known new sizes by name of the width.
+        shapes: shapes of the larger model's arrays, by path.
+        inputs: the larger model's inputs.
 
     Raises:
-        Unknown: if it is not known which numbers it has then.
+        CannotRemake: if the module's numbers in these sizes are not known.
     """
     before, changes = {leaf.path: leaf.shape for leaf in widths.leaves}, dict[int, set[int]]()
     along = (zip(leaf.shape, shapes.get(leaf.path, leaf.shape)) for leaf in widths.leaves)
@@ -191,7 +192,7 @@ def larger_module(
 
 
 def says_sizes(widths: Widths, sizes: Mapping[str, int]) -> bool:
-    """Whether modules among the variables say sizes that change, so that a function knows these."""
+    """Whether modules among the variables hold sizes that change, so that a function uses them."""
     assert widths.network is not None
     variables, resizing = widths.network.variables, Resizing(widths.leaves, sizes)
     larger = jax.tree.structure(resizing.resized(variables))
@@ -206,15 +207,15 @@ def _own_program(
 ) -> Program:
     """Returns the program of the network's own function in other sizes.
 
-    It is called with the target's variables, or with its own variables after the growth. Modules
-    among these state the new sizes. The function may hold parts of modules that state the old ones,
-    and fail. Then it is called with modules that state the old sizes, too.
+    The function is called with the target's variables, or with its own variables after the growth.
+    Modules among the grown variables hold the new sizes. If the function itself holds parts of the
+    old modules, it may fail; then it is called with grown arrays in modules of the old sizes.
 
     Args:
         widths: the widths of the network.
         grown: the other sizes.
         target: the larger model's variables, or None.
-        cut: leaves layers out of variables.
+        cut: removes layers from variables.
     """
     assert widths.network is not None
     apply, variables = widths.network.apply, widths.network.variables
@@ -227,22 +228,22 @@ def _own_program(
         if says_numbers(variables):
             try:
                 return Program(apply, cut(resizing.resized(variables)), inputs)
-            except Exception:  # any function may raise that holds parts of the old modules
+            except Exception:  # a function that holds parts of the old modules may raise anything
                 pass
         return Program(apply, cut(resizing.reshaped(variables)), inputs)
 
 
 def _follows_shapes(widths: Widths) -> bool:
-    """Whether the network's own function takes arrays with all widths twice as large."""
+    """Whether the network's own function accepts arrays whose widths are all twice as large."""
     assert widths.network is not None
     free = [width for width in widths.values() if not width.fixed]
-    # The program itself makes units that arrays only read, such as those of a tile.
+    # Widths that arrays only read are made by the program itself, for example by a tile.
     made = [width for width in free if any(o.role != "outgoing" for o in width.occurrences)]
     for those in (widths.values(), free, made):
         grown = GrownSizes(widths, {width.name: 2 * width.size for width in those})
         try:
             own = _own_program(widths, grown, None, _whole)
-        except Exception:  # any function may raise that knows its sizes
+        except Exception:  # a function with fixed sizes may raise anything
             continue
         resized = in_sizes(widths.network.traced, grown)
         if isinstance(resized, CannotResize):
@@ -253,11 +254,16 @@ def _follows_shapes(widths: Widths) -> bool:
 
 
 def other_splits(own: Program, traced: Traced, sizes: GrownSizes) -> list[str]:
-    """Returns how a program splits axes that grow into sizes of its own, as into 2 x 8.
+    """Returns notes on axes that grow and that a program splits in its own way, such as 2 x 8.
 
-    Then the larger model is another function of the same kind, made from another configuration. It
-    is so only if nothing else differs between the program and that of the network in these sizes,
-    but for numbers such as the root of a part.
+    In that case, the larger model is the same kind of function with another configuration. This is
+    assumed only if nothing else differs between ``own`` and the network's program in these sizes,
+    except constants that depend on the split, such as the root of a part.
+
+    Args:
+        own: the program of the network's own function in the new sizes.
+        traced: the network's program.
+        sizes: the new sizes.
     """
     resized = in_sizes(traced, sizes)
     if isinstance(resized, CannotResize):
@@ -284,7 +290,7 @@ def other_splits(own: Program, traced: Traced, sizes: GrownSizes) -> list[str]:
 
 
 def _steps(jaxpr: Any) -> Iterator[Any]:
-    """Yields the equations of a program that run no others once, nor make a dtype of another."""
+    """Yields the equations of a program, without calls of inner programs and dtype casts."""
     for eqn in equations(jaxpr.jaxpr):
         if called(eqn) is None and eqn.primitive.name != "convert_element_type":
             yield eqn
@@ -298,7 +304,7 @@ def _splits_otherwise(a: Any, b: Any) -> bool:
 
 
 def _differing(shape: Sequence[int], other: Any) -> Sequence[int]:
-    """Returns the sizes of a shape in which it differs from the result of another reshape."""
+    """Returns the part of a shape that differs from the result shape of another reshape."""
     its = other.outvars[0].aval.shape
     pairs = [*zip(shape, its), *[(0, 1)] * abs(len(shape) - len(its))]
     first = next(i for i, (a, b) in enumerate(pairs) if a != b)

@@ -1,9 +1,9 @@
-"""Where old units may go in place of the first places: ``placements``.
+"""Growths that put new units between old ones: ``placements``.
 
-A program may have a number for each unit, such as the frequencies ``theta ** (-2 * i / dim)``. In a
-multiple of the size, every second, third, ... of these numbers may be an old one. So old units go
-to multiples of their places. Between them lie new units, which are a width of their own, of size 1
-before.
+A program may have a constant for each unit, such as the frequencies ``theta ** (-2 * i / dim)``. In
+a multiple of the size, every second, third, ... of these constants may be an old one. Then old unit
+``i`` goes to a multiple of ``i``. The new units between old ones are a separate width, of size 1
+before the growth.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,19 +20,19 @@ from dogwood_jax.strategies import Start
 
 
 def placements(growth: Growth, asked: Asked) -> Iterator[Growth | Refused]:
-    """Yields a growth with old units in other places, if they may have their numbers there.
+    """Yields a growth with old units in other places, if they may keep their constants there.
 
     Args:
-        growth: one that appends new units.
-        asked: what is asked for.
+        growth: a growth that appends new units.
+        asked: the requested sizes.
     """
-    if any(facts.inside for _, facts in growth.widths.facts):  # old units lie elsewhere
+    if any(facts.inside for _, facts in growth.widths.facts):  # old units do not come first
         return
     changes = [change for change in growth.changes if _may_lie_between(growth, change, asked)]
     if copied := [change for change in changes if change.sources is not None]:
         yield Refused(
-            f"{change.width}: in the larger model, old units keep their numbers with new "
-            f"units between them, but strategies.{change.strategy}() copies units"
+            f"{change.width}: in the larger model, old units keep their numbers if new units "
+            f"lie between them, but strategies.{change.strategy}() copies units"
             for change in copied
         )
     elif changes:
@@ -47,7 +47,7 @@ def placements(growth: Growth, asked: Asked) -> Iterator[Growth | Refused]:
 
 
 def _may_lie_between(growth: Growth, change: Change, asked: Asked) -> bool:
-    """Whether units have numbers of their own, and a multiple of them is asked for."""
+    """Whether a table has a constant for each unit, and the new size is a multiple of the old."""
     width, chosen = growth.widths[change.width], asked.starts.get(change.width)
     return (
         change.new > change.old > 1
@@ -60,17 +60,17 @@ def _may_lie_between(growth: Growth, change: Change, asked: Asked) -> bool:
 
 @dataclass(frozen=True)
 class _Between:
-    """The widths in which old units go to multiples of their places.
+    """Widths whose old units go to multiples of their places.
 
     Attributes:
-        times: by name of the width, how many times as many units it has in the larger model.
+        times: for each such width, its new size divided by the old size.
     """
 
     times: Mapping[str, int]
 
     @property
     def notes(self) -> Iterator[str]:
-        """Yields where old units go."""
+        """Yields notes on the places of old units."""
         for name, times in self.times.items():
             yield (
                 f"{name}: old unit i becomes unit {times} i, which has the same numbers in the "
@@ -78,13 +78,13 @@ class _Between:
             )
 
     def widths(self, widths: Widths) -> Widths:
-        """Returns widths in which the units between old ones are a width of their own."""
+        """Returns widths in which the units between old ones are a separate width."""
         facts = ((_name(name), Facts(1, inside=name)) for name in self.times)
         leaves = (replace(leaf, axes=tuple(map(self._layout, leaf.axes))) for leaf in widths.leaves)
         return replace(widths, leaves=tuple(leaves), facts=(*widths.facts, *facts))
 
     def changes(self, changes: Iterable[Change]) -> tuple[Change, ...]:
-        """Returns the changes in which these widths get units between old ones."""
+        """Returns changes in which these widths get their new units between old ones."""
         kept, moved = list[Change](), list[Change]()
         for change in changes:
             times = self.times.get(change.width)
@@ -111,5 +111,5 @@ def _name(width: str) -> str:
 
 
 def _only_adds(strategy: Start) -> bool:
-    """Whether a strategy adds units without a look at old ones or at each other."""
+    """Whether a strategy adds units independently of old units and of each other."""
     return "zero" in (strategy.incoming, strategy.outgoing) and strategy.choice is None

@@ -1,8 +1,8 @@
 """The larger program that growths of the same sizes are compared with: ``Programs``.
 
-The larger program is the larger model's own, if there is one. Else it is that of the network's own
-function in the new sizes, if it takes them. Else, as for a module whose config states sizes, it is
-the network's program written again in the new sizes.
+This is the larger model's own program, if there is one. Otherwise it is the program of the
+network's own function in the new sizes, if the function accepts them. Otherwise, for example for a
+module whose config fixes the sizes, it is the network's program rewritten in the new sizes.
 """
 
 from dataclasses import replace
@@ -23,7 +23,7 @@ class Programs:
 
     Args:
         growth: one of the growths.
-        network: the network's widths, with its program; those of copied experts have none.
+        network: the network's widths, with its program; ``growth.widths`` may lack the program.
         larger: the larger model's widths, with its program, or None.
         target: the larger model's variables, or None.
         in_module: whether the network's function may be called in a larger Linen module.
@@ -44,18 +44,18 @@ class Programs:
 
     @cached_property
     def fewer(self) -> FewerLayers | None:
-        """The layers that stand for all."""
+        """A few layers that represent all layers, or None."""
         return fewer_layers(self.widths, self.sizes)
 
     @property
     def own(self) -> Program | Rejected | None:
-        """The network's own function in the new sizes, or what it raised; None for another one."""
+        """The network's own function in the new sizes, or its error; None with a larger model."""
         found = self._compared[1]
         return None if isinstance(found, Widths) else found
 
     @cached_property
     def its(self) -> Traced | None:
-        """The larger program as it was read; None for the network's own in larger sizes."""
+        """The larger program as it was read; None for the network's program in larger sizes."""
         found = self._compared[1]
         if isinstance(found, Widths):
             assert found.network is not None
@@ -64,15 +64,15 @@ class Programs:
 
     @property
     def are_of_fewer(self) -> bool:
-        """Whether only the layers are compared that stand for all."""
+        """Whether only a few layers, which represent all, are compared."""
         return self._compared[0] is not self.widths
 
     def of(self, growth: Growth) -> Growth:
-        """Returns a growth of the network as one of the layers that are compared."""
+        """Returns a growth of the network, restricted to the layers that are compared."""
         compared, larger = self._compared
         other = larger if isinstance(larger, Widths) else None
         structure = None if other is not None else growth.structure
-        known = {leaf.path: leaf for leaf in growth.widths.leaves}  # which weights are outgoing
+        known = {leaf.path: leaf for leaf in growth.widths.leaves}  # with the growth's own roles
         leaves = tuple(known[leaf.path] for leaf in compared.leaves)
         own = {units.width for leaf in leaves for axis in leaf.axes for units in units_of(axis)}
         facts = tuple((name, its) for name, its in growth.widths.facts if name in own)
@@ -84,10 +84,10 @@ class Programs:
 
     @cached_property
     def _compared(self) -> tuple[Widths, Program | Rejected | Widths]:
-        """The widths that are compared, and with what.
+        """The widths that are compared, and the other side of the comparison.
 
-        It is the larger model, or the network's own function in the new sizes. If that raised, the
-        network's program is written again, for the layers that stand for all.
+        The other side is the larger model, or the network's own function in the new sizes. If that
+        function raised an error, it is the error, and the network's program is rewritten instead.
         """
         widths, fewer = self.widths, self.fewer
         if self.larger is not None:
@@ -104,7 +104,7 @@ class Programs:
         return (widths, own) if few is None else (fewer.read, few)
 
     def _with_larger(self, larger: Widths) -> tuple[Widths, Widths]:
-        """Returns some layers of both networks; or all layers."""
+        """Returns a few layers of both networks if possible, otherwise all layers."""
         assert larger.network is not None
         fewer, layers = self.fewer, larger.network.layers
         if fewer is not None and layers is None and len(larger.leaves) == len(fewer.read.leaves):

@@ -1,4 +1,4 @@
-"""The growths that programs propose, before they are evaluated: ``proposals``."""
+"""Proposes growths, which are not evaluated yet: ``proposals``."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -19,21 +19,21 @@ from dogwood_jax._plan.target import splits
 from dogwood_jax.strategies import DepthStrategy
 
 _WHICH_COPIES = (
-    "there are several ways to copy experts, and only an evaluation tells which one keeps outputs: "
+    "there are several ways to copy experts, and only an evaluation shows which one keeps outputs: "
     "leave out check=False"
 )
 
 
 def proposals(request: Request, larger: Larger | None) -> tuple[Asked, Iterator[Growth | Refused]]:
-    """Returns what is asked for, and growths in the order in which they are tried.
+    """Returns the requested sizes, and growths in the order in which they are tried.
 
     Args:
         request: the arguments of ``plan``.
-        larger: what is known of the larger model; None if there is none.
+        larger: the larger model; None if there is none.
 
     Returns:
-        What is asked for, and an iterator that ends with why there are no further growths, if it
-        is to be told.
+        The requested sizes, and an iterator of growths. It ends with a refusal if there is a reason
+        why there are no further growths.
     """
     problems: list[str] = []
     asked = asked_of(request, larger, problems)
@@ -53,7 +53,7 @@ def proposals(request: Request, larger: Larger | None) -> tuple[Asked, Iterator[
 def _growths(
     request: Request, asked: Asked, copies: Copies, problems: list[str]
 ) -> Iterator[Growth | Refused]:
-    """Yields growths in the order in which they are tried, or why there are no further ones."""
+    """Yields growths in the order in which they are tried, perhaps with a refusal at the end."""
     widths, larger, keeps = asked.widths, asked.larger, asked.keeps_outputs
     sizes = {name: size for name, size in asked.sizes.items() if name not in copies.changes}
     others = any(size != widths[name].size for name, size in sizes.items())
@@ -91,14 +91,14 @@ def _changes(
     sizes: Mapping[str, int],
     problems: list[str],
 ) -> tuple[Change, ...]:
-    """Returns how widths change, in their order.
+    """Returns the changes of widths, in the order of the widths.
 
     Args:
         request: the arguments of ``plan``.
-        asked: the sizes that follow from it.
+        asked: the requested sizes of all widths.
         copies: units that are copied.
         sizes: new sizes of the other widths.
-        problems: takes why some cannot change.
+        problems: receives the reasons why widths cannot change.
     """
     widths, changes = asked.widths, {**copies.changes}
     for name, width in widths.items():
@@ -115,7 +115,7 @@ def _changes(
 
 
 def _further_notes(request: Request, asked: Asked, made: Sequence[Change]) -> Iterator[str]:
-    """Yields notes on copied heads, on new layers, and on how a larger model splits axes."""
+    """Yields notes on copied heads, on new layers, and on axes that the larger model must split."""
     yield from asked.notes
     if request.depth is not None:
         yield _changes_outputs(request.depth, asked.larger.inserted)
@@ -125,23 +125,23 @@ def _further_notes(request: Request, asked: Asked, made: Sequence[Change]) -> It
 
 
 def _is_any(change: Change) -> bool:
-    """Whether a change does anything."""
+    """Whether a change has any effect."""
     return change.new != change.old or change.sources != tuple(range(change.old))
 
 
 def _misfits(growth: Growth) -> Iterator[str]:
-    """Yields the new arrays that cannot be copies, because their shapes are others."""
+    """Yields problems of new arrays that cannot be copies because their shapes differ."""
     for new in growth.inserted:
         if new.is_whole and new.source is not None:
             if growth.shapes[new.source] != new.shape:
                 yield (
                     f"{new.path}: cannot copy {new.source}, which has shape "
-                    f"{growth.shapes[new.source]} then, because its own shape is {new.shape}"
+                    f"{growth.shapes[new.source]} after the growth, not {new.shape}"
                 )
 
 
 def _changes_outputs(depth: DepthStrategy, inserted: Sequence[Edit]) -> str:
-    """Says that new layers change outputs, or that there are none."""
+    """Returns a note: new layers change outputs, or there are no new layers."""
     if not inserted:
         return f"strategies.{depth}() fills in new layers, but the target has none"
     return f"outputs change, because strategies.{depth}() does not silence new layers"

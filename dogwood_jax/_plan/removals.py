@@ -1,4 +1,4 @@
-"""How widths lose units: ``removals``."""
+"""Changes in which widths lose units: ``removals``."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -17,7 +17,7 @@ from dogwood_jax._plan.sizes import by_name
 from dogwood_jax._program.dims import LAYERS
 from dogwood_jax._widths.widths import Width, Widths
 
-NO_MERGE = "dw.narrow removes units all the same, and says how far outputs move"
+NO_MERGE = "dw.narrow still removes the units, and reports how far outputs move"
 
 
 def removals(
@@ -28,15 +28,15 @@ def removals(
     growing: Collection[str],
     problems: list[str],
 ) -> dict[str, Change]:
-    """Returns how widths lose units, by name.
+    """Returns the changes of widths that lose units, by name.
 
     Args:
-        widths: the widths.
+        widths: the network's widths.
         keep: the units that stay, by width.
-        merge: the units that become one, by width.
+        merge: groups of units that become one unit each, by width.
         interface: whether widths that are dimensions of inputs or outputs may change.
         growing: names of the widths that get more units.
-        problems: takes the reasons why some cannot.
+        problems: receives the reasons why widths cannot change.
     """
     changes: dict[str, Change] = {}
     for asked, change in ((keep, _kept), (merge, _merged)):
@@ -51,7 +51,7 @@ def removals(
 
 
 def _kept(widths: Widths, width: Width, units: Any, interface: bool, problems: list[str]) -> Change:
-    """Returns how a width changes if only some of its units stay."""
+    """Returns the change of a width if only some of its units stay."""
     asked = np.asarray(units)
     if asked.ndim == 2:
         return _kept_by_layer(widths, width, asked, interface, problems)
@@ -80,7 +80,7 @@ def _kept(widths: Widths, width: Width, units: Any, interface: bool, problems: l
 def _kept_by_layer(
     widths: Widths, width: Width, asked: np.ndarray, interface: bool, problems: list[str]
 ) -> Change:
-    """Returns how a width changes if each layer of a stack keeps units of its own."""
+    """Returns the change of a width if each layer of a stack keeps different units."""
     stack = stack_of(widths, width)
     layers = 0 if stack is None else widths[stack[0]].size
     if asked.dtype == bool and asked.shape[1:] == (width.size,) and len({*asked.sum(1)}) == 1:
@@ -96,7 +96,7 @@ def _kept_by_layer(
     ):
         problems.append(
             f"{width.name}: keep takes rows of distinct indices below {width.size}, equally many "
-            f"for each layer, or a boolean mask of such; got {asked!r}"
+            f"for each layer, or a boolean mask [layers, units]; got {asked!r}"
         )
     elif len(asked) != layers:
         problems.append(
@@ -113,7 +113,7 @@ def _merged(
     interface: bool,
     problems: list[str],
 ) -> Change:
-    """Returns how groups of units of a width become one unit each."""
+    """Returns the change of a width if groups of its units become one unit each."""
     grouped = isinstance(groups, Iterable) and all(isinstance(group, Iterable) for group in groups)
     members = [unit for group in groups for unit in group] if grouped else [None]
     whole = all(map(is_integer, members))

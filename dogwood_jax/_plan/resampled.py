@@ -1,7 +1,7 @@
-"""Positions and patches of images of another size: ``by_widths``.
+"""Position embeddings and patch kernels for images of another size: ``by_widths``.
 
-``resample`` and ``resample_patch`` are asked for by the path of an array. Along its axes lie widths
-that are fixed for all other strategies: they are sizes of images, not of layers.
+``resample`` and ``resample_patch`` are requested by the path of an array. The widths along the
+array's axes are fixed for all other strategies, because they are sizes of images, not of layers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,16 +21,16 @@ from dogwood_jax._widths.layout import Concat, Product, Units, size_of
 from dogwood_jax._widths.widths import Leaf, Widths
 from dogwood_jax.strategies import Start
 
-# For each width, its new size and how its entries are resampled.
+# By name of the width: the new size, and how entries along the width are resampled.
 _Resampled = dict[str, tuple[int, Start]]
 
 
 def by_widths(request: Request) -> Request:
-    """Returns a request in which widths are resampled, with their new sizes, in place of arrays.
+    """Returns a request that resamples widths, with their new sizes, instead of arrays by path.
 
     Raises:
-        Refused: if it is not by the path of an array, there is no target, or sizes do not fit; all
-            reasons in one message.
+        Refused: if resampling is not requested by the path of an array, there is no target, or
+            sizes do not fit; all reasons in one message.
     """
     asked = request.strategy
     if isinstance(asked, Start):
@@ -47,7 +47,7 @@ def by_widths(request: Request) -> Request:
     if request.target is None:
         raise Refused(
             f"{path}: strategies.{strategy}() goes with target=, the variables of the model for "
-            "images or patches of another size, in place of sizes"
+            "images or patches of another size, instead of sizes="
             for path, strategy in chosen.items()
         )
     shapes = {p: tuple(a.shape) for p, a in arrays_of(leaves_by_path(request.target)).items()}
@@ -69,7 +69,7 @@ def by_widths(request: Request) -> Request:
             else:
                 its = _positions(leaf, new, strategy)
             if twice := [name for name in its if found.get(name, its[name]) != its[name]]:
-                raise ValueError(f"{leaf.path}: {twice[0]} is resampled otherwise elsewhere")
+                raise ValueError(f"{leaf.path}: another array resamples {twice[0]} differently")
         except (KeyError, ValueError) as error:
             problems.append(str(error.args[0]))
         else:
@@ -78,8 +78,8 @@ def by_widths(request: Request) -> Request:
     for name in found:
         others = {o.path for o in request.widths[name].occurrences} - paths
         problems += [
-            f"{path}: {name} lies along it, too; if it holds a vector for each position, pass "
-            "strategies.resample() for it; other arrays cannot be resampled"
+            f"{path}: has {name} along an axis, too; if the array holds a vector for each "
+            "position, pass strategies.resample() for it; other arrays cannot be resampled"
             for path in sorted(others)
         ]
     if problems:
@@ -93,7 +93,7 @@ def by_widths(request: Request) -> Request:
 
 
 def _positions(leaf: Leaf, new: tuple[int, ...], strategy: Start) -> _Resampled:
-    """Returns how the widths change that lie along positions."""
+    """Returns the changes of the widths along the axis of positions."""
     axis, prefix = len(leaf.shape) - 2, strategy.prefix
     if axis < 0:
         raise ValueError(f"{leaf.path}: has shape {leaf.shape}, but needs [positions, features]")
@@ -102,10 +102,10 @@ def _positions(leaf: Leaf, new: tuple[int, ...], strategy: Start) -> _Resampled:
     factors = last.parts if isinstance(last, Product) else (last,)
     names = [part.width for part in factors if isinstance(part, Units)]
     first, traced = sum(map(size_of, before)), tuple(map(size_of, factors))
-    is_grid = len(factors) > 1  # else the network does not tell rows and columns apart
+    is_grid = len(factors) > 1  # else the network has one axis for rows and columns
     if len(names) < len(factors) or first > prefix or (is_grid and first < prefix):
         raise ValueError(
-            f"{place}: is {layout} in the network, which is no grid behind {prefix} positions"
+            f"{place}: is {layout} in the network, which is no grid after {prefix} positions"
             + f"; pass prefix={first}" * is_grid
         )
     grid = strategy.grid or (traced if is_grid else ())
@@ -116,25 +116,23 @@ def _positions(leaf: Leaf, new: tuple[int, ...], strategy: Start) -> _Resampled:
     if len(grid) != len(to):
         raise ValueError(f"{place}: a grid of {_by(grid)} cannot become one of {_by(to)}")
     if grid == to:
-        raise ValueError(
-            f"{leaf.path}: has that grid in the target, too; leave it out of strategy="
-        )
+        raise ValueError(f"{leaf.path}: has the target's grid already; leave it out of strategy=")
     if not is_grid:
         its = replace(strategy, grid=grid, to=to, prefix=prefix - first)
         return {names[0]: (new[axis] - first, its)}
     if len({*zip(names, to, strict=True)}) > len({*names}):
-        raise ValueError(f"{place}: rows and columns are one width, so not {_by(to)}")
+        raise ValueError(f"{place}: rows and columns share a width, so cannot be {_by(to)}")
     its = replace(strategy, grid=(), to=(), prefix=0)
     return {name: (size, its) for name, size in zip(names, to, strict=True)}
 
 
 def _grid(place: str, count: int, grid: tuple[int, ...], prefix: int, what: str) -> tuple[int, ...]:
-    """Returns the sizes of a grid of positions, those of a square unless they are given."""
+    """Returns the rows and columns of a grid of positions; a square if none are given."""
     if not grid:
         side = isqrt(max(count - prefix, 0))
         if not side or side**2 != count - prefix:
             raise ValueError(
-                f"{place}: {count} positions are no square behind a prefix of {prefix}; pass "
+                f"{place}: {count} positions are no square after a prefix of {prefix}; pass "
                 f"{what}=(rows, columns), or another prefix="
             )
         return (side, side)
@@ -147,7 +145,7 @@ def _grid(place: str, count: int, grid: tuple[int, ...], prefix: int, what: str)
 
 
 def _patches(leaf: Leaf, new: tuple[int, ...], strategy: Start, widths: Widths) -> _Resampled:
-    """Returns how the widths change that lie along the sides of patches."""
+    """Returns the changes of the widths along the sides of patches."""
     spatial = {
         axis: layout.width
         for axis, layout in enumerate(leaf.axes)
@@ -165,10 +163,9 @@ def _by(sizes: Sequence[int]) -> str:
 
 
 def inputs_of(request: Request, shapes: Mapping[str, Any]) -> tuple[Any, ...] | None:
-    """Returns the larger model's inputs, if positions or patches are resampled.
+    """Returns the larger model's inputs if positions or patches are resampled, otherwise None.
 
-    Their images have the sides from which the convolution makes the new grid, if its patches do not
-    overlap.
+    Images get the sides from which a convolution makes the new grid if its patches do not overlap.
     """
     widths, network = request.widths, request.widths.network
     asked = request.strategy if isinstance(request.strategy, Mapping) else {}

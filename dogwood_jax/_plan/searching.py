@@ -1,4 +1,4 @@
-"""Growths in which arrays make up for sizes and numbers: ``searched_of``."""
+"""Growths with rescaled arrays that compensate for sizes and constants: ``searched_of``."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -29,13 +29,14 @@ def searched_of(
     *,
     every: bool = False,
 ) -> Iterator[Growth]:
-    """Yields growths in which arrays make up for what changes with sizes.
+    """Yields growths with recipes, which compensate for what changes with sizes.
 
     Args:
         growth: the growth, without recipes.
         chosen: the caller's strategies by width.
         programs: the larger programs.
-        every: whether all widths may begin otherwise, not only those that are heard.
+        every: whether other initial values are tried for all widths that grow, not only for those
+            whose new units cannot simply be silenced.
     """
     network, is_seen = programs.widths, programs.larger is not None
     told = (note for c in growth.changes for note in growth.widths[c.width].notes)
@@ -63,13 +64,14 @@ def searched_of(
 
 
 def for_removal(widths: Widths, name: str) -> Recipe | None:
-    """Returns what is to be rescaled where silent units of a width go; None if nothing is known.
+    """Returns the recipe for removing silent units of a width, or None if none is found.
 
-    Powers of a ratio of sizes hold for smaller sizes as for larger ones.
+    The recipe is that of a growth to twice the size: its powers of new / old hold for smaller
+    sizes, too.
 
     Args:
         widths: the network's widths.
-        name: the width.
+        name: name of the width.
     """
     if widths.network is None or widths[name].fixed or widths[name].size < 2:
         return None
@@ -84,9 +86,10 @@ def for_removal(widths: Widths, name: str) -> Recipe | None:
 
 
 def _alike(layers: LikeLayers | None) -> Iterator[Callable[[str], str]]:
-    """Yields functions that say what arrays have in common that may have the same numbers.
+    """Yields functions that map the paths of arrays with the same factors to the same text.
 
-    They are those of like layers. The layer before these is often like them, but for what it reads.
+    The arrays are those of like layers. The layer before the like layers is often the same, except
+    for what it reads.
     """
     if layers is None:
         yield without_numbers
@@ -98,13 +101,13 @@ def _alike(layers: LikeLayers | None) -> Iterator[Callable[[str], str]]:
 
 
 def _cases(growth: Growth, programs: Programs) -> Iterator[Case]:
-    """Yields what a growth claims, with recipes to be found."""
+    """Yields the claims of a growth, with empty recipes for a search to fill."""
     as_it_is, its = programs.larger is not None, programs.its
     assert growth.widths.network is not None
     changes = (
         replace(c, recipe=c.recipe or Recipe()) if c.new > c.old else c for c in growth.changes
     )
-    begun = replace(growth, changes=tuple(changes))  # with recipes, the ratios of sizes stay
+    begun = replace(growth, changes=tuple(changes))  # recipes keep ratios in a reduced model
     for choices in choices_of(begun, its, as_it_is=as_it_is):
         case = claim(begun, growth.widths.network.traced, LargerProgram(its, {}, choices))
         if isinstance(case, Case):
@@ -112,16 +115,16 @@ def _cases(growth: Growth, programs: Programs) -> Iterator[Case]:
 
 
 def _made_up_for(growth: Growth, case: Case) -> Iterator[str]:
-    """Yields notes on the numbers of the larger program that rescaled arrays make up for.
+    """Yields notes on constants of the larger program that rescaled arrays make up for.
 
-    Sizes, and numbers that take a mean, follow from the size of an array in any model.
+    Sizes and divisors of means are left out, because they follow from shapes in any model.
     """
     names = ", ".join(c.width for c in growth.changes if c.recipe and [*c.factors()])
     ratios = [1.0, *(r for c in growth.changes for r in (c.new / c.old, c.old / c.new))]
     for new, old in other_numbers(case).items() if names and not case.is_resized else ():
         by, is_mean = new / (old or 1.0), all(_is_whole(1 / (n or 1.0)) for n in (new, old))
         is_mean &= any(isclose(by, ratio, rel_tol=1e-5) for ratio in ratios)
-        is_size = _is_whole(new) and _is_whole(old)  # nothing is divided by one, nor by its root
+        is_size = _is_whole(new) and _is_whole(old)  # a size of 1, or its root, is no divisor
         is_size &= min(new, old) > 1 or any(
             isclose(by * by, ratio**p) for ratio in ratios for p in (1, 2)
         )

@@ -1,6 +1,6 @@
-"""Accepts a growth if an evaluation has shown that outputs stay: ``shown``.
+"""Accepts a growth if an evaluation shows that outputs stay: ``shown``.
 
-``Programs`` says which larger programs a growth is compared with.
+``Programs`` holds the larger program that a growth is compared with.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -36,13 +36,13 @@ from dogwood_jax._program.subprograms import Key
 from dogwood_jax._widths.trace import Traced
 from dogwood_jax._widths.widths import Widths
 
-_ROUNDING = "only one of both programs has {}, so outputs may differ by what that rounds"
+_ROUNDING = "only one of both programs has {}, so outputs may differ by its rounding"
 _COPIES = "; strategies.replicate() makes copies, which are finite where old units are"
-_MOST_PROBLEMS = 5  # that are listed of fillings
+_MOST_PROBLEMS = 5  # at most this many problems of fillings are listed
 _NOT_EVALUATED = "the programs cannot be evaluated, so nothing shows that outputs stay: {}"
 
 
-# What was evaluated, or why it could not be.
+# The verdict and its evidence, or the reason why no evaluation was possible.
 _Checked = tuple[Verdict, Evidence] | NoCase
 
 
@@ -50,14 +50,14 @@ def first_shown(
     show: Callable[[tuple[Edit, ...]], Growth | Refused],
     fillings: Iterable[tuple[Edit, ...]],
 ) -> Growth | Refused:
-    """Returns the growth by the first filling of new layers that is shown.
+    """Returns the growth with the first filling of new layers that is shown to keep outputs.
 
     Args:
-        show: returns the growth by a filling with what was shown of it, or why it is refused.
-        fillings: what is filled into new layers, the best filling first.
+        show: returns the growth with a filling and its evidence, or the refusal.
+        fillings: fillings of the new layers, the best one first.
 
     Returns:
-        The growth; if none is shown, what speaks against the first.
+        The growth; if no filling is accepted, the refusal of the first.
     """
     first, others = None, list[str]()
     for filling in fillings:
@@ -78,15 +78,15 @@ def shown_by(
     growth: Growth,
     programs: Programs,
 ) -> Growth | Refused:
-    """Returns a growth with what the larger model's own program has shown of it.
+    """Returns a growth with the evidence of a comparison with the larger model's own program.
 
     Args:
         growth: the growth.
-        programs: the program, see ``Programs``.
+        programs: the larger program, see ``Programs``.
 
     Returns:
-        The growth, or why it is refused: the larger model computes something else, or nothing shows
-        that it does not.
+        The growth, or its refusal: the larger model computes something else, or no evaluation shows
+        that it computes the same.
     """
     checked = _checked(programs.of(growth), programs.its, as_it_is=True)
     if isinstance(checked, OtherTable):
@@ -113,15 +113,15 @@ def what_shows(
 ) -> Growth:
     """Returns the first growth that is shown to keep outputs.
 
-    If there is none, it is the one that keeps them for most samples. Then its strategies are not
-    exact, and its notes say what differs.
+    If there is none, returns the growth that keeps outputs for most samples. Its strategies are
+    then marked as not exact, and its notes list the differences.
 
     Args:
-        growths: the growths, with the notes of ones that do not keep outputs.
+        growths: the growths, with the notes for outputs that change.
         network: the network's widths, with its program.
-        larger: those of the larger model; None for the network's own function.
+        larger: the larger model's widths; None for the network's own function.
         target: the larger model's variables, or None.
-        notes: what is said where outputs stay.
+        notes: the notes for outputs that stay.
     """
     refused = list[tuple[int, Growth]]()
     for growth in growths:
@@ -152,17 +152,17 @@ def shown(
     as_it_is: bool = False,
     way_out: str = "",
 ) -> Growth | Refused:
-    """Returns a growth with what was shown of it, where the larger model's function is not given.
+    """Returns a growth with its evidence, if the larger model's function is not given.
 
     Args:
-        growth: by sizes, or by the shapes of a target.
-        programs: the programs, see ``Programs``.
-        as_it_is: whether the larger program chooses experts as it does, see ``choices_of``.
-        way_out: what may be done where the network's own function computes something else.
+        growth: a growth by sizes, or by the shapes of a target.
+        programs: the larger programs, see ``Programs``.
+        as_it_is: whether the larger program keeps its number of chosen experts, see ``choices_of``.
+        way_out: advice for the case that the network's own function computes something else.
 
     Returns:
-        The growth, or why it is refused: the network's own function computes something else in
-        these sizes, or nothing shows that outputs stay.
+        The growth, or its refusal: the network's own function computes something else in these
+        sizes, or no evaluation shows that outputs stay.
     """
     few, own = programs.of(growth), programs.own
     if isinstance(own, Rejected):
@@ -195,12 +195,12 @@ def shown(
 
 
 def _written_again(growth: Growth, few: Growth, own: Rejected, target: PyTree) -> Growth | Refused:
-    """Returns a growth with what the network's program shows, written again in the new sizes.
+    """Returns a growth with the evidence of the network's program, rewritten in the new sizes.
 
     Args:
         growth: the growth.
-        few: the same of the layers that are compared.
-        own: why the network's own function does not take these sizes.
+        few: the same growth for the layers that are compared.
+        own: the error that the network's own function raised for these sizes.
         target: the larger model's variables, or None.
     """
     if problem := _rejected(few, own, target):
@@ -216,14 +216,14 @@ def _written_again(growth: Growth, few: Growth, own: Rejected, target: PyTree) -
 
 
 def _rewritten(growth: Growth, *, is_known: bool) -> Evidence | Refused | NoCase:
-    """Returns what the network's program shows, written again in the new sizes.
+    """Returns the evidence of the network's program, rewritten in the new sizes.
 
     Args:
         growth: the growth.
-        is_known: whether numbers are known to stay what they are.
+        is_known: whether constants are known to stay as they are.
 
     Returns:
-        The evidence; or why the growth is refused, or the program cannot be evaluated.
+        The evidence, the refusal of the growth, or why the program cannot be evaluated.
     """
     checked = _checked(growth, None)
     if isinstance(checked, ValueError):
@@ -245,9 +245,9 @@ def _rewritten(growth: Growth, *, is_known: bool) -> Evidence | Refused | NoCase
 
 
 def fitting(growth: Growth) -> Growth | Refused:
-    """Returns a growth that need not keep outputs, if the network's own function takes its arrays.
+    """Returns a growth that need not keep outputs, if the network's own function fits its arrays.
 
-    A function that knows its sizes need not take them. A note says so.
+    A function with fixed sizes may reject the arrays; then the growth gets a note.
     """
     own = Programs(growth, growth.widths).own
     if not isinstance(own, Rejected):
@@ -272,13 +272,13 @@ def _checked(
     *,
     as_it_is: bool = False,
 ) -> _Checked:
-    """Returns the verdict on a growth, and what was evaluated; or why nothing can be.
+    """Returns the verdict on a growth with its evidence, or why it cannot be evaluated.
 
     Args:
         growth: the growth.
-        its: the larger program; None for the network's own in larger sizes.
-        numbers: there, what numbers are multiplied by, see ``in_sizes``.
-        as_it_is: whether the larger program chooses experts as it does, see ``choices_of``.
+        its: the larger program; None for the network's program in larger sizes.
+        numbers: factors on constants of the larger program, by key of the step, see ``in_sizes``.
+        as_it_is: whether the larger program keeps its number of chosen experts, see ``choices_of``.
     """
     found, problems = list[tuple[Verdict, Evidence]](), list[NoCase]()
     for choices in choices_of(growth, its, as_it_is=as_it_is):
@@ -289,7 +289,7 @@ def _checked(
             return checked
         else:
             found.append(checked)
-    # The one that is equal for longest.
+    # The verdict with the most equal samples.
     return max(found, key=lambda pair: pair[0].samples) if found else problems[0]
 
 
@@ -300,7 +300,7 @@ def _verdict_on(growth: Growth, larger: LargerProgram) -> _Checked:
         return case
     verdict = check(case)
     if not verdict.is_shown and case.is_reduced and is_bearable(traced):
-        case = claim(growth, traced, larger, in_own_sizes=True)  # a table may end before
+        case = claim(growth, traced, larger, in_own_sizes=True)  # a reduced table may be too short
         if not isinstance(case, Case):
             return case
         verdict = check(case)
@@ -309,11 +309,11 @@ def _verdict_on(growth: Growth, larger: LargerProgram) -> _Checked:
 
 
 def reasons(verdict: Verdict, way_out: str = _COPIES) -> Iterator[str]:
-    """Yields what a verdict says against a growth.
+    """Yields the reasons against a growth in a verdict.
 
     Args:
         verdict: the verdict.
-        way_out: what is said to someone whose network would not be finite any more.
+        way_out: advice that is added if outputs are no longer finite.
     """
     if (found := verdict.difference) is not None:
         where = spot(found.path, found.place)
@@ -333,22 +333,22 @@ def reasons(verdict: Verdict, way_out: str = _COPIES) -> Iterator[str]:
 
 
 def _never_learns(verdict: Verdict) -> Refused | None:
-    """Returns why a growth is refused if nothing but gradients speaks against it."""
+    """Returns the refusal of a growth if gradients are the only reason against it."""
     if verdict.gradients and not (verdict.difference or verdict.problem or verdict.unshown):
         return Refused([verdict.gradients], verdict.samples, then="starts")
     return None
 
 
 def _contradicted(whose: str, differences: Sequence[str], samples: int = 0) -> Refused:
-    """Returns what a program computes instead, see ``Refused``."""
+    """Returns the refusal for a larger program with other outputs, see ``Refused``."""
     said = (f"{whose} computes something else: {what}" for what in differences[:3])
     return Refused(said, samples, differences)
 
 
 def _itself(differences: Sequence[str], way_out: str, verdict: Verdict) -> Refused:
-    """Returns what the network's own function computes instead, and what may be done."""
+    """Returns the refusal for the network's own function with other outputs, with advice."""
     found = verdict.difference
-    # Where only some samples differ, as where units are compared, other new entries may do.
+    # If only some samples differ, for example where units are compared, other new entries may do.
     is_seldom = verdict.samples > 1 and found is not None and np.isfinite(found.new)
     its = "in these sizes, the network itself computes something else: "
     said = (f"{its}{_with(difference, way_out)}" for difference in differences[:3])
@@ -364,13 +364,13 @@ def _number(number: complex) -> str:
 
 
 def _rejected(growth: Growth, own: Rejected, target: PyTree) -> str | None:
-    """Returns what is wrong if the network's own function should take the new sizes."""
+    """Returns a problem if the network's own function should accept the new sizes, or nothing."""
     network = growth.widths.network
     assert network is not None
     if own.follows_shapes:
         return (
             "the network's own function follows the shapes of its arrays but does not take "
-            f"these: {own.reason}; grow more widths along, or pass target= and target_apply="
+            f"these: {own.reason}; grow more widths as well, or pass target= and target_apply="
         )
     if target is None and says_numbers(network.variables):
         if not says_sizes(growth.widths, growth.sizes):  # a number of theirs may be half a size

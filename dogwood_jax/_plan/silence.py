@@ -1,10 +1,10 @@
-"""Which weights have to be zero for new units to be silent: ``silenced``, ``heard``.
+"""Which weights must be zero so that new units do not change outputs: ``silenced``, ``heard``.
 
-``trace`` marks the weights that read units. Zeros there need not be enough: two activations may be
-multiplied, as queries and keys are, or a second function reads the units. Then all new entries
-begin as zeros, and those are freed again, in the order in which the program reads arrays, with
-which outputs do not depend on new units. No primitive is known here: the network's own program is
-evaluated in larger sizes.
+New units that do not change outputs are called silent. ``trace`` marks the weights that read units.
+Zeros there may not be enough: two activations may be multiplied, such as queries and keys, or a
+second function may read the units. Then all new entries begin as zeros, and are freed again where
+outputs still do not depend on new units, in the order in which the program reads arrays. No rules
+for primitives are needed: the network's own program is evaluated in larger sizes.
 """
 
 import functools
@@ -43,11 +43,11 @@ _NEVER = Reason(
     "silent",
 )
 
-# So many evaluations are worth a program for several at once.
+# Up to this many evaluations run one by one; more of them run as one batched program.
 _LEAST = 4
 
 
-class Spot(NamedTuple):
+class UnitsAlongAxis(NamedTuple):
     """Units of a width along an axis of an array."""
 
     path: str
@@ -56,41 +56,42 @@ class Spot(NamedTuple):
 
 
 class Silence(NamedTuple):
-    """What silences new units of a width.
+    """The zeros that silence new units of a width.
 
     Attributes:
-        is_heard: whether outputs change all the same, or nothing of the units learns.
-        zeros: whether entries are zero, by spot, and by what those of like layers are called.
-        learns: whether something of new units learns beside these zeros.
+        is_heard: whether outputs still change with these zeros, or new units could not learn.
+        zeros: whether entries are zero, by spot; also by spot with layer numbers removed from the
+            path, for like layers.
+        learns: whether new units can learn although these entries are zero.
     """
 
     is_heard: bool
-    zeros: Mapping[Spot, bool] = MappingProxyType({})
+    zeros: Mapping[UnitsAlongAxis, bool] = MappingProxyType({})
     learns: bool = True
 
 
 class _Mask(NamedTuple):
-    """Where units lie along an axis of an array.
+    """The positions of units along an axis of an array.
 
     Attributes:
         spot: the units and the axis.
-        role: their role there, as it is marked.
+        role: their role there, as ``trace`` marks it.
         along: the unit at each position, or -1.
-        old: how many of the units are old ones.
+        old: how many of the units are old.
     """
 
-    spot: Spot
+    spot: UnitsAlongAxis
     role: Role
     along: np.ndarray
     old: int
 
 
 def heard(widths: Widths, names: Iterable[str]) -> list[str]:
-    """Returns the widths of which outputs depend on new units, whichever weights are zero.
+    """Returns the widths whose new units change outputs, whichever of their weights are zero.
 
     Args:
-        widths: the network's widths. Without a program, nothing is known to depend on silent units.
-        names: those that are asked for.
+        widths: the network's widths. If they hold no program, the list is empty.
+        names: names of the widths to examine.
     """
     return [name for name, its in _silences(widths, names).items() if its.is_heard]
 
@@ -100,8 +101,8 @@ def silenced(widths: Widths, names: Iterable[str], of: Widths) -> Widths:
 
     Args:
         widths: the widths, with those of copied heads.
-        names: those that are asked for.
-        of: the network's widths.
+        names: names of the widths to examine.
+        of: the network's widths, with its program.
     """
     known = _silences(of, names)
     found = {name: its.zeros for name, its in known.items() if its.zeros}
@@ -121,7 +122,7 @@ def silenced(widths: Widths, names: Iterable[str], of: Widths) -> Widths:
 
 
 def _with_roles(
-    path: str, axis: int, layout: Layout, zeros: Mapping[str, Mapping[Spot, bool]]
+    path: str, axis: int, layout: Layout, zeros: Mapping[str, Mapping[UnitsAlongAxis, bool]]
 ) -> Layout:
     counts: dict[str, int] = {}
 
@@ -133,7 +134,8 @@ def _with_roles(
             return layout
         known = zeros[layout.width]
         if not known.get(
-            Spot(path, axis, place), known.get(Spot(without_numbers(path), axis, place))
+            UnitsAlongAxis(path, axis, place),
+            known.get(UnitsAlongAxis(without_numbers(path), axis, place)),
         ):
             return replace(layout, role="incoming")
         if layout.role != "incoming":
@@ -144,7 +146,7 @@ def _with_roles(
 
 
 def _silences(widths: Widths, names: Iterable[str]) -> dict[str, Silence]:
-    """Returns what silences widths. Each is found out once for a network."""
+    """Returns the zeros that silence widths, by name. Each result is cached in the network."""
     names = [name for name in names if name in widths]
     if widths.network is None or not names:
         return {}
@@ -166,8 +168,8 @@ def _silences(widths: Widths, names: Iterable[str]) -> dict[str, Silence]:
 
 
 def _silence(widths: Widths, name: str) -> Silence:
-    """Returns what silences a width, by evaluating the network's program with more units."""
-    if widths[name].fixed:  # it gets no new units of its own
+    """Returns the zeros that silence a width, from evaluations with more units."""
+    if widths[name].fixed:  # a fixed width gets no new units
         return Silence(is_heard=False)
     change = Change(name, widths[name].size, widths[name].size + 2, strategies.random())
     for changes in ((change,), ()):
@@ -180,15 +182,16 @@ def _silence(widths: Widths, name: str) -> Silence:
     return Silence(is_heard=True)
 
 
-def _found_by(trial: "_Trial", kernels: Collection[Spot]) -> Silence:
-    """Returns what silences the units of a trial.
+def _found_by(trial: "_Trial", kernels: Collection[UnitsAlongAxis]) -> Silence:
+    """Returns the zeros that silence the units of a trial.
 
-    Zeros are tried where weights are marked to read units, then where they make them, then
-    everywhere. If outputs are not the network's then, it computes with how many units there are.
+    Zeros are tried in weights that are marked as reading units, then in those that produce units,
+    then everywhere. If outputs still differ, the network computes with the number of units.
 
     Args:
         trial: evaluates zeros.
-        kernels: where random weights are; of new units, one of these must be free to learn.
+        kernels: spots of random weights; new units need at least one of them without zeros to
+            learn.
     """
     roles = {mask.spot: mask.role for mask in trial.masks}
     marked, every = {spot for spot, role in roles.items() if role != "incoming"}, {*roles}
@@ -217,20 +220,20 @@ class _Trial:
     """Evaluates a network with new units, some of whose entries are zero.
 
     Args:
-        case: what a growth claims to which the network's program is written again.
+        case: the claim of a growth, with the network's program rewritten in the larger sizes.
         name: the width that has new units.
-        is_larger: whether it grows. If the program does not fit other sizes, half of its units are
-            taken for new ones.
+        is_larger: whether the width grows. If not, because the program does not fit other sizes,
+            half of its units are treated as new.
 
     Attributes:
-        masks: where the units lie, in the order in which the program reads arrays.
+        masks: the positions of the units, in the order in which the program reads arrays.
         is_larger: whether the width grows.
     """
 
     def __init__(self, case: Case, name: str, *, is_larger: bool) -> None:
         draw = functools.partial(network_sample, case)
         self._problem = Problem(case, (), Together(case.new, least=_LEAST), {}, draw)
-        self._known: dict[frozenset[Spot], list[np.ndarray]] = {}
+        self._known: dict[frozenset[UnitsAlongAxis], list[np.ndarray]] = {}
         floats = (path for path, a in case.old.arguments if jnp.issubdtype(a.dtype, jnp.inexact))
         self._floats, self.is_larger = {*floats}, is_larger
         size = case.growth.widths[name].size
@@ -238,42 +241,44 @@ class _Trial:
         new = case.growth.changes[0].new if is_larger else size
         self.masks = [*_masks(case.growth.widths, name, old, new)]
 
-    def is_silent(self, zeros: Collection[Spot]) -> bool:
-        """Whether outputs are the same for all that is not zero."""
+    def is_silent(self, zeros: Collection[UnitsAlongAxis]) -> bool:
+        """Whether outputs do not depend on the values of the other new entries."""
         drawn = self._drawn(frozenset(zeros))
         if not drawn or any(map(differs, apart(drawn))):
             return False
         if self.is_larger and all(np.all(np.abs(by) < FAR) for by in drawn):
-            return True  # else copies tell, which are finite where old units are
+            return True  # otherwise try copies, which are finite where old units are
         copies = self._problem.evaluated(
             lambda one, _: [self._changed(one, zeros, unit) for unit in (0, -1)]
         )
         are_finite = all(np.all(np.abs(by) < FAR) for by in copies[::2])
         return are_finite and not any(map(differs, apart(copies)))
 
-    def is_exact(self, zeros: Collection[Spot]) -> bool:
-        """Whether outputs are those of the network, as far as they are finite and can be asked."""
+    def is_exact(self, zeros: Collection[UnitsAlongAxis]) -> bool:
+        """Whether finite outputs equal the network's; True if the width does not grow."""
         found = self._drawn(frozenset(zeros))[::2]
         return not (self.is_larger and any(differs(by[np.abs(by) < FAR]) for by in found))
 
-    def is_exactly_silent(self, zeros: Collection[Spot]) -> bool:
-        """Whether outputs are finite, and those of the network, whatever is not zero."""
+    def is_exactly_silent(self, zeros: Collection[UnitsAlongAxis]) -> bool:
+        """Whether outputs are finite and equal the network's for any other new entries."""
         found = self._drawn(frozenset(zeros))[::2]
         return self.is_larger and not any(map(differs, found)) and self.is_silent(zeros)
 
-    def _drawn(self, zeros: frozenset[Spot]) -> list[np.ndarray]:
-        """Returns by how much outputs move with two draws of new entries, for each sample."""
+    def _drawn(self, zeros: frozenset[UnitsAlongAxis]) -> list[np.ndarray]:
+        """Returns the differences of outputs for two draws of new entries, for each sample."""
         if zeros not in self._known:
             self._known[zeros] = self._problem.evaluated(
                 lambda *drawn: [self._changed(arrays, zeros) for arrays in drawn]
             )
         return self._known[zeros]
 
-    def freed(self, zeros: set[Spot]) -> set[Spot]:
-        """Returns the zeros that are left once those are free which may be, found by halves."""
+    def freed(self, zeros: set[UnitsAlongAxis]) -> set[UnitsAlongAxis]:
+        """Returns the zeros that are needed, found by bisection."""
         return self._freed(zeros, [m.spot for m in self.masks if m.spot.path in self._floats])
 
-    def _freed(self, zeros: set[Spot], spots: Sequence[Spot]) -> set[Spot]:
+    def _freed(
+        self, zeros: set[UnitsAlongAxis], spots: Sequence[UnitsAlongAxis]
+    ) -> set[UnitsAlongAxis]:
         spots = [spot for spot in spots if spot in zeros]
         if not spots or self.is_silent(zeros - {*spots}):
             return zeros - {*spots}
@@ -284,27 +289,30 @@ class _Trial:
             zeros = self._freed(zeros, half)
         return zeros
 
-    def _changed(self, arrays: Arrays, zeros: Collection[Spot], unit: int | None = None) -> Arrays:
-        """Returns arrays with zeros for new units, and elsewhere perhaps with copies of an old one.
+    def _changed(
+        self, arrays: Arrays, zeros: Collection[UnitsAlongAxis], unit: int | None = None
+    ) -> Arrays:
+        """Returns arrays with zeros at some entries of new units.
 
-        A function need not be finite for what is drawn, but is for what old units are.
+        The other new entries are drawn, or copies of old unit ``unit``: a function may not be
+        finite for drawn values, but it is for the values of old units.
         """
         found = dict(arrays)
         for spot, _, along, old in self.masks:
             array, is_new = np.moveaxis(found[spot.path], spot.axis, -1), along >= old
             if unit is not None and is_float(array) and 0 < old <= along.max(initial=0):
                 copied = array[..., [list(along).index(unit % old)]]
-                array = np.where(is_new, copied / (1 - unit), array)  # a single unit is another one
+                array = np.where(is_new, copied / (1 - unit), array)  # differs even with one unit
             array = np.where(is_new, 0, array) if spot in zeros else array
             found[spot.path] = np.moveaxis(array, -1, spot.axis)
         return found
 
 
 def _masks(widths: Widths, name: str, old: int, new: int) -> Iterator[_Mask]:
-    """Yields where units lie in arrays that are grown, in the order in which these are read."""
+    """Yields the positions of units in grown arrays, in the order of the widths' leaves."""
     for leaf in widths.leaves:
         for axis, layout in enumerate(leaf.axes):
             every = spread(resized(layout, {name: new}))
             own = (its for its in every if its[0].width == name)
             for place, (units, along) in enumerate(own):
-                yield _Mask(Spot(leaf.path, axis, place), units.role, along, old)
+                yield _Mask(UnitsAlongAxis(leaf.path, axis, place), units.role, along, old)

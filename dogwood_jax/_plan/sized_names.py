@@ -1,8 +1,8 @@
-"""Names of arrays that carry sizes, such as ``linear_32x64``: ``check_names``.
+"""Names of arrays that contain sizes, such as ``linear_32x64``: ``check_names``.
 
-Arrays of a network and of a larger one are matched by their paths. A library may put sizes into
-these, as e3nn does. Then no array of the larger model has the name that it has in the network, and
-all of them would look like new layers.
+Arrays of a network and of a larger one are matched by their paths. A library such as e3nn may put
+sizes into the paths. Then every array has another name in the larger model, and all arrays would
+look like new layers.
 """
 
 import re
@@ -23,6 +23,9 @@ def check_names(widths: Widths, shapes: Mapping[str, Any]) -> None:
     Args:
         widths: the network's widths.
         shapes: the larger model's arrays by path.
+
+    Raises:
+        Refused: with a line for each such array.
     """
     paths = {leaf.path for leaf in widths.leaves}
     layers = numbered_layers(shapes).values()  # an inserted layer shifts their numbers
@@ -48,7 +51,7 @@ def check_names(widths: Widths, shapes: Mapping[str, Any]) -> None:
 
 
 def _by_text(paths: Iterable[str]) -> dict[str, list[str]]:
-    """Returns paths, together where they differ in numbers only."""
+    """Returns paths in groups that differ only in numbers."""
     found: dict[str, list[str]] = {}
     for path in sorted(paths):
         found.setdefault(_NUMBER.sub("#", path), []).append(path)
@@ -56,7 +59,7 @@ def _by_text(paths: Iterable[str]) -> dict[str, list[str]]:
 
 
 def _differ_in_sizes(old: str, new: str, sizes: set[int], larger: set[int]) -> bool:
-    """Whether paths are alike, but for numbers that are sizes and grow to sizes of the larger."""
+    """Whether numbers in two paths differ only where a size grows to a size of the larger model."""
     a, b = (_numbers(path) for path in (old, new))
     differing = [(m, n) for m, n in zip(a, b, strict=False) if m != n]
     return len(a) == len(b) > 0 and all(m in sizes and n in larger and m < n for m, n in differing)

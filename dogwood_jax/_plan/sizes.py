@@ -1,4 +1,4 @@
-"""The sizes and strategies that a request asks for, by name of the width: ``asked_of``."""
+"""The sizes and strategies that a request stands for, by name of the width: ``asked_of``."""
 
 import operator
 from collections.abc import Iterator, Mapping
@@ -29,7 +29,7 @@ from dogwood_jax.strategies import Start, Strategy
 _MOST_UNITS = 2**31 - 1
 
 _EACH_ALONE = (
-    "beside new layers, programs do not say which numbers follow from sizes: grow the widths "
+    "with new layers, programs do not show which constants follow from sizes: grow the widths "
     "first, or insert the layers first, each in a growth of its own"
 )
 
@@ -53,7 +53,7 @@ _BY_TARGET = "new layers are inserted by target= and target_apply="
 
 
 def asked_of(request: Request, larger: Larger | None, problems: list[str]) -> Asked:
-    """Returns the sizes that are asked for, by name or by a larger model; see ``plan``."""
+    """Returns the requested sizes, given by name or by a larger model; see ``plan``."""
     widths = request.widths
     named = named_sizes(widths, request.sizes, problems, request.interface)
     problems += [
@@ -93,7 +93,7 @@ def _with_strategies(asked: Asked, request: Request, problems: list[str]) -> Ask
 
 
 def ways_out(asked: Asked) -> Iterator[str]:
-    """Yields what may be passed instead, if the growth is refused."""
+    """Yields advice on what to pass instead if the growth is refused."""
     larger, before = asked.larger, asked.before
     if larger.shapes:
         yield from ways_out_of_heads(asked)
@@ -103,8 +103,8 @@ def ways_out(asked: Asked) -> Iterator[str]:
         shifted = [n for n in grown if before[n].interface and n[-1:].isdigit()]
         if shifted and (larger.inserted or is_deeper(before, larger.shapes)):
             yield (
-                "give the last layer a name of its own in both models, because automatic names "
-                f"count on: {shifted[0]} is the output of one and a hidden layer of the other"
+                "give the last layer a name of its own in both models, because automatic names are "
+                f"numbered: {shifted[0]} is the output of one and a hidden layer of the other"
             )
         if larger.inserted and _meets_numbers(asked):
             yield _EACH_ALONE
@@ -126,15 +126,15 @@ def ways_out(asked: Asked) -> Iterator[str]:
 
 
 def _meets_numbers(asked: Asked) -> bool:
-    """Whether a width grows along which there are numbers, which may follow from its size."""
+    """Whether a width grows that has a table with a constant for each unit."""
     widths, sizes = asked.widths, asked.sizes
     return bool(tables_of(asked.before, [n for n in sizes if sizes[n] > widths[n].size]))
 
 
 def copies_a_unit(request: Request) -> bool:
-    """Whether a single unit is to become several.
+    """Whether a single unit should become several.
 
-    Then the network's own function in the new sizes shows where its copies go.
+    Then the network's own function in the new sizes shows where the copies of the unit go.
     """
     widths = request.widths
     named = {} if widths.network is None else named_sizes(widths, request.sizes, [])
@@ -149,11 +149,11 @@ def target_in_sizes(
     Args:
         widths: the widths of the network.
         sizes: new sizes by name of the width, or by place.
-        problems: takes what is wrong: sizes are of no widths or below today's, or modules among
-            the variables hold numbers that are not known in these sizes.
+        problems: receives problems: there is no such width, a size is smaller than today's, or
+            numbers that modules among the variables hold are not known in these sizes.
 
     Raises:
-        ValueError: if the network is not at hand.
+        ValueError: if the widths do not hold the network.
     """
     if widths.network is None:
         raise ValueError(NOT_AT_HAND)
@@ -169,10 +169,10 @@ def target_in_sizes(
 def by_name(
     widths: Widths, asked: Mapping[Any, Any], problems: list[str], interface: bool = False
 ) -> Iterator[tuple[str, Any]]:
-    """Yields the name of each width, and what is asked of the width.
+    """Yields the name of each width with its value in ``asked``.
 
-    A key is the name of a width, a place ``(path, axis)``, or the path of an array in which no
-    other width can grow, where ``interface`` says whether those of inputs and outputs can.
+    A key is the name of a width, a place ``(path, axis)``, or the path of an array in which only
+    one width can grow. Widths of inputs and outputs count as able to grow if ``interface`` is True.
     """
     for place, value in asked.items():
         is_place = isinstance(place, tuple) and len(place) == 2
@@ -194,11 +194,11 @@ def by_name(
 def named_sizes(
     widths: Widths, sizes: Mapping[Any, int], problems: list[str], interface: bool = False
 ) -> dict[str, int]:
-    """Returns the asked sizes by width name."""
+    """Returns the requested sizes by name of the width."""
     if trees := [name for name, size in sizes.items() if isinstance(size, Mapping)]:
         problems.append(
-            f"pass the arrays of a larger model as target=; sizes= are numbers of units by width, "
-            f"and {trees[0]!r} is none"
+            f"pass the arrays of a larger model as target=; sizes= takes a number of units for "
+            f"each width, but {trees[0]!r} has a mapping"
         )
         return {}
     new: dict[str, int] = {}
@@ -206,7 +206,7 @@ def named_sizes(
         if not is_integer(size):
             problems.append(f"{name}: the number of units must be an integer, got {size!r}")
         elif size < 1:
-            problems.append(f"{name}: a width has one unit at least, got {size}")
+            problems.append(f"{name}: a width has at least one unit, got {size}")
         elif size > _MOST_UNITS:
             problems.append(f"{name}: {size} units are too many: {_bytes(widths, name, size)}")
         elif new.setdefault(name, operator.index(size)) != size:
@@ -215,7 +215,7 @@ def named_sizes(
 
 
 def _bytes(widths: Widths, name: str, size: int) -> str:
-    """Says how large the largest array of a width would be."""
+    """Returns a text with the size of the largest array of a width."""
     arrays = {
         leaf.path: prod(size_of(layout, {**widths.sizes, name: size}) for layout in leaf.axes)
         for leaf in map(widths.leaf, {o.path for o in widths[name].occurrences})
@@ -230,7 +230,7 @@ def starts_by_name(
     sizes: Mapping[str, int],
     problems: list[str],
 ) -> dict[str, Start]:
-    """Returns what new units begin with, by name of each width that is given a strategy."""
+    """Returns the initial values of new units, by name of each width that has a strategy."""
     if strategy is None:
         return {}
     by_name = strategy if isinstance(strategy, Mapping) else dict.fromkeys(widths, strategy)
@@ -258,10 +258,10 @@ def starts_by_name(
 
 
 def _begun(strategy: Strategy, widths: Widths, name: str, new: int) -> Start:
-    """Returns what a caller's strategy begins with.
+    """Returns the initial values of new units that a caller's strategy returns.
 
     Raises:
-        TypeError: if it is no strategy.
+        TypeError: if the strategy raises an error, or returns something else.
     """
     call = f"{described(strategy)}, called with (widths, {name!r}, {widths[name].size}, {new})"
     try:

@@ -3,8 +3,8 @@
 Each axis is an equation, ``layout(sizes) == length in the target``. An axis of a single width
 states its size. Axes of several widths, such as a product heads * head_dim or a concatenation of
 query, key and value, are solved together if they share widths that no axis states. Sizes are whole
-numbers and not smaller than today. Fixed widths stay as they are. If there is one solution, it is
-the answer. If there are several, none is preferred: heads of other sizes are another function.
+numbers and not smaller than today's. Fixed widths keep their sizes. A single solution is the
+answer. Of several solutions none is preferred: heads of other sizes are another function.
 """
 
 from bisect import bisect_left, bisect_right
@@ -23,23 +23,23 @@ from dogwood_jax._widths.widths import Width, Widths
 Domain = Sequence[int]
 
 _NEVER_LESS = "growing never drops units, dw.narrow removes them"
-_MOST_WAYS = 100  # solutions that are listed before the rest counts only as "more"
-_MOST_WORK = 100_000  # what a search may cost, see ``Equation.work``
+_MOST_WAYS = 100  # at most this many solutions are collected; further ones are only "more"
+_MOST_WORK = 100_000  # upper limit on the work of a search, see ``Equation.work``
 
 
 def of_heads(width: Width) -> str:
-    """Says why the larger model may have smaller heads, if a width is the dimension of heads."""
+    """Returns advice on keeping the size of heads if a width is their dimension, else nothing."""
     if width.label not in (HEAD_DIM, VALUE_DIM):
         return ""
     return (
-        "if the larger model has more heads, give it heads of the old size, as by qkv_features= "
-        "or qk_size="
+        "if the larger model has more heads, give it heads of the old size, for example by "
+        "qkv_features= or qk_size="
     )
 
 
 @dataclass(frozen=True, eq=False)
 class Equation:
-    """A layout, its length in the target, and the axes that have this length."""
+    """A layout, its length in the target, and the axes with this layout and length."""
 
     layout: Layout
     length: int
@@ -52,11 +52,11 @@ class Equation:
 
     @cached_property
     def work(self) -> int:
-        """How much work it is to look at it."""
+        """The cost of narrowing all domains by this equation once, in units in the layout."""
         return len(self.names) * sum(1 for _ in units_of(self.layout))
 
     def fitting(self, name: str, domains: Mapping[str, Domain]) -> Domain:
-        """Returns the sizes of a width for which the others can make up the rest."""
+        """Returns the sizes of a width with which other widths can complete the length."""
         least = {other: domains[other][0] for other in self.names}
         most = {other: domains[other][-1] for other in self.names}
 
@@ -81,10 +81,10 @@ def sizes_of_target(
         widths: the widths of the network that grows.
         target: a pytree of arrays or ``jax.ShapeDtypeStruct`` of the larger model.
         asked: sizes that the caller has chosen.
-        problems: receives a line for each thing that keeps the target from being explained.
+        problems: receives a line for each reason why the target cannot be explained.
 
     Returns:
-        Sizes by name of the width, ``asked`` among them. Widths in doubt are left out.
+        Sizes by name of the width, including ``asked``. Widths in doubt are left out.
     """
     equations, unread = _equations(widths, target, problems)
     known, doubtful = _stated_sizes(equations, widths, asked, problems)
@@ -92,7 +92,7 @@ def sizes_of_target(
     settled = known.keys() | {name for name in widths if widths[name].fixed}
     composite = [equation for equation in equations if not isinstance(equation.layout, Units)]
     for system in _independent(composite, settled):
-        # What would follow from a width in doubt is only misleading.
+        # Conclusions from a width in doubt would be misleading.
         if doubtful.isdisjoint(name for equation in system for name in equation.names):
             known |= _solved(system, widths, known, problems)
     return known
@@ -124,7 +124,7 @@ def _equations(
 
 
 def _without_roles(layout: Layout) -> Layout:
-    """Returns what matters of a layout to its length."""
+    """Returns a layout without roles, which do not matter for its length."""
     if isinstance(layout, Units):
         return Units(layout.width, layout.size, "both")
     return type(layout)(tuple(map(_without_roles, layout.parts)))
@@ -136,9 +136,9 @@ def _stated_sizes(
     asked: Mapping[str, int],
     problems: list[str],
 ) -> tuple[dict[str, int], set[str]]:
-    """Returns the sizes that were asked for or that axes of a single width state.
+    """Returns the sizes that were requested or that axes of a single width state.
 
-    Also returns the widths that come into doubt: axes disagree on them, or they would shrink.
+    Also returns the widths in doubt: axes disagree on their sizes, or they would shrink.
     """
     stated: dict[str, list[Equation]] = {}
     for equation in equations:
@@ -167,7 +167,7 @@ def _stated_sizes(
 
 
 def _independent(equations: Sequence[Equation], settled: set[str]) -> Iterator[list[Equation]]:
-    """Yields the equations in groups that share no width but settled ones."""
+    """Yields the equations in groups that share no widths except settled ones."""
     sharing: dict[str, list[Equation]] = {}
     for equation in equations:
         for name in equation.names:
@@ -181,7 +181,7 @@ def _independent(equations: Sequence[Equation], settled: set[str]) -> Iterator[l
         waiting = [first]
         while waiting:
             for name in waiting.pop().names:
-                # Each width is followed once, which keeps the cost linear.
+                # Each width is visited once, which keeps the cost linear.
                 new = [other for other in sharing.pop(name, ()) if other not in group]
                 group |= dict.fromkeys(new)
                 waiting += new
@@ -192,14 +192,14 @@ def _independent(equations: Sequence[Equation], settled: set[str]) -> Iterator[l
 def _solved(
     system: Sequence[Equation], widths: Widths, known: Mapping[str, int], problems: list[str]
 ) -> dict[str, int]:
-    """Returns the sizes that satisfy all equations; if there is no single answer, says why."""
+    """Returns the sizes that satisfy all equations, or nothing and adds to ``problems``."""
     ways, complete = _ways(system, _domains(system, widths, known))
     if complete and len(ways) == 1:
         return ways[0]
     if not complete and len(ways) < 2:
         places = _listed([place for equation in system for place in equation.places])
         problems.append(
-            f"{places}: there are too many sizes to try; say some with sizes= beside target=, or "
+            f"{places}: there are too many sizes to try; pass some with sizes= and target=, or "
             f"pass target_apply=: {_facts(system, widths, known)}"
         )
     elif ways:
@@ -214,7 +214,7 @@ def _solved(
 def _domains(
     system: Iterable[Equation], widths: Widths, known: Mapping[str, int]
 ) -> dict[str, Domain]:
-    """Returns the sizes that each width may have if every equation is looked at alone."""
+    """Returns the sizes that each width may have, from each equation on its own."""
     domains: dict[str, Domain] = {}
     for equation in system:
         for name in equation.names:
@@ -286,10 +286,10 @@ def _narrow(
         domains: sizes by width, narrowed in place.
         changed: equations in which a domain has changed.
         sharing: the equations of each width.
-        work: how much work is left.
+        work: the remaining budget of work.
 
     Returns:
-        Whether the equations may have a solution, and the work that is left then.
+        Whether the equations may have a solution, and the remaining budget.
     """
     waiting = deque(changed)
     queued = set(waiting)
@@ -312,7 +312,7 @@ def _narrow(
 def _contradictions(
     system: Sequence[Equation], widths: Widths, known: Mapping[str, int]
 ) -> Iterator[list[Equation]]:
-    """Yields separate sets of equations without a solution, each as small as it gets."""
+    """Yields disjoint sets of equations without a solution, each as small as possible."""
 
     def solvable(equations: Sequence[Equation]) -> bool:
         ways, complete = _ways(equations, _domains(equations, widths, known), most=1)
@@ -329,11 +329,11 @@ def _contradictions(
         left = [equation for equation in left if equation not in core]
 
 
-# What the lines of an error say -------------------------------------------------------------------
+# Lines of errors ----------------------------------------------------------------------------------
 
 
 def _contradiction(core: Sequence[Equation], widths: Widths, known: Mapping[str, int]) -> str:
-    """Says that no growth explains these axes together."""
+    """Returns the problem that no growth explains these axes together."""
     facts = _facts(core, widths, known)
     if len(core) == 1:
         (equation,) = core
@@ -352,12 +352,12 @@ def _choices(
     ways: Sequence[Mapping[str, int]],
     complete: bool,
 ) -> str:
-    """Says which sizes explain the axes equally well."""
+    """Returns the problem that several choices of sizes explain the axes equally well."""
     # The fewest changes come first.
     today = widths.sizes
     ways = sorted(ways, key=lambda way: sum(way[name] != today[name] for name in way))
     unclear = [name for name in ways[0] if name not in known and not widths[name].fixed]
-    if complete:  # else any of them may have another size in a way that was not looked for
+    if complete:  # else any of them may have another size in a solution that was not collected
         unclear = _telling(unclear, ways)
     choices = [{name: way[name] for name in unclear} for way in ways]
     first = next(equation for equation in system if not set(unclear).isdisjoint(equation.names))
@@ -366,12 +366,12 @@ def _choices(
         said += f" or {'' if complete else 'more than '}{len(choices) - 3} others"
     return (
         f"{_length(first)}, but for {first.layout} the shapes do not say whether {said}; "
-        "say so with sizes= beside target=, or pass target_apply=, the larger model's function"
+        "say so with sizes= and target=, or pass target_apply=, the larger model's function"
     )
 
 
 def _telling(names: Sequence[str], ways: Sequence[Mapping[str, int]]) -> list[str]:
-    """Returns enough of the widths to tell all ways apart."""
+    """Returns a few widths whose sizes distinguish all solutions."""
     telling: list[str] = []
     apart = 1
     for name in names:
@@ -383,7 +383,7 @@ def _telling(names: Sequence[str], ways: Sequence[Mapping[str, int]]) -> list[st
 
 
 def _facts(equations: Iterable[Equation], widths: Widths, known: Mapping[str, int]) -> str:
-    """Says what is known of the widths of some equations."""
+    """Returns a text with the known sizes or bounds of the widths in some equations."""
     facts = []
     for name in dict.fromkeys(name for equation in equations for name in equation.names):
         if name in known:
@@ -407,20 +407,20 @@ def _listed(places: Sequence[str]) -> str:
     return ", ".join(places[:2]) + (f" and {more} more" if more > 0 else "")
 
 
-# What the shapes leave to the larger model's configuration ----------------------------------------
+# Splits that depend on the larger model's configuration -------------------------------------------
 
 
 def splits(widths: Widths, sizes: Mapping[str, int], *, every: bool) -> tuple[str, ...]:
-    """Returns how the larger model must split axes that are products of widths.
+    """Returns notes on how the larger model must split axes that are products of widths.
 
     An array of shape ``[in, heads * head_dim]`` is reshaped by the model, so its shape is the same
-    for another number of heads. If arrays state all factors but one, there is no choice, and
-    nothing is said. Before a flatten, for example, the convolution's kernel states the channels.
+    for another number of heads. There is no note if arrays state all factors but one, because then
+    the split is determined: before a flatten, for example, a kernel states the channels.
 
     Args:
         widths: the widths of the network that grows.
         sizes: new sizes by name of the width.
-        every: whether to say it of axes whose factors do not change, too.
+        every: whether to include axes whose factors do not change.
     """
     axes = [layout for leaf in widths.leaves for layout in leaf.axes]
     stated: set[str] = set()
@@ -456,10 +456,10 @@ def _products(layout: Layout) -> Iterator[Product]:
 
 
 def _split(product: Product, sizes: Mapping[str, int]) -> tuple[str, str]:
-    """Says how an axis must be split; factors of a single module are told by their labels.
+    """Returns how an axis must be split. If all factors belong to one module, labels name them.
 
     Returns:
-        The module or nothing, and how.
+        The name of that module or an empty string, and the text.
     """
     modules = {units.width.rpartition("[")[0] for units in units_of(product)}
     (module,) = modules if len(modules) == 1 else ("",)

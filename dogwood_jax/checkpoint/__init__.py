@@ -1,24 +1,24 @@
 """Grow checkpoints on disk, array by array, without loading them.
 
-``shapes`` reads what ``dw.trace`` needs, ``grow`` carries a growth out from file to file, and
-``inspect`` says what a checkpoint holds. On the command line::
+``shapes`` reads the shapes that ``dw.trace`` needs, ``grow`` applies a growth from file to file,
+and ``inspect`` lists the arrays of a checkpoint. On the command line::
 
     python -m dogwood_jax inspect model/
     python -m dogwood_jax grow model/ growth.json larger/ --seed 0
     python -m dogwood_jax grow model/ larger/ --set num_hidden_layers=40 --seed 0
 
-| file | what it does |
+| file | content |
 |---|---|
-| ``grow``, ``inspect`` | the front |
-| ``kinds`` | which kind of checkpoint a path is |
-| ``names``, ``open_models`` | which tensor is which leaf, and how it lies |
-| ``made`` | how each array of the larger model is made, piece by piece |
+| ``grow``, ``inspect`` | the public functions |
+| ``kinds`` | tells Orbax folders from safetensors |
+| ``names``, ``open_models`` | names of tensors and leaves, and the axis orders of both |
+| ``made`` | makes each array of the larger model, piece by piece |
 | ``writers``, ``new_files`` | threads that write the pieces into files |
-| ``safetensors_files``, ``tensors`` | files of safetensors |
-| ``config_json`` | numbers of the larger model, and files that are copied beside the tensors |
-| ``orbax_folders``, ``orbax_arrays`` | folders of Orbax |
-| ``orbax_names`` | where a tree of Orbax holds the network, and the optimizer's state |
-| ``draft`` | what is being written appears whole or not at all, and is gone on with |
+| ``safetensors_files``, ``tensors`` | safetensors files |
+| ``config_json`` | ``config.json`` of the larger model, and the files that are copied with it |
+| ``orbax_folders``, ``orbax_arrays`` | Orbax folders |
+| ``orbax_names`` | paths of the network and of the optimizer's state in an Orbax tree |
+| ``draft`` | atomic writing: an unfinished checkpoint stays apart, and a later call resumes it |
 """
 
 from dogwood_jax.checkpoint.grow import grow, load, shapes

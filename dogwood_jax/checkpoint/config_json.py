@@ -1,11 +1,11 @@
-"""What lies beside the tensors in a folder of Hugging Face: ``config_of`` and ``files_beside``.
+"""``config.json`` and the other files of a Hugging Face folder: ``config_of``, ``files_beside``.
 
-``config.json`` says how many layers the model has, and how large its arrays are. With the old file
-beside a deeper model's arrays, the small model is loaded, and that is no error. So each number that
-an array shows is checked, or taken from the array. All others stay as they are, or are given.
+``config.json`` holds the number of layers and the sizes of arrays. With a deeper model's arrays and
+the old file, the small model would be loaded without an error. So each value that array shapes
+determine is checked against them, or taken from them. Other values stay as they are, or are given.
 
 Reference:
-    The names of tensors and numbers are those of https://github.com/huggingface/transformers.
+    Names of tensors and settings are those of https://github.com/huggingface/transformers.
 """
 
 import json
@@ -19,7 +19,7 @@ from dogwood_jax.checkpoint.tensors import Tensor
 
 NAME = "config.json"
 _MAX_CONFIG = 1 << 24  # bytes
-# Ends of files that hold the small model's arrays, say where they lie, or come from this library.
+# Endings of files that hold or list the small model's arrays, or come from this library.
 _NOT_COPIED = (
     *(".safetensors", ".index.json", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".keras", ".msgpack"),
     *(".gguf", ".onnx", ".onnx_data", ".ot", ".npz", ".growing.journal"),
@@ -28,7 +28,7 @@ _NOT_COPIED = (
 _QUERIES = "num_attention_heads * head_dim"
 _KEYS = "num_key_value_heads * head_dim"
 _HEADS = {"num_attention_heads": _QUERIES, "num_key_value_heads": _KEYS}
-# Which numbers a tensor shows, and by which of its axes. # stands for a layer or an expert.
+# The settings that a tensor's shape determines, with the axis. # stands for a layer or an expert.
 _SHOWN: Mapping[str, Mapping[str, int]] = {
     "embed_tokens.weight": {"vocab_size": 0, "hidden_size": 1},
     "lm_head.weight": {"vocab_size": 0, "hidden_size": 1},
@@ -42,19 +42,19 @@ _SHOWN: Mapping[str, Mapping[str, int]] = {
     "layers.#.block_sparse_moe.gate.weight": {"num_local_experts": 0},
     "layers.#.block_sparse_moe.experts.#.w1.weight": {"intermediate_size": 0},
 }
-# The same where a model has other arrays under these names.
+# Exceptions, by model_type: other arrays under the same names.
 _SHOWN_BY: Mapping[str, Mapping[str, Mapping[str, int]]] = {
     "olmo2": {"layers.#.self_attn.q_norm.weight": {_QUERIES: 0}},
 }
-# What is counted in the names of tensors that begin so, at the last #.
+# Settings that count layers or experts: one more than the highest number at the last # of a prefix.
 _COUNTED = {
     "layers.#.": "num_hidden_layers",
     "layers.#.mlp.experts.#.": "num_experts",
     "layers.#.block_sparse_moe.experts.#.": "num_local_experts",
 }
-# Other names of numbers; versions of transformers write one or the other.
+# Settings with two names; versions of transformers write one or the other.
 ALIASES = {"num_experts": "num_local_experts", "num_local_experts": "num_experts"}
-# What the arrays of each model show, by model_type.
+# Settings that array shapes determine, by model_type.
 _COMMON = frozenset({"vocab_size", "hidden_size", "num_hidden_layers", _QUERIES, _KEYS})
 _DENSE = _COMMON | {"intermediate_size"}
 _MODELS: Mapping[str, frozenset[str]] = {
@@ -63,12 +63,12 @@ _MODELS: Mapping[str, frozenset[str]] = {
     "mixtral": _DENSE | {"num_local_experts"},
     "qwen3_moe": _COMMON | {"num_experts", "moe_intermediate_size"},
 }
-# What arrays may show beside that: norms of heads, and layers without experts.
+# Settings that may also be determined, by norms of heads and by layers without experts.
 _PERHAPS = frozenset({"head_dim", "intermediate_size"})
-# Lists that have an entry for each layer.
+# Settings that are lists with an entry for each layer.
 _PER_LAYER = ("layer_types", "mlp_layer_types")
 
-# For each number, the sizes that arrays show, and the first array that shows each.
+# For each setting, the sizes found in array shapes, and the first array with each size.
 _Shown = Mapping[str, Mapping[int, Tensor]]
 
 
@@ -82,20 +82,21 @@ def config_of(
     """Returns the text of the larger model's ``config.json``.
 
     Args:
-        folder: where the smaller model's file is.
+        folder: the folder of the smaller model's file.
         old: the tensors of the smaller model.
-        new: those of the larger one.
-        given: the numbers that the caller gives, or None.
-        kept: the layers that stay, if some go.
+        new: the tensors of the larger model.
+        given: the values that the caller passes, or None.
+        kept: the layers that stay, or None if no layers are removed.
 
     Returns:
-        The text. None if nothing is given, and there is no file or its ``model_type`` is not known.
+        The text. None if ``given`` is None, and the file is missing or its ``model_type`` is not
+        known.
 
     Raises:
-        TypeError: if something is given that JSON does not have.
-        ValueError: if numbers do not fit the arrays, all of them in one message; if numbers are
-            given and there is no file, or its ``model_type`` is not known.
-        CheckpointError: if the file is no JSON object.
+        TypeError: if ``given`` holds values that JSON cannot represent.
+        ValueError: if values do not fit the arrays, with all of them in one message; if values are
+            given, and the file is missing or its ``model_type`` is not known.
+        CheckpointError: if the file is not a JSON object.
     """
     path, numbers = folder / NAME, _plain(given or {})
     before = read(path) if kept is None else _of_layers(read(path), kept)
@@ -106,8 +107,8 @@ def config_of(
             return None
         known = ", ".join(_MODELS)
         raise ValueError(
-            f"{path}: config= is for a folder with this file, with a model_type among {known}, and "
-            f"without text_config; found model_type {kind!r}; leave out config= and write the file"
+            f"{path}: config= needs a folder with this file, with a model_type among {known}, and "
+            f"without text_config; found model_type {kind!r}; omit config= and write the file"
         )
     shown = _shown(new, kind)
     sizes, old_sizes = _sizes(shown), _sizes(_shown(old, str(before.get("model_type"))))
@@ -127,8 +128,8 @@ def config_of(
     if problems:
         raise ValueError(
             listed(
-                f"{path}: these numbers do not fit the arrays of the larger model; give others as "
-                "config=, or name the index or the file as source, and the tensors grow alone",
+                f"{path}: these values do not fit the arrays of the larger model; give others as "
+                "config=, or grow the tensors alone by passing the index or the file as source",
                 problems,
             )
         )
@@ -136,7 +137,7 @@ def config_of(
 
 
 def files_beside(folder: Path) -> list[Path]:
-    """Returns the files that the larger model takes over: tokenizer, chat template and the like."""
+    """Returns the files that are copied for the larger model, such as tokenizer and template."""
     return sorted(
         path
         for path in folder.iterdir()
@@ -145,7 +146,7 @@ def files_beside(folder: Path) -> list[Path]:
 
 
 def _of_layers(config: Mapping[str, Any], kept: Sequence[int]) -> dict[str, Any]:
-    """Returns what the file says of the layers that stay."""
+    """Returns the settings, with per-layer lists reduced to the layers that stay."""
     found, count = dict(config), config.get("num_hidden_layers")
     for name in _PER_LAYER:
         if isinstance(each := config.get(name), list) and len(each) == count:
@@ -156,15 +157,15 @@ def _of_layers(config: Mapping[str, Any], kept: Sequence[int]) -> dict[str, Any]
 
 
 def _plain(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what the caller gives, as it comes back from a file."""
+    """Returns the caller's values after a round trip through JSON."""
     try:
         return dict(json.loads(json.dumps(dict(given))))
     except TypeError as error:
-        raise TypeError(f"checkpoint.grow: config= must be what JSON can hold: {error}") from error
+        raise TypeError(f"checkpoint.grow: config= must hold JSON values only: {error}") from error
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Returns what the file says; nothing if there is none."""
+    """Returns the settings in a file; an empty dict if it does not exist."""
     if not path.is_file():
         return {}
     if (size := path.stat().st_size) > _MAX_CONFIG:
@@ -180,11 +181,11 @@ def read(path: Path) -> dict[str, Any]:
     return config
 
 
-# What arrays show ---------------------------------------------------------------------------------
+# Sizes in array shapes ----------------------------------------------------------------------------
 
 
 def _shown(tensors: Iterable[Tensor], kind: str) -> _Shown:
-    """Returns the sizes that tensors show of each number."""
+    """Returns the sizes of each setting that names and shapes of tensors determine."""
     rows = {**_SHOWN, **_SHOWN_BY.get(kind, {})}
     shown, last = dict[str, dict[int, Tensor]](), dict[str, tuple[int, Tensor]]()
     for tensor in tensors:
@@ -203,26 +204,26 @@ def _shown(tensors: Iterable[Tensor], kind: str) -> _Shown:
 
 
 def _pattern(tensor: Tensor) -> tuple[str, Sequence[int]]:
-    """Returns a tensor's name with # for each number, and the numbers."""
+    """Returns a tensor's name with # in place of each number, and the numbers."""
     parts = tensor.name.removeprefix("model.").split(".")
     numbers = [int(part) for part in parts if part.isdecimal()]
     return ".".join("#" if part.isdecimal() else part for part in parts), numbers
 
 
 def _sizes(shown: _Shown) -> dict[str, int]:
-    """Returns the size of each number; the first one where arrays show several."""
+    """Returns the size of each setting; the first size if tensors differ."""
     return {number: next(iter(sizes)) for number, sizes in shown.items()}
 
 
 def _by(shown: _Shown, number: str) -> str:
-    """Says which array shows a number, or the product that it is part of."""
+    """Returns a text that names an array whose shape determines a setting, or a product with it."""
     rows = number if number in shown else _HEADS.get(number, _QUERIES)
     tensor = next(iter(shown[rows].values()))
     return f"{tensor.name} {tensor.shape} shows"
 
 
 def _unfit(shown: _Shown, kind: str) -> Iterator[str]:
-    """Yields what no number in the file can say of these arrays."""
+    """Yields problems of the arrays that no values in the file can resolve."""
     for number in sorted(_MODELS[kind] - shown.keys()):
         names = (name for name, axes in _SHOWN.items() if number in axes)
         yield f"{number}: no tensor shows it; expected one such as model.{next(names, 'layers.#')}"
@@ -237,7 +238,7 @@ def _unfit(shown: _Shown, kind: str) -> Iterator[str]:
 def _unfit_lists(
     config: Mapping[str, Any], layers: int | None, tensors: Iterable[Tensor]
 ) -> Iterator[str]:
-    """Yields which lists do not fit the layers."""
+    """Yields problems of lists that do not fit the layers."""
     for name in _PER_LAYER:
         if (found := config.get(name)) is None or layers is None:
             continue
@@ -266,9 +267,9 @@ def _head_dim(
     old: Mapping[str, int],
     new: Mapping[str, int],
 ) -> int | None:
-    """Returns the size of a head in the larger model, or None if it is not certain.
+    """Returns the size of a head in the larger model, or None if it is undetermined.
 
-    Arrays of queries and keys show the product of heads and their size alone.
+    Shapes of queries and keys only determine the number of heads times their size.
     """
     if "head_dim" in new:
         return new["head_dim"]
@@ -277,14 +278,14 @@ def _head_dim(
     for number, rows in _HEADS.items():
         if (heads := _size(given, number)) and rows in new and new[rows] % heads == 0:
             return new[rows] // heads
-    # A growth does not make heads larger and fewer, so where the product stays, both do.
+    # A growth never makes heads larger and fewer. If the product is unchanged, so are its factors.
     if any(rows in new and old.get(rows) == new[rows] for rows in _HEADS.values()):
         return _old_head_dim(before, old)
     return None
 
 
 def _old_head_dim(before: Mapping[str, Any], old: Mapping[str, int]) -> int | None:
-    """Returns the size of a head in the smaller model; None if its file does not fit its arrays."""
+    """Returns the size of a head in the smaller model; None if the file does not fit the arrays."""
     heads = _size(before, "num_attention_heads")
     head_dim = _size(before, "head_dim") or old.get(_QUERIES, 0) // (heads or 1)
     said = {rows: _size(before, number) for number, rows in _HEADS.items()}
@@ -293,7 +294,7 @@ def _old_head_dim(before: Mapping[str, Any], old: Mapping[str, int]) -> int | No
 
 
 def _add_heads(sizes: dict[str, int], shown: _Shown) -> Iterator[str]:
-    """Adds the numbers of heads to the sizes; yields what is wrong with them."""
+    """Adds the numbers of heads to ``sizes``; yields problems."""
     head_dim = sizes.get("head_dim")
     for number, rows in _HEADS.items():
         if rows not in sizes:
@@ -310,6 +311,6 @@ def _add_heads(sizes: dict[str, int], shown: _Shown) -> Iterator[str]:
 
 
 def _size(numbers: Mapping[str, Any], number: str) -> int | None:
-    """Returns a number if it can be a size."""
+    """Returns a value if it is a positive integer, otherwise None."""
     found = numbers.get(number)
     return found if type(found) is int and found > 0 else None

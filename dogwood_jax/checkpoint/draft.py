@@ -1,8 +1,8 @@
-"""A checkpoint that is being written: ``Draft``, a folder beside the place where it will be.
+"""A checkpoint that is being written: ``Draft``, a folder next to the final path.
 
-A journal beside the folder says what the draft will be, and which tensors are complete. If writing
-stops, the next run with the same arguments goes on behind them. When all is there, the files move
-to their place. Until then the place stays as it is.
+A journal next to the folder identifies the draft and lists the complete tensors. If writing stops,
+the next run with the same arguments resumes after them. When all tensors are complete, the files
+move to the final path. Until then nothing there changes.
 """
 
 import errno
@@ -37,26 +37,26 @@ class Draft:
         self.folder, self.done, self._journal = folder, done, journal
 
     def note(self, file: str, tensor: str) -> None:
-        """Enters in the journal that a tensor is complete."""
+        """Records in the journal that a tensor is complete."""
         self._journal.write(json.dumps([file, tensor]).encode() + b"\n")
         self._journal.flush()
 
 
 @contextmanager
 def draft(out: Path, what: str, *, is_folder: bool, size: int) -> Iterator[Draft]:
-    """Opens a new draft, or the one that an interrupted run has left; moves it when it is complete.
+    """Opens a new draft, or the draft of an interrupted run; moves it when it is complete.
 
     Args:
-        out: where the checkpoint will be.
-        what: all that decides what is in it. A draft of something else is begun anew.
-        is_folder: whether the checkpoint is a folder. Otherwise it is the one file in it.
-        size: how many bytes it takes.
+        out: final path of the checkpoint.
+        what: fingerprint of the content. A draft with another fingerprint is discarded.
+        is_folder: whether the checkpoint is the folder. Otherwise it is the only file in it.
+        size: bytes of the checkpoint.
 
     Raises:
-        OSError: if ``out`` is something else than a regular file, or than a folder that is empty or
-            missing; if the disk has too little room; if another run writes there.
+        OSError: if ``out`` exists and is not a regular file or, for a folder, not an empty folder;
+            if its parent is missing; if the disk has too little room; if another run writes there.
     """
-    out = out.resolve()  # through a symbolic link, not over it
+    out = out.resolve()  # a symbolic link stays, and its target is written
     expect_free(out, is_folder)
     folder, path = (out.with_name(f"{out.name}.growing{end}") for end in ("", ".journal"))
     if not path.exists() and folder.exists() and any(folder.iterdir()):
@@ -82,13 +82,13 @@ def draft(out: Path, what: str, *, is_folder: bool, size: int) -> Iterator[Draft
             if done is None:
                 _remove(folder, path)
             raise OSError(
-                errno.ENOSPC, f"the checkpoint takes {size:,} bytes, {room:,} are free", str(out)
+                errno.ENOSPC, f"the checkpoint needs {size:,} bytes, {room:,} are free", str(out)
             )
         try:
             yield Draft(folder, journal, done or set())
             _move(folder, out, is_folder)
         except OSError as error:
-            error.add_note(f"what is written is kept in {folder}: the same call goes on there")
+            error.add_note(f"the unfinished files stay in {folder}; the same call resumes there")
             raise
         except ValueError:
             _remove(folder, path)
@@ -97,16 +97,16 @@ def draft(out: Path, what: str, *, is_folder: bool, size: int) -> Iterator[Draft
 
 
 def fingerprint(growth: Growth, key: Array | None, files: Iterable[Path], *facts: Any) -> str:
-    """Returns a text that changes if anything does that decides what is written.
+    """Returns a hash of all inputs that determine the written content.
 
-    An initializer of the caller's own is told by its place in memory, so it is never the same in
-    another process.
+    A caller's own initializer is identified by its address in memory, so the hash differs in every
+    process.
 
     Args:
         growth: the growth.
         key: the key as for ``dw.grow``.
         files: all files that are read.
-        *facts: what else decides; what they print as is told.
+        *facts: other inputs; their ``repr`` is hashed.
     """
     states = [(str(file), file.stat()) for file in files]
     every = (
@@ -123,7 +123,7 @@ def fingerprint(growth: Growth, key: Array | None, files: Iterable[Path], *facts
 
 
 def expect_free(out: Path, is_folder: bool) -> None:
-    """Raises unless a checkpoint may be written here; see ``draft``."""
+    """Raises an ``OSError`` unless a checkpoint may be written to ``out``; see ``draft``."""
     if not (is_folder and out.is_dir()):
         place_of(out)
     if is_folder and out.exists() and not (out.is_dir() and not any(out.iterdir())):
@@ -133,9 +133,9 @@ def expect_free(out: Path, is_folder: bool) -> None:
 
 
 def _done(journal: IO[bytes], what: str, path: Path) -> set[tuple[str, str]] | None:
-    """Returns the tensors that are complete in the draft; None if it is of something else.
+    """Returns the complete tensors of the draft; None if its fingerprint or the boot differs.
 
-    The journal then ends with a complete line.
+    An incomplete last line of the journal is cut off.
     """
     journal.seek(0)
     text = journal.read()
@@ -151,7 +151,7 @@ def _done(journal: IO[bytes], what: str, path: Path) -> set[tuple[str, str]] | N
         raise _taken(path) from error
     if not is_ours:
         raise _taken(path)
-    # What was written before a loss of power may not be on the disk.
+    # After a loss of power, recorded tensors may be missing from the disk.
     return done if _boot() and first == [what, _boot()] else None
 
 
@@ -162,7 +162,7 @@ def _taken(path: Path) -> FileExistsError:
 
 
 def _boot() -> str:
-    """Returns a name of the time since this machine was started, where there is one."""
+    """Returns an identifier of this machine's current boot; empty where there is none."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:

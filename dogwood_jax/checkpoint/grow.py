@@ -1,4 +1,4 @@
-"""From a checkpoint on disk to a larger one: ``shapes``, ``load`` and ``grow``."""
+"""Grow a checkpoint on disk: ``shapes``, ``load`` and ``grow``."""
 
 import os
 from collections.abc import Mapping
@@ -21,18 +21,18 @@ def shapes(source: str | os.PathLike[str], *, names: Rows | None = None) -> PyTr
     """Returns the shapes of a checkpoint's arrays, for ``dw.trace``; the arrays are not read.
 
     Args:
-        source: a ``.safetensors`` file, a folder with one or with shards, or the index of these;
-            or the folder of a tree that Orbax saved, or of a step that holds one.
-        names: which tensor is which leaf, see ``names`` of ``grow``.
+        source: a ``.safetensors`` file, a folder with one file or with shards, or the index of the
+            shards; or the folder of a tree that Orbax saved, or of a step that holds one tree.
+        names: maps tensors to leaves, see ``names`` of ``grow``.
 
     Returns:
         Nested dicts with a ``jax.ShapeDtypeStruct`` for each array. Keys 0, 1, ... of safetensors
-        become a list. Of Orbax, the tree that was saved, perhaps with an optimizer's state in it;
-        with ``names``, the leaves that these name.
+        become a list. For Orbax, it is the saved tree, including an optimizer's state if there is
+        one; with ``names``, only the leaves that ``names`` lists.
 
     Raises:
-        CheckpointError: if it is no intact checkpoint, or does not fit ``names``.
-        OSError: if it is missing or must not be read.
+        CheckpointError: if the source is not an intact checkpoint, or does not fit ``names``.
+        OSError: if the source is missing or cannot be opened.
 
     Example:
         >>> import tempfile
@@ -54,18 +54,18 @@ def shapes(source: str | os.PathLike[str], *, names: Rows | None = None) -> PyTr
 
 
 def load(source: str | os.PathLike[str], *, names: Rows | None = None) -> PyTree:
-    """Returns a checkpoint's arrays, in the tree that ``shapes`` gives; all of them in memory.
+    """Returns all arrays of a checkpoint in memory, in the tree that ``shapes`` returns.
 
     Args:
         source: as for ``shapes``.
-        names: which tensor is which leaf, see ``names`` of ``grow``.
+        names: maps tensors to leaves, see ``names`` of ``grow``.
 
     Returns:
-        A tree of NumPy arrays, of Orbax with what else was saved, unless ``names`` are given.
+        A tree of NumPy arrays. For Orbax without ``names``, other saved values are in it, too.
 
     Raises:
-        CheckpointError: if it is no intact checkpoint, or does not fit ``names``.
-        OSError: if it is missing or must not be read.
+        CheckpointError: if the source is not an intact checkpoint, or does not fit ``names``.
+        OSError: if the source is missing or cannot be opened.
 
     Example:
         >>> import tempfile
@@ -96,72 +96,71 @@ def grow(
     names: Rows | None = None,
     config: Mapping[str, Any] | None = None,
 ) -> None:
-    """Grows a checkpoint on disk, bit for bit as ``dw.grow`` grows its arrays with that key.
+    """Grows a checkpoint on disk; the arrays equal those of ``dw.grow`` with the same key.
 
-    Arrays are read, made and written one after another: neither the old nor the new network is ever
-    in memory. The result appears whole or not at all.
+    The arrays are equal bit for bit. They are read, made and written one after another: neither
+    the old nor the new network is ever in memory. The result appears whole or not at all.
 
-    Large arrays are made in pieces of 4 MiB, and those in which nothing grows are copied. Zeros
-    that end an array take no time: they are holes in the file. A few arrays are made as a whole,
-    because their entries depend on each other: copies with noise, means of units, merged units,
-    stacks of layers that get more of them, arrays of an initializer given to the strategy. All is
-    written into the folder ``OUT.growing``, with a journal beside it, and then moved. If the run is
-    killed or the disk gets full, the same call goes on where it stopped.
+    Large arrays are made in pieces of 4 MiB. Arrays that do not change are copied. Zeros at the end
+    of an array take no time: they are holes in the file. A few arrays are made as a whole, because
+    their entries depend on each other: copies with noise, means of units, merged units, stacks that
+    get more layers, arrays from an initializer given to the strategy. Files are written into the
+    folder ``OUT.growing``, with a journal next to it, and then moved. If the run is killed or the
+    disk gets full, the same call resumes where it stopped.
 
-    Beside or above the network's variables, a tree that Orbax saved may hold an optimizer's state,
-    ``{"params": ..., "opt_state": ...}``. The state grows as ``dw.grow_opt_state`` grows it. All
-    else is saved as it was. Each array that grows is written as the one chunk of a file, as it is
-    in memory (Orbax writes so with ``use_ocdbt=False, use_compression=False``). What Orbax saved as
-    one compressed chunk, TensorStore decodes as a whole: the chunk is then in memory, and while it
-    is decoded, what it is decoded from, too. ``ocp.SaveArgs(chunk_byte_size=...)`` makes smaller
-    ones.
+    A tree that Orbax saved may also hold an optimizer's state, next to the variables or above them:
+    ``{"params": ..., "opt_state": ...}``. The state grows as in ``dw.grow_opt_state``. All other
+    values are saved unchanged. Each array that grows becomes a single uncompressed chunk in a file
+    of its own, as Orbax writes with ``use_ocdbt=False, use_compression=False``. TensorStore decodes
+    a compressed chunk as a whole: the chunk is then in memory, and during decoding its compressed
+    bytes, too. Save with ``ocp.SaveArgs(chunk_byte_size=...)`` for smaller chunks.
 
     Args:
         source: the smaller checkpoint, as for ``shapes``.
-        growth: from ``plan`` for these variables, as ``shapes`` gives them to ``trace``; growing,
-            deepening or narrowing.
-        out: where the larger checkpoint goes: a new name, or a regular file to replace if the
-            source is a file, or an empty folder if it is a folder or an index. Arrays stay in files
-            of the same name. If the source is a step, as ``CheckpointManager`` writes them,
-            ``out`` is one, too, with all that the step holds beside the tree: name it by its
-            number, as ``large/100``, and ``CheckpointManager("large")`` finds it.
-            Other files beside them are left to you, unless ``config.json`` is read, see below.
+        growth: from ``plan``, for the widths that ``trace`` finds with the tree of ``shapes``; it
+            may grow, deepen or narrow.
+        out: path of the larger checkpoint: a new name; or, if the source is a file, a regular file
+            to replace; or, if the source is a folder or an index, an empty folder. Arrays stay in
+            files of the same name. If the source is a step of ``CheckpointManager``, ``out`` is a
+            step, too, with all other items of the old step. Name it by its number, such as
+            ``large/100``, and ``CheckpointManager("large")`` finds it. Other files next to the
+            tensors are copied only if ``config.json`` is read, see below.
         key: PRNG key for random weights, as for ``dw.grow``.
         tx: the optimizer, if the checkpoint holds its state.
-        names: which tensor is which leaf. Without it, a tensor's name is the leaf's path, joined by
+        names: maps tensors to leaves. Without it, a tensor's name is the leaf's path, joined by
             ``/`` or ``.``. A row such as ``{"model.layers.{i}.mlp.up_proj.weight":
             ("layers/{i}/mlp/up_proj/kernel", "transpose")}`` names tensors and leaves of all
-            layers. The second text is ``"transpose"``, or the tensor's axes and the leaf's, as
+            layers. The second text is ``"transpose"``, or the tensor's axes and the leaf's, such as
             ``"(n h:128) d -> d n h"`` for heads of size 128. ``"layers/{i}/mlp/up[{e}]"`` is a leaf
-            that is stacked of one tensor for each expert. ``llama``, ``qwen`` and ``gemma`` are
-            such tables. ``{*rest}`` stands for one or more parts of a name, and None in place of a
-            leaf leaves the tensor out of the larger checkpoint. The first row that fits counts.
-            In a tree of Orbax, names are paths, and arrays lie as they are. MaxText's trees need
-            ``{"params/params/{*rest}": "{*rest}"}``. What no row names is kept. The optimizer's
-            state follows by itself. Without ``names``, the network is found at the top of the tree
-            or at most two keys below.
-        config: new numbers for ``config.json``, such as ``{"num_attention_heads": 8}``. It is read
-            in a folder of safetensors if its ``model_type`` is llama, mistral, qwen2, qwen3,
-            qwen3_moe, gemma, gemma2, gemma3, mixtral or olmo2. The larger model then gets its own,
-            with or without ``config=``: a number that an array shows follows from the array, such
-            as ``num_hidden_layers``, and one that you give must fit it. If heads grow, arrays show
-            their number times their size alone, so give ``num_attention_heads``. Give lists with an
-            entry for each layer, such as ``layer_types``, if there are more layers. What no array
-            shows, such as ``rope_theta``, is as in the old file or as you give it. Transformers
-            loads some models only if ``num_attention_heads`` divides ``hidden_size``: see to that.
-            Tokenizer, chat template, ``generation_config.json`` and all other files beside the
-            tensors are copied, weights in other formats not among them. For other models, for a
-            single file and for an index, only tensors are written.
+            that stacks one tensor for each expert. ``llama``, ``qwen`` and ``gemma`` return tables
+            of such rows. ``{*rest}`` stands for one or more parts of a name. None in place of a
+            leaf leaves the tensor out of the larger checkpoint. The first matching row counts.
+            For Orbax, names are paths in the tree, and axes cannot be reordered. MaxText's trees
+            need ``{"params/params/{*rest}": "{*rest}"}``. Arrays that match no row are kept. The
+            optimizer's state needs no rows. Without ``names``, the network must be at the top of
+            the tree or at most two keys below.
+        config: new values for ``config.json``, such as ``{"num_attention_heads": 8}``. The file is
+            read in a safetensors folder if its ``model_type`` is llama, mistral, qwen2, qwen3,
+            qwen3_moe, gemma, gemma2, gemma3, mixtral or olmo2. The larger model then gets a file of
+            its own, with or without ``config=``. Values that array shapes determine are updated,
+            such as ``num_hidden_layers``; if you give them, they must fit. If heads grow, shapes
+            only determine the product of their number and size, so give ``num_attention_heads``. If
+            there are more layers, give lists with an entry for each layer, such as ``layer_types``.
+            Other values, such as ``rope_theta``, are as in the old file or as you give them.
+            Transformers loads some models only if ``num_attention_heads`` divides ``hidden_size``;
+            this is not checked. The tokenizer, the chat template, ``generation_config.json`` and
+            all other files next to the tensors are copied, except weights in other formats. For
+            other models, for a single file and for an index, only tensors are written.
 
     Raises:
         TypeError: if arguments are of the wrong kind.
-        ValueError: if ``dw.grow`` or ``dw.grow_opt_state`` would raise it, except that NaN is not
-            looked for in units that are dropped; if a strategy looks at a loss; if ``out`` is the
-            source; if ``names`` does not name an array of a new layer; if there is a state and no
-            ``tx``, or a ``tx`` and not its state; if numbers of ``config.json`` do not fit the
+        ValueError: if ``dw.grow`` or ``dw.grow_opt_state`` would raise it, except that dropped
+            units are not searched for NaN; if a strategy evaluates a loss; if ``out`` is the
+            source; if ``names`` has no row for an array of a new layer; if there is a state and no
+            ``tx``, or a ``tx`` but not its state; if values of ``config.json`` do not fit the
             larger arrays; if ``config=`` is given and there is no ``config.json`` to read.
         CheckpointError: if the source is damaged, hostile or not of a known kind.
-        OSError: if a file cannot be read or written, if ``out`` is something else than said above,
+        OSError: if a file cannot be read or written, if ``out`` is anything else than listed above,
             or if the disk has too little room.
 
     Example:
@@ -189,7 +188,7 @@ def grow(
     )
     expect_given("checkpoint.grow", key=(KEY, key), tx=(OPTIMIZER, tx), config=(MAPPING, config))
     if folder := item_folder(Path(source)):
-        # Optimizers take time to import, and safetensors hold none.
+        # Orbax and optimizers take time to import, and safetensors files need neither.
         from dogwood_jax.checkpoint.orbax_folders import grow_folder
 
         if config is not None:
@@ -198,5 +197,5 @@ def grow(
         grow_folder(folder, growth, Path(out), key, tx, step, names)
         return
     if tx is not None:
-        raise ValueError("checkpoint.grow: tx= is for checkpoints of Orbax; safetensors hold none")
+        raise ValueError("checkpoint.grow: tx= is for Orbax; safetensors hold no optimizer state")
     grow_files(Path(source), growth, Path(out), key, names, config)

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, without its arrays: ``inspect``."""
+"""List the arrays of a checkpoint without reading them: ``inspect``."""
 
 import os
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ class StoredArray:
     """One array of a checkpoint.
 
     Attributes:
-        name: what the checkpoint calls it.
+        name: its name in the checkpoint.
         shape: its shape.
         dtype: its dtype.
-        file: the file that it is in, by its name in the checkpoint's folder; empty for Orbax.
+        file: name of its file in the checkpoint's folder; empty for Orbax.
     """
 
     name: str
@@ -32,13 +32,13 @@ class StoredArray:
 
     @property
     def nbytes(self) -> int:
-        """How many bytes it takes."""
+        """Bytes of the array."""
         return prod(self.shape) * int(jnp.dtype(self.dtype).itemsize)
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a checkpoint holds; ``print`` shows it as a table, arrays of like layers in one line.
+    """The arrays of a checkpoint; ``print`` shows a table with one row for arrays of like layers.
 
     Attributes:
         format: ``"safetensors"`` or ``"orbax"``.
@@ -50,7 +50,7 @@ class Inspection:
 
     @property
     def parameters(self) -> int:
-        """How many entries all arrays have."""
+        """The number of entries of all arrays."""
         return sum(prod(array.shape) for array in self.arrays)
 
     def __str__(self) -> str:
@@ -61,7 +61,7 @@ class Inspection:
             f"{self.format}, {where}{len(self.arrays)} arrays, {self.parameters:,} parameters, "
             f"{size:,} bytes"
         )
-        # Names joined by dots are paths, too.
+        # layers_together expects slashes; names may be joined by dots.
         mark = "/" if any("/" in array.name for array in self.arrays) else "."
         rows = (
             (array.name.replace(mark, "/"), "x".join(map(str, array.shape)), array.dtype)
@@ -72,17 +72,17 @@ class Inspection:
 
 
 def inspect(source: str | os.PathLike[str]) -> Inspection:
-    """Returns what a checkpoint holds: names, shapes, dtypes. The arrays are not read.
+    """Returns the names, shapes and dtypes of a checkpoint's arrays, without reading the arrays.
 
     Args:
         source: the checkpoint, as for ``shapes``.
 
     Returns:
-        A table that ``print`` shows.
+        The arrays; ``print`` shows them as a table.
 
     Raises:
-        CheckpointError: if it is no intact checkpoint.
-        OSError: if it is missing or must not be read.
+        CheckpointError: if the source is not an intact checkpoint.
+        OSError: if the source is missing or cannot be opened.
 
     Example:
         >>> import tempfile

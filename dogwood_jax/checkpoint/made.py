@@ -1,7 +1,7 @@
-"""How each array of the larger model is made of the stored ones: ``Made``, ``made_of``.
+"""How each array of the larger model is made from the stored arrays: ``Made``, ``made_of``.
 
-Which arrays there are, and whether they can grow, ``dw.grow`` itself says, called with shapes. So a
-checkpoint grows when its variables do, and raises the same errors.
+``dw.grow`` itself is called with shapes. It determines the new arrays and raises its usual errors,
+so a checkpoint grows exactly when its variables grow.
 """
 
 import functools
@@ -29,7 +29,7 @@ from dogwood_jax._growth.pieces import Slab, grow_window, is_zero, parts_of, win
 
 # Bytes of a new array that are made at a time.
 _PIECE = 1 << 22
-# Bytes of memory that a file is written from directly begin where a page does, as in the file.
+# Bytes of a page. Direct writing needs memory and file offsets that begin at a page.
 PAGE = 4096
 
 
@@ -41,7 +41,7 @@ class Stored(Protocol):
     order: tuple[int, ...]
 
     def read(self, start: int, into: np.ndarray) -> None:
-        """Reads entries in the order of the file, from this one on."""
+        """Reads entries in the order of the file, from ``start`` on."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,11 @@ class Made:
     """How an array of the larger model is made.
 
     Attributes:
-        edit: what it is made of.
+        edit: the edit that makes it.
         dtype: its dtype.
-        scale: the path of the old array that weighs its entries in means; None for none.
-        random: what its random numbers come from.
-        is_finite: whether it grows only if all old numbers are finite, as the network's arrays do.
+        scale: the path of the old array that weights its entries in means; None for none.
+        random: the source of its random values.
+        is_finite: whether old values must be finite, as in all arrays of the network.
     """
 
     edit: Edit
@@ -74,33 +74,33 @@ class Made:
 
     @property
     def source(self) -> str | None:
-        """The path of the old array that it is made of; None for none."""
+        """The path of the old array that it is made from; None for none."""
         return self.edit.source
 
     @property
     def is_copy(self) -> bool:
-        """Whether it is an old array as it was, perhaps under another path."""
+        """Whether it is an unchanged old array, perhaps under another path."""
         return not self.edit.changes
 
 
 def made_of(variables: PyTree, growth: Growth, key: Array | None) -> PyTree:
-    """Returns how the arrays of the larger model are made: a ``Made`` for each, in its tree.
+    """Returns the larger model's tree, with a ``Made`` for each array.
 
     Args:
-        variables: shapes and dtypes of the stored arrays, as a tree that the growth is planned for.
-        growth: what becomes of them.
+        variables: shapes and dtypes of the stored arrays, in the tree that the growth is for.
+        growth: the growth.
         key: the key as for ``dw.grow``.
 
     Raises:
-        ValueError: if ``dw.grow`` would raise it, or if a strategy looks at a loss.
+        ValueError: if ``dw.grow`` would raise it, or if a strategy evaluates a loss.
     """
     if choices := [change for change in growth.changes if change.strategy.choice is not None]:
         raise ValueError(
-            f"checkpoint.grow: strategies.{choices[0].strategy} looks at a loss of the whole "
-            "network, so it needs the arrays in memory; use dw.grow, or another strategy"
+            f"checkpoint.grow: strategies.{choices[0].strategy} evaluates a loss of the whole "
+            "network and needs all arrays in memory; use dw.grow, or another strategy"
         )
     with warnings.catch_warnings():
-        # JAX says that it would cut 64 bits short. What is stored tells dtypes here.
+        # JAX warns that it would truncate 64-bit dtypes. Dtypes come from the stored arrays here.
         warnings.filterwarnings("ignore", "Explicitly requested dtype", UserWarning)
         grown = jax.eval_shape(lambda old: grow(old, growth, key=key), variables)
     randomness, stored, cut = Randomness(growth, key), leaves_by_path(variables), list[str]()
@@ -129,13 +129,13 @@ def made_of(variables: PyTree, growth: Growth, key: Array | None) -> PyTree:
 
 @dataclass(frozen=True)
 class Piece:
-    """Some entries of a new array that follow each other in the file.
+    """Entries of a new array that follow each other in the file.
 
     Attributes:
-        start: the place of the first among all entries.
-        make: reads the old entries and makes the new ones; also says whether the old are finite.
+        start: index of its first entry among all entries of the array.
+        make: reads the old entries; returns the new ones, and whether the old ones are finite.
             Its argument is ``lead`` of ``values``.
-        size: how many entries there are.
+        size: number of entries.
         is_large: whether it may take much memory, because it is a whole array or a long row.
         is_zero: whether all entries are zeros.
     """
@@ -147,11 +147,11 @@ class Piece:
     is_zero: bool = False
 
     def values(self, made: Made, lead: int = 0) -> np.ndarray:
-        """Returns the entries, valid until the same thread makes other ones.
+        """Returns the entries, which are valid until the same thread makes another piece.
 
         Args:
             made: how the array is made.
-            lead: how many bytes behind the beginning of a page they should begin in memory.
+            lead: offset of the first entry from the beginning of a page in memory, in bytes.
 
         Raises:
             ValueError: if the array grows and holds NaN or infinities, as for ``dw.grow``.
@@ -171,10 +171,10 @@ def pieces_of(
     """Yields an array piece by piece, in the order of the file. Threads may share the pieces.
 
     Args:
-        made: how it is made.
-        old: the stored array that it is made of, if there is one.
+        made: how the array is made.
+        old: the stored array that it is made from, or None.
         order: the new array's axes in the order of the file.
-        scale: the stored array that weighs its entries, if there is one.
+        scale: the stored array that weights its entries, or None.
     """
     parts: tuple[Slab, ...] = ()
     edit = made.edit
@@ -204,19 +204,19 @@ _SCRATCH = threading.local()
 
 
 def scratch(name: str, shape: tuple[int, ...], dtype: Any, lead: int = 0) -> np.ndarray:
-    """Returns memory that this thread uses again and again: new memory takes time to get.
+    """Returns an array in memory that this thread reuses, because new memory takes time to get.
 
     Args:
-        name: what it is for.
+        name: name of the memory; each name has memory of its own.
         shape: shape of the array.
         dtype: its dtype.
-        lead: how many bytes behind the beginning of a page it begins.
+        lead: offset of the array from the beginning of a page, in bytes.
     """
     size = prod(shape) * int(jnp.dtype(dtype).itemsize)
     held: np.ndarray | None = getattr(_SCRATCH, name, None)
     if held is None or held.size < size + 2 * PAGE:
         held = np.empty(size + 2 * PAGE, np.uint8)
-        if size <= 2 * _PIECE:  # others are too much to keep
+        if size <= 2 * _PIECE:  # larger ones take too much memory to keep
             setattr(_SCRATCH, name, held)
     start = -held.ctypes.data % PAGE + lead
     array: np.ndarray = held[start : start + size].view(dtype).reshape(shape)
@@ -232,7 +232,7 @@ def _window(
     count: int,
     lead: int,
 ) -> tuple[np.ndarray, bool]:
-    """Reads some places of a part, and makes what becomes of them."""
+    """Reads the old rows ``sources`` of a part and returns the new rows ``places``."""
     leaf_map = made.edit.map
     assert leaf_map is not None
     held = scratch("old", (places.size, *part.old_shape[1:]), old.dtype)
@@ -244,7 +244,7 @@ def _window(
 
 
 def _read_rows(old: Stored, start: int, sources: np.ndarray, rows: np.ndarray) -> None:
-    """Reads the rows of an array at these places; zeros for -1 between others."""
+    """Reads these rows of an array; -1 between other rows gives zeros."""
     if sources.max() < 0:
         return
     size = rows.shape[1]
@@ -270,7 +270,7 @@ def _whole(
     scale: Stored | None,
     lead: int,
 ) -> tuple[np.ndarray, bool]:
-    """Makes an array at once, in the order of the file."""
+    """Makes a whole array at once, in the order of the file."""
     source, finite = None, True
     if old is not None:
         held = whole_of(old)

@@ -1,17 +1,17 @@
-"""What a checkpoint calls the network's arrays: ``Table``.
+"""Maps names of tensors in a checkpoint to leaves of the network: ``Table``.
 
-A row says which leaf a tensor is, and how it lies::
+A row maps a tensor to a leaf, with a layout::
 
     {"model.layers.{i}.mlp.up_proj.weight": ("layers/{i}/mlp/up_proj/kernel", "transpose")}
 
 ``{i}`` stands for a number, the same on both sides. ``{*rest}`` stands for one or more parts of the
-name, as in ``{"params/params/{*rest}": "{*rest}"}``. The first row that fits a name counts. What a
-row gives None in place of a leaf is left out of the larger checkpoint.
+name, as in ``{"params/params/{*rest}": "{*rest}"}``. The first row that matches a name counts. A
+row with None in place of a leaf leaves its tensors out of the larger checkpoint.
 
-The second text says how the tensor becomes the leaf: ``"transpose"``, or its axes on both sides of
-an arrow. ``"(n h:128) d -> d n h"`` takes the first axis apart into n times 128 and moves it behind
-the other. A number in square brackets behind the leaf's path says that the tensor is one entry
-along the leaf's first axis: ``"layers/{i}/mlp/up_proj[{e}]"`` stacks the tensors of all experts.
+The layout is ``"transpose"``, or the axes of the tensor and of the leaf with an arrow between them.
+``"(n h:128) d -> d n h"`` splits the first axis into n times 128 and moves it behind the other.
+After a leaf's path, a number in square brackets makes the tensor one entry along the leaf's first
+axis: ``"layers/{i}/mlp/up_proj[{e}]"`` stacks the tensors of all experts.
 """
 
 import re
@@ -26,7 +26,7 @@ from dogwood_jax.checkpoint.tensors import Tensor
 
 Rows = Mapping[str, str | Sequence[str] | None]
 
-# A number, or one or more parts of a name.
+# {i}, which stands for a number, or {*rest}, which stands for one or more parts of a name.
 _BLANK = re.compile(r"\{(\*?[A-Za-z_]\w*)\}")
 _EXPECTED = "expected 'transpose' or axes such as '(n h:128) d -> d n h'"
 _AXIS = re.compile(r"\(([^()]*)\)|([^()\s]+)")
@@ -37,8 +37,8 @@ class Layout:
     """How a tensor becomes a leaf, or an entry of a stacked leaf.
 
     Attributes:
-        groups: for each axis of the tensor, the axes of the leaf that it is the product of.
-        sizes: sizes of axes of the leaf that the tensor's shape does not tell, by axis.
+        groups: for each axis of the tensor, the axes of the leaf whose product it is.
+        sizes: given sizes of the leaf's axes, as pairs of axis and size.
     """
 
     groups: tuple[tuple[int, ...], ...]
@@ -46,11 +46,11 @@ class Layout:
 
     @property
     def order(self) -> tuple[int, ...]:
-        """The axes of the leaf in the order of the tensor."""
+        """The leaf's axes in the order of the tensor."""
         return tuple(axis for group in self.groups for axis in group)
 
     def leaf_shape(self, tensor: Sequence[int]) -> tuple[int, ...]:
-        """Returns the shape of the leaf for a shape of the tensor."""
+        """Returns the leaf's shape for a shape of the tensor."""
         sizes = dict(self.sizes)
         for group, size in zip(self.groups, tensor, strict=True):
             known = prod(sizes[axis] for axis in group if axis in sizes)
@@ -61,19 +61,19 @@ class Layout:
         return tuple(sizes[axis] for axis in sorted(sizes))
 
     def tensor_shape(self, leaf: Sequence[int]) -> tuple[int, ...]:
-        """Returns the shape of the tensor for a shape of the leaf."""
+        """Returns the tensor's shape for a shape of the leaf."""
         return tuple(prod(leaf[axis] for axis in group) for group in self.groups)
 
 
 @dataclass(frozen=True)
 class StoredLeaf:
-    """A leaf as a checkpoint holds it.
+    """A leaf as a checkpoint stores it.
 
     Attributes:
         path: its path.
         shape: its shape.
-        tensors: the tensor that holds it, or those that it is stacked of.
-        layout: how the tensor becomes the leaf; for a stack, how a tensor becomes an entry of it.
+        tensors: the tensor that holds it, or the tensors that it stacks.
+        layout: how the tensor becomes the leaf; for a stack, how each tensor becomes an entry.
         stacked: whether each tensor is an entry along the leaf's first axis.
     """
 
@@ -85,26 +85,26 @@ class StoredLeaf:
 
     @property
     def dtype(self) -> str:
-        """Its dtype as JAX calls it."""
+        """JAX's name of its dtype."""
         return self.tensors[0].dtype
 
     @property
     def order(self) -> tuple[int, ...]:
-        """The axes of the leaf as they lie in the file; a stack's entries follow each other."""
+        """The leaf's axes in the order of the file; entries of a stack follow each other."""
         if not self.stacked:
             return self.layout.order
         return (0, *(axis + 1 for axis in self.layout.order))
 
 
 class Table:
-    """The names of tensors and leaves, from one to the other.
+    """Maps names of tensors to leaves, and leaves to names of tensors.
 
     Args:
         rows: the rows; None if a tensor's name is the leaf's path.
-        separator: what joins the parts of a tensor's name, ``/`` or ``.``.
+        separator: joins the parts of a tensor's name: ``/`` or ``.``.
 
     Raises:
-        ValueError: if rows say what they cannot, all of them in one message.
+        ValueError: if rows are not valid, with all of them in one message.
     """
 
     def __init__(self, rows: Rows | None, separator: str) -> None:
@@ -124,7 +124,7 @@ class Table:
             if row.address is not None:
                 text = row.address.text
                 if (other := seen.setdefault(text, tensor)) != tensor:
-                    problems.append(f"{tensor}: {other} has the leaf {text}, too")
+                    problems.append(f"{tensor}: {other} is mapped to the leaf {text}, too")
         if problems:
             raise ValueError(listed("names= cannot be read", problems))
 
@@ -132,9 +132,9 @@ class Table:
         """Returns the leaves that tensors hold, by path.
 
         Raises:
-            CheckpointError: if tensors do not fit the table, all of them in one message.
+            CheckpointError: if tensors do not fit the table, with all of them in one message.
         """
-        # What is known of each leaf: the tensor that holds it, or those of its entries.
+        # For each leaf, the tensor that holds it (under None), or the tensors of its entries.
         held, problems = dict[str, dict[int | None, StoredLeaf]](), list[str]()
         for tensor in tensors:
             if self.is_left_out(tensor.name):
@@ -148,7 +148,7 @@ class Table:
                 problems.append(f"{tensor.name}: {error}")
                 continue
             if other := held.setdefault(path, {}).get(entry):
-                problems.append(f"{tensor.name}: {address} is {other.tensors[0].name} already")
+                problems.append(f"{tensor.name}: {address} belongs to {other.tensors[0].name}")
             held[path][entry] = leaf
         leaves = {}
         for path, entries in held.items():
@@ -176,10 +176,10 @@ class Table:
         return leaves
 
     def stored(self, path: str, shape: tuple[int, ...], dtype: str) -> StoredLeaf:
-        """Returns how a checkpoint holds a leaf of this shape, in files that are not said.
+        """Returns how a checkpoint stores a leaf of this shape; the files are left empty.
 
         Raises:
-            ValueError: if no row says what it is called.
+            ValueError: if the leaf matches no row.
         """
         stacked = (named := self._name(path, len(shape))) is None and bool(shape)
         if stacked:
@@ -188,19 +188,19 @@ class Table:
             every = [named]
         pieces = [piece for piece in every if piece is not None]
         if not pieces or len(pieces) < len(every):
-            raise ValueError(f"{path}: no row of names= says what it is called; add one")
+            raise ValueError(f"{path}: no row of names= gives its name; add one")
         layout = pieces[0][1]
         inner = layout.tensor_shape(shape[1:] if stacked else shape)
         tensors = tuple(Tensor(name, dtype, inner, "") for name, _ in pieces)
         return StoredLeaf(path, shape, tensors, layout, stacked)
 
     def is_left_out(self, name: str) -> bool:
-        """Whether a tensor is not to be in the larger checkpoint."""
+        """Returns whether a tensor is left out of the larger checkpoint."""
         row = self._row(name)
         return row is not None and row.address is None
 
     def leaf(self, name: str) -> str | None:
-        """Returns the path of the leaf that has this name in the checkpoint; None if no row fits.
+        """Returns the path of the leaf with this name in the checkpoint; None if no row matches.
 
         Raises:
             ValueError: if the leaf would be written under another name.
@@ -213,12 +213,12 @@ class Table:
         return path
 
     def name(self, path: str) -> str | None:
-        """Returns what the checkpoint calls a leaf; None if no row fits."""
+        """Returns the name of a leaf in the checkpoint; None if no row matches."""
         named = self._name(path, 0)
         return None if named is None else named[0]
 
     def expect_names_alone(self) -> None:
-        """Raises if rows say how tensors lie, which is for safetensors."""
+        """Raises a ``ValueError`` if rows have layouts or stacks, which need safetensors."""
         problems = [
             f"{row.tensor.text}: {row.address.text}"
             for row in self._rows or ()
@@ -227,14 +227,14 @@ class Table:
         if problems:
             raise ValueError(
                 listed(
-                    "names= says names alone where Orbax saved the arrays; leave out how they lie, "
-                    "and entries in square brackets",
+                    "names= can only rename arrays that Orbax saved; leave out layouts and entries "
+                    "in square brackets",
                     problems,
                 )
             )
 
     def _address(self, tensor: Tensor) -> tuple[str, Layout]:
-        """Returns which leaf, or which entry of a stack, a tensor is."""
+        """Returns the leaf, or the entry of a stack, that a tensor is, and the tensor's layout."""
         if self._rows is None:
             path = tensor.name.replace(self._separator, "/")
             if not all(path.split("/")):
@@ -242,26 +242,26 @@ class Table:
             return path, _plain(len(tensor.shape))
         row = self._row(tensor.name)
         if row is None or row.address is None:
-            raise ValueError("no row has this name; add one")
+            raise ValueError("no row matches this name; add one")
         layout = row.layout or _plain(len(tensor.shape))
         if len(layout.groups) != len(tensor.shape):
             raise ValueError(f"expected {len(layout.groups)} axes, found {tensor.shape}")
         return row.address.filled(row.tensor.blanks(tensor.name) or {}), layout
 
     def _row(self, name: str) -> "_Row | None":
-        """Returns the first row that fits a tensor's name."""
+        """Returns the first row that matches a tensor's name."""
         fits = (row for row in self._rows or () if row.tensor.blanks(name) is not None)
         return next(fits, None)
 
     def _expect_way_back(self, name: str, address: str) -> None:
-        """Raises unless the leaf is written under the name that it was read from."""
+        """Raises a ``ValueError`` if the leaf would be written under another name."""
         if (back := self.name(address)) != name:
             raise ValueError(
-                f"is {address}, which an earlier row calls {back}; put the row that says more first"
+                f"is {address}, which an earlier row calls {back}; put the more specific row first"
             )
 
     def _name(self, address: str, ndim: int) -> tuple[str, Layout] | None:
-        """Returns the tensor of a leaf, or of an entry of a stack, that has so many axes."""
+        """Returns the tensor's name and layout, for a leaf or an entry with this many axes."""
         if self._rows is None:
             return address.replace("/", self._separator), _plain(ndim)
         for row in self._rows:
@@ -277,7 +277,7 @@ class _Pattern:
 
     Args:
         text: the text.
-        separator: what joins the parts.
+        separator: joins the parts.
     """
 
     def __init__(self, text: str, separator: str) -> None:
@@ -299,7 +299,7 @@ class _Pattern:
         return {*self._groups}
 
     def blanks(self, text: str) -> dict[str, str] | None:
-        """Returns what stands for each name, parts joined by slashes; None for another text."""
+        """Returns the value of each name, parts joined by slashes; None if the text differs."""
         if (found := self._regex.fullmatch(text)) is None:
             return None
         return {
@@ -307,13 +307,13 @@ class _Pattern:
         }
 
     def filled(self, blanks: Mapping[str, str]) -> str:
-        """Returns the text with these in place of the names."""
+        """Returns the text with these values in place of the names."""
         return _BLANK.sub(lambda found: blanks[found[1]].replace("/", self._separator), self.text)
 
 
 @dataclass(frozen=True)
 class _Row:
-    """A row of a table: what a tensor is called, which leaf it is, how it lies (None: as it is).
+    """A row of a table: the tensor's name, its leaf or entry, and its layout (None: unchanged).
 
     Without an address, the tensor is left out.
     """
@@ -327,13 +327,13 @@ def _row(tensor: str, leaf: str | Sequence[str] | None, separator: str) -> _Row:
     """Reads a row.
 
     Raises:
-        ValueError: says what is wrong with it.
+        ValueError: if the row is not valid.
     """
     if leaf is None and isinstance(tensor, str):
         return _Row(_Pattern(tensor, separator), None, None)
     texts = [leaf] if isinstance(leaf, str) else [*leaf] if isinstance(leaf, list | tuple) else []
     if not 1 <= len(texts) <= 2 or not all(isinstance(text, str) for text in (tensor, *texts)):
-        raise ValueError(f"expected a path, or a path and how the tensor lies, found {leaf!r}")
+        raise ValueError(f"expected a path, or a path and a layout, found {leaf!r}")
     address, *how = texts
     patterns = _Pattern(tensor, separator), _Pattern(address, "/")
     if patterns[0].names != patterns[1].names:
@@ -346,7 +346,7 @@ def _plain(ndim: int) -> Layout:
 
 
 def _layout(how: str) -> Layout:
-    """Reads ``"transpose"``, or axes on both sides of an arrow."""
+    """Reads a layout: ``"transpose"``, or axes on both sides of an arrow."""
     if how == "transpose":
         how = "a b -> b a"
     before, arrow, after = how.partition("->")
@@ -363,7 +363,7 @@ def _layout(how: str) -> Layout:
         raise ValueError(f"{_EXPECTED}, found {how!r}")
     if max(open_axes, default=0) > 1:
         raise ValueError(
-            f"{_EXPECTED}, where all sizes in brackets but one are said, found {how!r}"
+            f"{_EXPECTED}, with the sizes of all axes but one in brackets, found {how!r}"
         )
     places = {name: place for place, name in enumerate(names)}
     return Layout(
@@ -373,6 +373,6 @@ def _layout(how: str) -> Layout:
 
 
 def _split(address: str) -> tuple[str, int | None]:
-    """Takes ``"path[3]"`` apart."""
+    """Splits ``"path[3]"`` into the path and the number, or None without a number."""
     found = re.fullmatch(r"(.*)\[([0-9]+)\]", address)
     return (address, None) if found is None else (found[1], int(found[2]))

@@ -11,22 +11,22 @@ import numpy as np
 
 from dogwood_jax.checkpoint.made import PAGE, scratch
 
-# Bytes that are moved to where pages begin at a time.
+# Bytes that are copied into page-aligned memory at a time.
 _MOVED = 1 << 23
 
 
 class NewFile:
-    """A new file, or what an interrupted run has left of it.
+    """A new file, or the part of it that an interrupted run has written.
 
     Attributes:
-        length: how many bytes it had when it was opened.
+        length: its size in bytes when it was opened.
     """
 
     def __init__(self, path: Path) -> None:
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         self._direct = _open_directly(path)
         self.length = os.fstat(self._file).st_size
-        # Threads that write to one file at a time stand in each other's way.
+        # Threads that write to the same file at the same time slow each other down.
         self._writing = threading.Lock()
 
     def __enter__(self) -> "NewFile":
@@ -35,16 +35,16 @@ class NewFile:
     def __exit__(self, error: object = None, *_: object) -> None:
         try:
             if error is None:
-                os.fsync(self._file)  # before it gets its name
+                os.fsync(self._file)  # before it moves to its final name
         finally:
             for one in (self._file, self._direct):
                 if one is not None:
                     os.close(one)
 
     def leave_zeros(self, stop: int) -> None:
-        """Makes the file as long as this; what is written nowhere else is zeros, and takes no time.
+        """Extends the file to ``stop`` bytes; a hole reads as zeros and takes no time.
 
-        A draft holds nothing else there, because the same run would write the same.
+        A draft holds no other values there, because every run writes the same ones.
         """
         with self._writing:
             if os.fstat(self._file).st_size < stop:
@@ -58,19 +58,19 @@ class NewFile:
         size: int,
         read: Callable[[int, memoryview], None],
     ) -> None:
-        """Copies bytes, without taking them into memory if they are not written directly.
+        """Copies bytes of an old file, within the system unless this file is written directly.
 
         Args:
             old: the descriptor of the old file.
-            here: where they begin in it.
-            there: where they go.
-            size: how many there are.
-            read: reads bytes of the old file from a place on.
+            here: offset of the first byte in the old file.
+            there: offset of the first byte in this file.
+            size: number of bytes.
+            read: reads bytes of the old file, from an offset on.
         """
         while size:
             copied = 0
             if self._direct is None and hasattr(os, "copy_file_range"):
-                with self._writing, suppress(OSError):  # some files of networks
+                with self._writing, suppress(OSError):  # fails on some network file systems
                     copied = os.copy_file_range(old, self._file, size, here, there)
             if not copied:
                 part = scratch("new", (size,), np.uint8, there % PAGE).data
@@ -80,10 +80,9 @@ class NewFile:
             here, there, size = here + copied, there + copied, size - copied
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
-        """Writes bytes: whole pages directly, if the system can, others through it.
+        """Writes bytes: whole pages directly, if the system can, and the rest through its cache.
 
-        What is written directly is not copied once more into the system's own memory. That is
-        possible where pages of the file are pages in memory.
+        Direct writing saves a copy into the system's page cache. It needs page-aligned memory.
         """
         data = memoryview(data)
         begin = min(-offset % PAGE, len(data))
@@ -104,7 +103,7 @@ class NewFile:
             self._put_pages(offset + begin + start, held)
 
     def _put_pages(self, offset: int, data: memoryview) -> None:
-        """Writes pages directly, or not if the system will not have it."""
+        """Writes pages directly, or through the cache if the system refuses."""
         try:
             if self._direct is not None:
                 self._put(self._direct, offset, data)
@@ -122,7 +121,7 @@ class NewFile:
 
 
 def _open_directly(path: Path) -> int | None:
-    """Opens a file to be written without the system's memory in between, where that is possible."""
+    """Opens a file for writing past the system's page cache; None where that is impossible."""
     with suppress(AttributeError, OSError):
         return os.open(path, os.O_WRONLY | os.O_DIRECT)
     return None

@@ -1,7 +1,7 @@
-"""What the files of open language models call arrays: ``llama``, ``qwen`` and ``gemma``.
+"""Names of arrays in the files of open language models: ``llama``, ``qwen`` and ``gemma``.
 
-The names of tensors are Hugging Face's. Leaves are named as in tunix; for other modules, change the
-right sides.
+Tensors have Hugging Face's names, and leaves have the names of tunix. For other modules, change the
+right-hand sides.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ Row = tuple[str, str] | str
 
 
 def llama(*, head_dim: int) -> Mapping[str, Row]:
-    """Returns the names of Llama 2 and 3, for ``names=`` of ``dw.checkpoint``.
+    """Returns the names of Llama 2 and 3, for ``names=`` in ``dw.checkpoint``.
 
     Args:
         head_dim: size of a head in the file.
@@ -47,7 +47,7 @@ def llama(*, head_dim: int) -> Mapping[str, Row]:
 
 
 def qwen(*, head_dim: int) -> Mapping[str, Row]:
-    """Returns the names of Qwen 2 and 3, experts among them, for ``names=`` of ``dw.checkpoint``.
+    """Returns the names of Qwen 2 and 3 with experts, for ``names=`` in ``dw.checkpoint``.
 
     Args:
         head_dim: size of a head in the file.
@@ -75,13 +75,13 @@ def qwen(*, head_dim: int) -> Mapping[str, Row]:
 def gemma(
     *, head_dim: int, version: Literal[1, 2, 3] = 3, fused: bool = False
 ) -> Mapping[str, Row]:
-    """Returns the names of Gemma 1 to 3, for ``names=`` of ``dw.checkpoint``.
+    """Returns the names of Gemma 1 to 3, for ``names=`` in ``dw.checkpoint``.
 
     Args:
         head_dim: size of a head in the file.
-        version: which Gemma it is. They have norms in other places, under the same names.
+        version: the version of Gemma. Versions use some names of norms for different places.
         fused: whether each query head has its own key and value head, as in Gemma 7B. Queries, keys
-            and values are one leaf then.
+            and values are then one leaf.
 
     Example:
         >>> import dogwood_jax as dw

@@ -1,12 +1,12 @@
-"""Arrays of a checkpoint of Orbax, read and written in parts.
+"""Arrays of an Orbax checkpoint, read and written in parts.
 
-Orbax keeps an array in the format Zarr, as chunks of equal shapes, most often one. The chunks of
-all arrays are in files of the format OCDBT, or each is in a file of its own. TensorStore reads and
-writes whole chunks. So an old chunk is held in memory while it is read. A new array is one chunk in
-a file of its own and not encoded, as by ``PyTreeCheckpointHandler(use_ocdbt=False,
-use_compression=False)``. Such a file holds the entries one after another, so parts of it can be
-written. (Many small chunks in OCDBT would have been written through TensorStore, but that takes
-several times as long as copying.)
+Orbax stores an array in the Zarr format, as chunks of equal shapes, usually as one chunk. The
+chunks of all arrays share OCDBT files, or each chunk has a file of its own. TensorStore reads and
+writes whole chunks, so an old chunk is in memory while it is read. A new array is one chunk in a
+file of its own, not encoded, as with ``PyTreeCheckpointHandler(use_ocdbt=False,
+use_compression=False)``. This file holds the entries one after another, so parts of it can be
+written. (Many small chunks in OCDBT could be written through TensorStore, but that takes several
+times as long as copying.)
 
 Reference:
     https://zarr-specs.readthedocs.io describes both versions of Zarr.
@@ -30,7 +30,7 @@ from dogwood_jax.checkpoint.kinds import CheckpointError
 from dogwood_jax.checkpoint.made import PAGE
 from dogwood_jax.checkpoint.new_files import NewFile
 
-# Decoded chunks that are kept beside those in use.
+# Bytes of decoded chunks that are cached in addition to those in use.
 _KEPT = 1 << 26
 
 
@@ -41,7 +41,7 @@ class Folder:
     Attributes:
         path: the folder.
         is_ocdbt: whether all chunks share files.
-        is_zarr3: whether arrays are in version 3 of Zarr. Otherwise it is version 2.
+        is_zarr3: whether arrays are in version 3 of Zarr, rather than version 2.
     """
 
     path: Path
@@ -50,22 +50,22 @@ class Folder:
 
     @classmethod
     def of(cls, path: Path, name: str) -> "Folder":
-        """Returns what the folder of a saved tree is like, in which an array has this name."""
+        """Returns the format of a saved tree's folder; ``name`` is one of its arrays."""
         import tensorstore
 
         folder = cls(path, is_ocdbt=(path / "manifest.ocdbt").exists(), is_zarr3=False)
         try:
             found = tensorstore.KvStore.open(folder.files(name)).result().read("zarr.json").result()
-        except ValueError as error:  # so says TensorStore, whatever it is
+        except ValueError as error:  # TensorStore raises this for all failures
             raise CheckpointError(f"{path}: {name} cannot be read: {error}") from error
         return replace(folder, is_zarr3=found.state == "value")
 
     def header(self, name: str) -> str:
-        """Returns which file says what an array is like, if it has files of its own."""
+        """Returns the path of an array's metadata file, if the array has files of its own."""
         return f"{name}/{'zarr.json' if self.is_zarr3 else '.zarray'}"
 
     def files(self, name: str) -> dict[str, Any]:
-        """Returns where TensorStore finds an array."""
+        """Returns the specification of an array's files for TensorStore."""
         if self.is_ocdbt:
             return {"driver": "ocdbt", "base": f"file://{self.path}/", "path": f"{name}/"}
         return {"driver": "file", "path": f"{self.path}/{name}/"}
@@ -84,11 +84,11 @@ class Saved(Deferred):
         self.folder, self.name = folder, name
 
     def all(self) -> np.ndarray:
-        """Reads all of it."""
+        """Reads the whole array."""
         return Old(self).all()
 
     def chunks(self) -> list[tuple[str, Callable[[], bytes]]]:
-        """Returns what it consists of in the files: their names, and what reads them."""
+        """Returns the array's stored items: the name of each, and a function that reads it."""
         import tensorstore
 
         store = self.waited(tensorstore.KvStore.open(self.folder.files(self.name)))
@@ -100,7 +100,7 @@ class Saved(Deferred):
         return [(n.decode(), functools.partial(read, n)) for n in self.waited(store.list())]
 
     def opened(self, context: Any) -> Any:
-        """Opens it."""
+        """Opens the array in TensorStore."""
         import tensorstore
 
         spec = self.folder.spec(self.name)
@@ -109,14 +109,14 @@ class Saved(Deferred):
         return self.waited(future)
 
     def waited(self, future: Any) -> Any:
-        """Returns what TensorStore reads, as soon as it has.
+        """Waits for TensorStore to read; returns the result.
 
         Raises:
-            CheckpointError: if it cannot.
+            CheckpointError: if TensorStore cannot read it.
         """
         try:
             return future.result()
-        except ValueError as error:  # so says TensorStore, whatever it is
+        except ValueError as error:  # TensorStore raises this for all failures
             raise CheckpointError(
                 f"{self.folder.path}: expected {self.name} complete and intact; it cannot be read: "
                 f"{error}"
@@ -127,7 +127,7 @@ class Old:
     """An old array that is read in parts; see ``made.Stored``.
 
     Attributes:
-        held: how many bytes of it are in memory, at most.
+        held: upper limit on its bytes in memory.
     """
 
     def __init__(self, saved: Saved) -> None:
@@ -145,16 +145,16 @@ class Old:
 
     @property
     def is_large(self) -> bool:
-        """Whether two such arrays at a time could be too much for the memory."""
+        """Whether two arrays of this size at the same time could exceed the memory."""
         return self.held > _KEPT
 
     def all(self) -> np.ndarray:
-        """Reads all of it."""
+        """Reads the whole array."""
         array: np.ndarray = self._saved.waited(self._array.read())
         return array
 
     def read(self, start: int, into: np.ndarray) -> None:
-        """Reads whole rows, from this entry on."""
+        """Reads whole rows, from entry ``start`` on."""
         if not self.shape:
             rows = self.all()
         else:
@@ -165,14 +165,14 @@ class Old:
 
 
 class NewArray:
-    """An array that is written, as the one chunk of a file; see ``writers.New``.
+    """An array that is written as the single chunk of a file; see ``writers.New``.
 
     Args:
         folder: the folder of the new tree.
-        name: what Orbax calls the array.
+        name: the name that Orbax gives the array.
         shape: its shape.
         dtype: its dtype.
-        names: what the journal calls it.
+        names: its names in the journal.
     """
 
     def __init__(
@@ -188,7 +188,7 @@ class NewArray:
         self._file: NewFile | None = None
 
     def create(self) -> None:
-        """Begins the array, without anything that an interrupted run has left of it."""
+        """Creates the array; removes what an interrupted run has left of it."""
         import tensorstore
 
         self._clear()
@@ -210,7 +210,7 @@ class NewArray:
         self._file = NewFile(path)
 
     def copies(self, old: Saved) -> Iterator[Callable[[], None]]:
-        """Yields what copies an array as it is, chunk by chunk."""
+        """Yields functions that copy an unchanged array, chunk by chunk."""
         store = self._clear()
 
         def copy(name: str, read: Callable[[], bytes]) -> None:
@@ -225,20 +225,20 @@ class NewArray:
         return self._file
 
     def lead(self, start: int) -> int:
-        """Returns how many bytes behind the beginning of a page an entry lies in its file."""
+        """Returns the offset of an entry from the beginning of its page in the file, in bytes."""
         return int(start * self._dtype.itemsize % PAGE)
 
     def write(self, start: int, entries: np.ndarray) -> None:
-        """Writes entries from this one on."""
+        """Writes entries from ``start`` on."""
         data = np.ascontiguousarray(entries).reshape(-1).view(np.uint8).data
         self._entries.write(start * self._dtype.itemsize, data)
 
     def leave_zeros(self, start: int, size: int) -> None:
-        """Leaves a hole in the file."""
+        """Leaves a hole in the file, which reads as zeros."""
         self._entries.leave_zeros((start + size) * self._dtype.itemsize)
 
     def done(self) -> None:
-        """Brings it to the disk and closes the file, because there may be many."""
+        """Flushes the file to the disk and closes it, because there may be many files."""
         self.close()
 
     def close(self, error: object = None, *_: object) -> None:
@@ -248,7 +248,7 @@ class NewArray:
             self._file = None
 
     def _clear(self) -> Any:
-        """Removes what there is of the array; returns where its chunks go."""
+        """Removes everything stored of the array; returns the store for its chunks."""
         import tensorstore
 
         store = self._waited(tensorstore.KvStore.open(self._folder.files(self._name)))
@@ -258,6 +258,6 @@ class NewArray:
     def _waited(self, future: Any) -> Any:
         try:
             return future.result()
-        except ValueError as error:  # so says TensorStore, whatever it is
+        except ValueError as error:  # TensorStore raises this for all failures
             code = errno.ENOSPC if os.strerror(errno.ENOSPC) in str(error) else errno.EIO
             raise OSError(code, f"{self._name} cannot be written: {error}") from error

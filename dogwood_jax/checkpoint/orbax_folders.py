@@ -1,6 +1,6 @@
-"""Grow a checkpoint of Orbax, variables and optimizer state: ``grow_folder``.
+"""Grow an Orbax checkpoint, variables and optimizer state: ``grow_folder``.
 
-Orbax reads and saves the tree, TensorStore the arrays in it (``orbax_arrays``).
+Orbax reads and saves the tree. TensorStore reads and saves its arrays (``orbax_arrays``).
 """
 
 import hashlib
@@ -44,9 +44,9 @@ from dogwood_jax.checkpoint.writers import Writers
 
 
 def tree_of_folder(folder: Path, names: Rows | None = None) -> PyTree:
-    """Returns the tree of a checkpoint: arrays deferred, numbers and texts as they are.
+    """Returns the tree of a checkpoint, with deferred arrays; numbers and strings are read.
 
-    With ``names``, it is the tree of the leaves that these name.
+    With ``names``, it is a tree of the leaves that ``names`` lists.
     """
     tree = _tree_of(folder)[1]
     if names is None:
@@ -57,14 +57,14 @@ def tree_of_folder(folder: Path, names: Rows | None = None) -> PyTree:
 
 
 def _tree_of(folder: Path) -> tuple[Folder, PyTree]:
-    """Returns how a checkpoint is saved, and its tree; see ``tree_of_folder``."""
+    """Returns the folder's format and the tree of a checkpoint; see ``tree_of_folder``."""
     import orbax.checkpoint as ocp
     from etils import epath  # type: ignore[import-untyped]
 
     path = epath.Path(folder.resolve())
     try:
         metadata = ocp.PyTreeCheckpointHandler().metadata(path)
-        # Where a tree holds placeholders, nothing is read.
+        # Orbax reads nothing where the tree has placeholders.
         nothing = jax.tree.map(_placeholder, metadata.tree, is_leaf=_is_array)
         others = ocp.PyTreeCheckpointHandler().restore(path, args=ocp.args.PyTreeRestore(nothing))
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
@@ -85,7 +85,7 @@ def _tree_of(folder: Path) -> tuple[Folder, PyTree]:
 
 
 def _is_array(node: Any) -> bool:
-    """Whether a node of Orbax's metadata says what an array is like."""
+    """Returns whether a node of Orbax's metadata describes an array."""
     return hasattr(node, "storage") and hasattr(node, "shape")
 
 
@@ -96,7 +96,7 @@ def _placeholder(leaf: Any) -> Any:
 
 
 class _Grown(Deferred):
-    """An array of the larger network, of the stored ones that it is made of."""
+    """An array of the larger network, made from stored arrays when it is needed."""
 
     def __init__(self, one: Made, old: Saved | None, scale: Saved | None) -> None:
         super().__init__(one.shape, one.dtype, self._make)
@@ -114,7 +114,7 @@ class _Grown(Deferred):
         return entries
 
     def pieces(self, old: Old | None, order: tuple[int, ...]) -> Iterator[Piece]:
-        """Yields it piece by piece, see ``pieces_of``."""
+        """Yields the array piece by piece, see ``pieces_of``."""
         scale = None if self._scale is None else Old(self._scale)
         return pieces_of(self.made, old, order, scale)
 
@@ -128,16 +128,16 @@ def grow_folder(
     step: Path | None,
     names: Rows | None,
 ) -> None:
-    """Grows a checkpoint of Orbax; ``dw.checkpoint.grow`` says what is promised.
+    """Grows an Orbax checkpoint, as documented in ``dw.checkpoint.grow``.
 
     Args:
         folder: the folder of the tree.
         growth: the growth.
-        out: where the larger tree goes, or the larger step.
+        out: path of the larger tree, or of the larger step.
         key: as for ``dw.grow``.
         tx: the optimizer, or None.
         step: the folder of the step that holds the tree; None if there is none.
-        names: which array of the tree is which leaf, or None.
+        names: maps arrays of the tree to leaves, or None.
     """
     expect_free(out.resolve(), is_folder=True)
     saved, tree = _tree_of(folder)
@@ -160,7 +160,7 @@ def grow_folder(
         raise ValueError(
             f"{folder}: holds the state of an optimizer at {home}; pass the optimizer as tx="
             if tx is None
-            else f"{folder}: expected the state of an optimizer at {STATE}, beside the variables; "
+            else f"{folder}: expected the state of an optimizer at {STATE}, next to the variables; "
             "found none; leave out tx="
         )
     gone = {*stored.values(), *filter(table.is_left_out, leaves)}
@@ -174,7 +174,7 @@ def grow_folder(
 
 # Writing ------------------------------------------------------------------------------------------
 
-# The file that Orbax knows a saved tree by.
+# The file by which Orbax recognizes a saved tree.
 _TREE = "_METADATA"
 
 
@@ -186,10 +186,10 @@ def _write(
     tree: PyTree,
     step: Path | None,
 ) -> None:
-    """Writes a tree whose arrays are deferred, one after another.
+    """Writes a tree with deferred arrays, one after another.
 
-    Orbax saves the tree with a number in place of each array. Then each array is written where its
-    number is, by the name that Orbax gives it. All else in a step is copied.
+    Orbax saves the tree with a scalar in place of each array. Then each array is written over its
+    scalar, under the name that Orbax gives it. All other items of a step are copied.
     """
     import orbax.checkpoint as ocp
 
@@ -215,7 +215,7 @@ def _write(
             begun.note(metadata, "")
         with ExitStack() as opened, Writers(begun) as writers:
             for path, array in arrays.items():
-                # What is not known to be the same would not be noticed if it changed.
+                # Without facts about its content, an array in the draft might be outdated.
                 header = str(Path(item, folder.header(names[path])))
                 noted = [(header, names[path])] if told[path] else []
                 new = NewArray(folder, names[path], array.shape, array.dtype, noted)
@@ -225,7 +225,7 @@ def _write(
 
 
 def _expect_apart(names: Iterable[str]) -> None:
-    """Raises unless each name can be a folder of its own, in the folder of the tree."""
+    """Raises a ``CheckpointError`` unless each name can be a folder of its own in the tree's."""
     names, problems = {*names}, list[str]()
     for name in sorted(names):
         parts = name.split("/")
@@ -238,7 +238,7 @@ def _expect_apart(names: Iterable[str]) -> None:
 
 
 def _told(leaf: Any) -> Any:
-    """Returns what tells a leaf from others, beside the growth; None if nothing does."""
+    """Returns facts that identify a leaf's content, given the growth; None if there are none."""
     if isinstance(leaf, Saved):
         return leaf.name
     if isinstance(leaf, _Grown):
@@ -252,7 +252,7 @@ def _told(leaf: Any) -> Any:
 
 
 def _write_array(array: Deferred, new: NewArray, writers: Writers) -> None:
-    """Begins to write an array."""
+    """Begins to write an array: copies it, or makes it piece by piece or as a whole."""
     order = tuple(range(len(array.shape)))
     one, old = Made(Edit("", array.shape), array.dtype), None
     if isinstance(array, _Grown):
@@ -287,18 +287,18 @@ def _all_of(array: Deferred, lead: int) -> tuple[np.ndarray, bool]:
 
 
 def _number(leaf: Any) -> Any:
-    """Returns a number that Orbax saves as it saves the array."""
+    """Returns a scalar that Orbax saves in the same way as the array."""
     if not isinstance(leaf, Deferred):
         return jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf
-    # JAX would cut other numbers short.
+    # JAX would truncate other dtypes.
     kind = jnp if jax.dtypes.canonicalize_dtype(leaf.dtype) == leaf.dtype else np
     return kind.zeros((), leaf.dtype)
 
 
 def _save(folder: Folder, tree: PyTree) -> None:
-    """Saves a tree into an empty folder, with a number in place of each array.
+    """Saves a tree into a cleared folder, with a scalar in place of each array.
 
-    What Orbax notes of the shapes of arrays beside the arrays is optional, and left out.
+    Orbax's separate record of array shapes is optional and left out.
     """
     import orbax.checkpoint as ocp
 

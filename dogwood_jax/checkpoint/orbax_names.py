@@ -1,9 +1,9 @@
-"""Where a tree that Orbax saved holds the network and the optimizer's state, and how it calls them.
+"""Finds the network and the optimizer's state in a tree that Orbax saved.
 
-Paths are those of the saved tree. ``names=`` says which of its arrays are leaves of the network.
-Without it, they are looked for at the top, and one or two keys below. An optimizer's state calls
-the parameters by ends of the same names: ``params/params/decoder/kernel`` of the network is
-``0/mu/params/decoder/kernel`` of Adam's state.
+Names are paths in the saved tree. ``names=`` maps its arrays to leaves of the network. Without it,
+the network is searched at the top of the tree, and one or two keys below. The optimizer's state
+names parameters by the ends of these paths: ``params/params/decoder/kernel`` of the network is
+``0/mu/params/decoder/kernel`` in Adam's state.
 """
 
 import os
@@ -18,16 +18,16 @@ from dogwood_jax._base.deferred import made
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import PyTree, leaves_by_path, nested, rebuilt
 from dogwood_jax._growth.growth import Growth
-from dogwood_jax._optimizer.growable import unwrapped, with_stored_ages
+from dogwood_jax._optimizer.growable import unwrapped, with_stored_step_counts
 from dogwood_jax._optimizer.opt_state import grow_opt_state
 from dogwood_jax.checkpoint.names import Rows, Table
 
 STATE = "opt_state"
-# In a tree of NNX's variables, the key of an array in its box.
+# NNX's variables are boxes in a saved tree; the array has this key in its box.
 _BOX = "/value"
-# How many keys parameters have in common at most, such as those of a model and a collection.
+# Upper limit on the first keys that parameters share, such as a model and a collection.
 _DEEPEST = 3
-# What no longer is in a tree.
+# Marks a leaf that is removed from a tree.
 _GONE = object()
 
 
@@ -35,10 +35,10 @@ _GONE = object()
 
 
 def table_of(tree: PyTree, growth: Growth, names: Rows | None) -> Table:
-    """Returns how a saved tree calls the leaves of the growth's network.
+    """Returns the table of names that a saved tree has for the leaves of the growth's network.
 
     Raises:
-        ValueError: if ``names`` cannot be read; without it, if the network is not found.
+        ValueError: if ``names`` cannot be read, or if it is None and the network is not found.
     """
     if names is not None:
         return named_table(names)
@@ -56,7 +56,7 @@ def named_table(names: Rows) -> Table:
     """Returns the table of ``names``.
 
     Raises:
-        ValueError: if it cannot be read, or says how arrays lie.
+        ValueError: if ``names`` cannot be read, or has layouts of arrays.
     """
     table = Table(names, "/")
     table.expect_names_alone()
@@ -64,7 +64,7 @@ def named_table(names: Rows) -> Table:
 
 
 def stored_names(tree: PyTree, table: Table) -> dict[str, str]:
-    """Returns what a saved tree calls leaves, by their paths.
+    """Returns the names of leaves in a saved tree, by path.
 
     Raises:
         ValueError: if leaves would be written under other names.
@@ -82,20 +82,20 @@ def stored_names(tree: PyTree, table: Table) -> dict[str, str]:
 
 
 def expect_all(growth: Growth, paths: Iterable[str]) -> None:
-    """Raises unless these leaves are all that the growth knows."""
+    """Raises a ``ValueError`` unless these paths include all leaves of the growth's network."""
     if missing := {leaf.path for leaf in growth.widths.leaves}.difference(paths):
         raise _absent(missing)
 
 
 def names_of(paths: Iterable[str], table: Table) -> dict[str, str]:
-    """Returns what the larger tree calls leaves of the larger network, by their paths.
+    """Returns the names of the larger network's leaves in the larger tree, by path.
 
     Raises:
-        ValueError: if no row says it.
+        ValueError: if a leaf matches no row.
     """
     names = {path: table.name(path) for path in paths}
     if unknown := [path for path, name in names.items() if name is None]:
-        problems = (f"{path}: no row says what it is called; add one" for path in unknown)
+        problems = (f"{path}: no row gives its name; add one" for path in unknown)
         raise ValueError(listed("names= lacks arrays of the larger network", problems))
     return {path: str(name) for path, name in names.items()}
 
@@ -103,12 +103,12 @@ def names_of(paths: Iterable[str], table: Table) -> dict[str, str]:
 def _absent(paths: Iterable[str]) -> ValueError:
     problems = (f"{path}: not in the checkpoint" for path in sorted(paths))
     return ValueError(
-        listed("the checkpoint does not hold the growth's network; names= may say where", problems)
+        listed("the checkpoint lacks arrays of the growth's network; names= may map them", problems)
     )
 
 
 def _places(tree: PyTree) -> Iterator[tuple[str, ...]]:
-    """Yields the keys of parts of a tree that may hold a network."""
+    """Yields the keys of subtrees that may hold the network: the top, and one or two keys below."""
     top = {key: part for key, part in _mapping(tree).items() if key != STATE}
     yield ()
     yield from ((key,) for key in top)
@@ -119,10 +119,10 @@ def _places(tree: PyTree) -> Iterator[tuple[str, ...]]:
 
 
 def home_of_state(tree: PyTree, names: Iterable[str], is_wanted: bool) -> str | None:
-    """Returns the path of the state that belongs to a network; None if there is none.
+    """Returns the path of the optimizer's state that belongs to a network; None if there is none.
 
-    It is beside the variables or above them. If it is wanted, it may also be alone in a part beside
-    them, as in ``{"model": ..., "optimizer": {"opt_state": ...}}``.
+    The state is next to the variables or above them. If ``is_wanted``, it may also be in a neighbor
+    of the variables, as in ``{"model": ..., "optimizer": {"opt_state": ...}}``.
     """
     common = os.path.commonprefix([name.split("/")[:-1] for name in names])
     above = [common[:n] for n in range(len(common), -1, -1)]
@@ -141,20 +141,20 @@ def grown_state(
     variables: tuple[PyTree, PyTree],
     names: tuple[Mapping[str, str], Mapping[str, str]],
 ) -> Mapping[str, Any]:
-    """Returns the leaves of a state that has grown, by path; or all of it under the empty path.
+    """Returns the leaves of the grown state, by path; or the whole state under the empty path.
 
     Args:
         state: the leaves of the saved state, by path.
         growth: the growth.
         tx: the optimizer.
         variables: the network's variables, old and new.
-        names: what the saved tree calls them, by their paths, old and new.
+        names: their names in the saved tree, by path, old and new.
 
     Raises:
-        ValueError: if it is another optimizer's state.
+        ValueError: if the state is another optimizer's.
     """
     box = _BOX if state and all(path.endswith(_BOX) for path in state) else ""
-    # What has several axes is large. Counts and the ages of units are needed before.
+    # Arrays with several axes stay deferred. Counts and step counts of units are read now.
     state = {
         path.removesuffix(box): leaf if getattr(leaf, "ndim", 0) > 1 else made(leaf)
         for path, leaf in state.items()
@@ -164,31 +164,31 @@ def grown_state(
         ends, own = layout.ends(names[0]), layout.own(names[0])
         found = _renamed(state, {end: own[path] for path, end in ends.items()})
         params = nested({name: old[path] for path, name in own.items()})
-        like = with_stored_ages(jax.eval_shape(optimizer.init, params), nested(found))
+        like = with_stored_step_counts(jax.eval_shape(optimizer.init, params), nested(found))
         expected = leaves_by_path(like).keys()
         if expected == found.keys():
             break
     else:
-        problems = [f"{path}: not in the state that tx.init makes" for path in found - expected]
+        problems = [f"{path}: not in the state that tx.init returns" for path in found - expected]
         problems += [f"{path}: not in the checkpoint" for path in expected - found.keys()]
-        raise ValueError(listed("the checkpoint's opt_state is not that of tx", sorted(problems)))
+        raise ValueError(listed("the checkpoint's opt_state does not match tx", sorted(problems)))
     before = rebuilt(jax.tree.structure(like), found)
     after = grow_opt_state(before, growth, tx, variables=variables[1])
     ends, own = layout.ends(names[1]), layout.own(names[1])
     if optimizer is not tx and ends == own and not box:
-        return {"": after}  # tx has wrapped it
+        return {"": after}  # the saved state was unwrapped; the grown one is that of tx
     back = _renamed(leaves_by_path(after), {name: ends[path] for path, name in own.items()})
     return {path + box: leaf for path, leaf in back.items()}
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """How a state may call parameters: as the tree does, without some first keys.
+    """How a state may name parameters: as the tree does, without some of the first keys.
 
     Attributes:
-        head: the keys of the part of the tree that holds the parameters.
-        cut: how many of them the state leaves out.
-        box: what else it leaves out, at the end.
+        head: the keys of the subtree that holds the parameters.
+        cut: how many of these keys the state omits.
+        box: end of the tree's names that the state omits, too.
     """
 
     head: tuple[str, ...]
@@ -196,20 +196,20 @@ class _Layout:
     box: str
 
     def ends(self, names: Mapping[str, str]) -> dict[str, str]:
-        """Returns what paths in the state end with, by the parameters' paths in the network."""
+        """Returns the ends of paths in the state, by the parameters' paths in the network."""
         keys = {path: name.removesuffix(self.box).split("/") for path, name in names.items()}
         size = len(self.head)
         return {p: "/".join(k[self.cut :]) for p, k in keys.items() if (*k[:size],) == self.head}
 
     def own(self, names: Mapping[str, str]) -> dict[str, str]:
-        """Returns what they end with if parameters are called as in the network."""
+        """Returns the names of parameters for ``tx.init``, by path: the ends, or else the paths."""
         ends = self.ends(names)
         fits = all(f"/{path}".endswith(f"/{end}") for path, end in ends.items())
         return ends if fits else {path: path for path in ends}
 
 
 def _layouts(names: Mapping[str, str], box: str, state: Mapping[str, Any]) -> Iterator[_Layout]:
-    """Yields how a state may call parameters; at last, how a state without any does."""
+    """Yields layouts that the state may have; the last one is for a state without parameters."""
     ends = {
         _joined(*keys[n:]) for path in state for keys in [path.split("/")] for n in range(len(keys))
     }
@@ -224,7 +224,7 @@ def _layouts(names: Mapping[str, str], box: str, state: Mapping[str, Any]) -> It
 
 
 def _renamed(leaves: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """Returns leaves by other paths: the longest end of a path that has a name becomes its name."""
+    """Returns the leaves with paths in which the longest end that has a name is replaced by it."""
     renamed = {}
     for path, leaf in leaves.items():
         keys = path.split("/")
@@ -240,12 +240,12 @@ def _renamed(leaves: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, A
 
 
 def with_leaves(tree: PyTree, gone: Iterable[str], new: Mapping[str, Any]) -> PyTree:
-    """Returns a tree without some leaves and with others, by path; all else is as it was."""
+    """Returns a tree without the leaves ``gone`` and with the leaves ``new``, both by path."""
     return _placed(tree, {**dict.fromkeys(gone, _GONE), **new})
 
 
 def _placed(node: PyTree, new: Mapping[str, Any]) -> PyTree:
-    """Returns a part of a tree with new leaves, or ``_GONE`` if nothing is left of it."""
+    """Returns a subtree with new leaves, or ``_GONE`` if it becomes empty."""
     if "" in new:
         return new[""]
     if node is None:

@@ -1,4 +1,4 @@
-"""Grow a checkpoint of safetensors, one file or several: ``grow_files``."""
+"""Grow a safetensors checkpoint of one or more files: ``grow_files``."""
 
 import functools
 import json
@@ -44,7 +44,7 @@ def arrays_of_files(source: Path, names: Rows | None) -> dict[str, np.ndarray]:
 def one_by_one(
     source: Path, names: Rows | None, wanted: Collection[str] | None = None
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields leaves of a checkpoint with their paths: all of them, or those that are wanted."""
+    """Yields paths and leaves of a checkpoint: all leaves, or those with paths in ``wanted``."""
     headers = headers_of(source)
     with _Old(headers) as files:
         for path, leaf in _leaves(headers, names)[1].items():
@@ -70,11 +70,11 @@ def grow_files(
     names: Rows | None,
     config: Mapping[str, Any] | None,
 ) -> None:
-    """Grows a checkpoint of safetensors; ``dw.checkpoint.grow`` says what is promised."""
+    """Grows a safetensors checkpoint, as documented in ``dw.checkpoint.grow``."""
     headers = headers_of(source)
     for file in headers.metadata:
         if out.exists() and os.path.samefile(headers.folder / file, out):
-            raise ValueError(f"{out}: is the source, which is never overwritten; take another name")
+            raise ValueError(f"{out}: is the source, which is never overwritten; use another name")
     table, old = _leaves(headers, names)
     every = jax.tree.leaves(made_of(_shapes(old), growth, key))
     new = _stored(every, old, table)
@@ -137,7 +137,7 @@ def _make(
     target: "_NewLeaf",
     writers: Writers,
 ) -> None:
-    """Makes an array and writes it, unless the draft has it."""
+    """Begins to write an array, unless the draft has it."""
     if target.may_be_there and writers.has(target):
         return
     if made.is_copy and old is not None and old.layout == new.layout:
@@ -149,10 +149,10 @@ def _make(
 
 
 def _stored(every: Sequence[Made], old: Mapping[str, StoredLeaf], table: Table) -> list[StoredLeaf]:
-    """Returns how the new checkpoint holds each array, in the files of the arrays most like it.
+    """Returns how the new checkpoint stores each array, in the file of the most similar old array.
 
     Raises:
-        ValueError: if the table does not say what an array is called, all of them in one message.
+        ValueError: if arrays match no row of the table, with all of them in one message.
     """
     problems, stored = list[str](), list[StoredLeaf]()
     shapes = {path: leaf.shape for path, leaf in old.items()}
@@ -170,17 +170,17 @@ def _stored(every: Sequence[Made], old: Mapping[str, StoredLeaf], table: Table) 
         ]
         stored.append(replace(leaf, tensors=tuple(named)))
     if problems:
-        raise ValueError(listed("names= does not name these arrays of the larger model", problems))
+        raise ValueError(listed("names= lacks arrays of the larger model", problems))
     return stored
 
 
 def _place(leaf: StoredLeaf) -> tuple[str, int]:
-    """Returns where a leaf begins, for writing in the order of the files."""
+    """Returns the file and offset at which a leaf begins; leaves are written in this order."""
     return leaf.tensors[0].file, leaf.tensors[0].start
 
 
 def _index(index: Mapping[str, Any], places: Mapping[str, Tensor]) -> str:
-    """Returns the text of the index of the new files."""
+    """Returns the text of the new index."""
     metadata = dict(index.get("metadata") or {})
     metadata["total_size"] = sum(tensor.nbytes for tensor in places.values())
     if "total_parameters" in metadata:
@@ -204,12 +204,12 @@ class _Leaf:
 
 
 def _ranges(leaf: StoredLeaf, start: int, size: int) -> Iterator[tuple[Tensor, int, slice]]:
-    """Yields where bytes of a leaf lie: tensor, place in its file, and which of the bytes.
+    """Yields the places of bytes: the tensor, the offset in its file, and the slice of the bytes.
 
     Args:
         leaf: the leaf.
-        start: the place of the first byte among the leaf's.
-        size: how many bytes there are.
+        start: index of the first byte in the leaf.
+        size: number of bytes.
     """
     done, each = 0, leaf.tensors[0].nbytes
     while done < size:
@@ -229,15 +229,15 @@ class _NewLeaf:
 
     @property
     def may_be_there(self) -> bool:
-        """Whether the draft's files were so long that it may be there."""
+        """Whether the draft's files were long enough to hold the leaf when they were opened."""
         files, tensors = self._files, self._leaf.tensors
         return all(t.start + t.nbytes <= files[t.file].length for t in tensors)
 
     def done(self) -> None:
-        """Leaves the files open, because others are in them, too."""
+        """Leaves the files open, because they also hold other leaves."""
 
     def copies(self, old: StoredLeaf, files: "_Old") -> Iterator[Callable[[], None]]:
-        """Yields what copies it as it is."""
+        """Yields functions that copy an unchanged leaf, part by part."""
         for before, after in zip(old.tensors, self._leaf.tensors, strict=True):
             assert before.nbytes == after.nbytes, before.name
             for start in range(0, before.nbytes, _COPIED):

@@ -2,8 +2,8 @@
 
 A file begins with the length of its header in eight bytes, little-endian. The header is a JSON
 object with the dtype, the shape and the place of each tensor, and the tensors' bytes follow it. The
-library safetensors checks a header; it reads and writes whole tensors only, so pieces of them are
-read and written here.
+safetensors library checks the header. It reads and writes whole tensors only, so this module reads
+and writes pieces of tensors itself.
 
 Reference:
     The format is described in the README of https://github.com/huggingface/safetensors.
@@ -25,7 +25,7 @@ from dogwood_jax.checkpoint.kinds import CheckpointError
 
 INDEX = "model.safetensors.index.json"
 _INDEX_END = ".safetensors.index.json"
-# The library's names of the dtypes that JAX has, and JAX's.
+# Dtypes that JAX has: their names in safetensors and in JAX.
 _DTYPES = {
     **{"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "BOOL": "bool"},
     **{"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "C64": "complex64"},
@@ -42,10 +42,10 @@ class Tensor:
 
     Attributes:
         name: its name.
-        dtype: its dtype as JAX calls it.
+        dtype: JAX's name of its dtype.
         shape: its shape.
         file: the file's name in its folder.
-        start: where its bytes begin in the file.
+        start: offset of its first byte in the file.
     """
 
     name: str
@@ -56,26 +56,26 @@ class Tensor:
 
     @property
     def itemsize(self) -> int:
-        """How many bytes an entry takes."""
+        """Bytes per entry."""
         return int(jnp.dtype(self.dtype).itemsize)
 
     @property
     def nbytes(self) -> int:
-        """How many bytes the tensor takes."""
+        """Bytes of the whole tensor."""
         return prod(self.shape) * self.itemsize
 
 
 @dataclass(frozen=True)
 class Headers:
-    """What the headers of a checkpoint say.
+    """The headers of a checkpoint.
 
     Attributes:
-        folder: where its files are.
-        tensors: all tensors by name, in the order of files and of places in them.
-        metadata: the texts that each file's header holds beside its tensors, by file.
-        index: what the index of a sharded checkpoint says beside its tensors' files; None if the
-            checkpoint is a single file.
-        index_name: name of the index's file.
+        folder: the folder of its files.
+        tensors: all tensors by name, ordered by file and by place in the file.
+        metadata: the ``__metadata__`` texts of each file's header, by file.
+        index: the index of a sharded checkpoint without its ``weight_map``; None if the checkpoint
+            is a single file.
+        index_name: name of the index file.
     """
 
     folder: Path
@@ -89,8 +89,8 @@ def headers_of(source: Path) -> Headers:
     """Reads the headers of a checkpoint: a file, a folder with an index and shards, or the index.
 
     Raises:
-        CheckpointError: if it is no intact checkpoint of safetensors.
-        OSError: if it is missing or must not be read.
+        CheckpointError: if the source is not an intact safetensors checkpoint.
+        OSError: if the source is missing or cannot be opened.
     """
     if source.is_dir():
         indexes = sorted(source.glob(f"*{_INDEX_END}"))
@@ -119,7 +119,7 @@ def _sharded(path: Path) -> Headers:
         index = json.loads(path.read_bytes())
         places, metadata = index.pop("weight_map"), index.get("metadata")
         if not isinstance(metadata, dict | None):
-            raise TypeError("metadata is no object")
+            raise TypeError("metadata is not an object")
         files = sorted({*places.values()}, key=str)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
@@ -148,7 +148,7 @@ def _sharded(path: Path) -> Headers:
 
 
 def _header(path: Path) -> tuple[list[Tensor], Mapping[str, str]]:
-    """Reads the header of one file; returns its tensors in their order, and its other texts."""
+    """Reads the header of one file; returns its tensors in file order, and its metadata."""
     from safetensors import SafetensorError, safe_open
 
     _expect_regular(path)
@@ -184,9 +184,9 @@ def _header(path: Path) -> tuple[list[Tensor], Mapping[str, str]]:
 def header_for(
     tensors: Iterable[Tensor], metadata: Mapping[str, str]
 ) -> tuple[bytes, list[Tensor]]:
-    """Returns the header of a new file with these tensors, and the tensors with their places.
+    """Returns the header of a new file with these tensors, and the tensors with their offsets.
 
-    Tensors of larger entries come first, as in files of the library, so that all are aligned.
+    Tensors with larger entries come first, as safetensors writes them, so that all are aligned.
     """
     tensors = sorted(tensors, key=lambda tensor: -tensor.itemsize)
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
@@ -209,7 +209,7 @@ def header_for(
 
 
 def _checked(path: Path, tensors: Iterable[Tensor]) -> dict[str, Tensor]:
-    """Returns tensors by name, after checking that names are usable as paths."""
+    """Returns tensors by name, after checking that the names are usable as paths."""
     found = {tensor.name: tensor for tensor in tensors}
     wrong = [name for name in found if {"", ".", ".."} & {*name.split("/")} or "\0" in name]
     if wrong:
@@ -232,7 +232,7 @@ def _kind(mode: int) -> str:
 
 
 def _is_plain(name: Any) -> bool:
-    """Whether a text is the name of a file of safetensors in the same folder."""
+    """Returns whether a value is the name of a safetensors file, without any folder."""
     if not isinstance(name, str) or name != os.path.basename(name) or "\0" in name:
         return False
     return name.endswith(".safetensors") and name.encode(errors="replace").decode() == name

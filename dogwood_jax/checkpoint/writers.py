@@ -1,4 +1,4 @@
-"""Threads that make arrays piece by piece and write them: ``Writers``. All formats share it."""
+"""Threads that make and write arrays piece by piece, for all formats: ``Writers``."""
 
 import os
 import threading
@@ -14,9 +14,9 @@ from dogwood_jax._base.bits import cut_short, in_64_bits
 from dogwood_jax.checkpoint.draft import Draft
 from dogwood_jax.checkpoint.made import Made, Piece
 
-# Each of them needs memory for some pieces.
+# Upper limit on the threads that make pieces, because each needs memory for some pieces.
 _MOST_THREADS = 8
-# Threads more than processors: while some wait for the disk, others make pieces.
+# Additional threads, because some wait for the disk while others make pieces.
 _WAITING = 2
 
 
@@ -25,29 +25,29 @@ class New(Protocol):
 
     @property
     def names(self) -> Iterable[tuple[str, str]]:
-        """What the journal calls it; nothing if it is made anew by each run."""
+        """Its names in the journal; empty if each run writes the array again."""
 
     def lead(self, start: int) -> int:
-        """Returns how many bytes behind the beginning of a page an entry lies in its file."""
+        """Returns the offset of an entry from the beginning of its page in the file, in bytes."""
 
     def write(self, start: int, entries: np.ndarray) -> None:
-        """Writes entries from this one on, in the order of the file."""
+        """Writes entries from ``start`` on, in the order of the file."""
 
     def leave_zeros(self, start: int, size: int) -> None:
-        """Makes some entries zeros, where nothing else has been written."""
+        """Makes ``size`` entries zeros that have not been written."""
 
     def done(self) -> None:
-        """Is called when all of it is written."""
+        """Called once all entries are written."""
 
 
 class Writers:
-    """Threads that write arrays one after another. What is complete is noted in the draft."""
+    """Threads that write arrays one after another, and record complete arrays in the draft."""
 
     def __init__(self, begun: Draft) -> None:
         self._draft = begun
         self._threads = min(os.cpu_count() or 1, _MOST_THREADS) + _WAITING
         self._pool = ThreadPoolExecutor(self._threads)
-        # Parts that are being written; behind those of an array, the array.
+        # Parts that are being written; each array follows its last part.
         self._waiting: deque[Future[None] | New] = deque()
         self._alone = threading.Lock()
         self._has_64_bits = not cut_short("", float)
@@ -63,11 +63,11 @@ class Writers:
             self._pool.shutdown(cancel_futures=True)
 
     def has(self, new: New) -> bool:
-        """Whether the journal says that an array is complete."""
+        """Returns whether an array is complete according to the journal."""
         return (names := {*new.names}) <= self._draft.done and bool(names)
 
     def begin(self, new: New, tasks: Iterable[Callable[[], None]]) -> None:
-        """Begins to write an array. Each task writes a part."""
+        """Begins to write an array; each task writes one part."""
         for task in tasks:
             while len(self._waiting) > 2 * self._threads:
                 self._next()
@@ -80,12 +80,12 @@ class Writers:
             task()
 
     def finish(self) -> None:
-        """Waits until all that was begun is written."""
+        """Waits until all arrays are written."""
         while self._waiting:
             self._next()
 
     def _next(self) -> None:
-        """Waits for the part that was begun first; notes an array that is written whole."""
+        """Waits for the oldest part, or records the array whose parts are all written."""
         first = self._waiting.popleft()
         if isinstance(first, Future):
             first.result()
@@ -99,11 +99,11 @@ class Writers:
         if piece.is_zero:
             new.leave_zeros(piece.start, piece.size)
         elif piece.size:
-            # Two large pieces at a time could be too much for the memory.
+            # Two large pieces at the same time could exceed the memory.
             with self._alone if piece.is_large else nullcontext():
                 new.write(piece.start, piece.values(made, new.lead(piece.start)))
 
     def alone(self, task: Callable[[], None]) -> None:
-        """Does something that needs much memory, as no other thread does then."""
+        """Runs a task that needs much memory, while no other thread runs such a task."""
         with self._alone:
             task()

@@ -1,21 +1,21 @@
-"""One decoder for the open language models whose weights lie in Hugging Face's folders.
+"""One decoder for open language models, with weights in Hugging Face folders.
 
 ``options_of`` reads ``config.json``, ``apply`` computes logits, ``load`` reads weights, and
-``save`` writes them. The arrays have the names and the shapes of the files, so this is a model to
-build on, and the one that the command line traces. It is written to be read: it keeps no cache and
-uses no kernels. Families:
-``llama``, ``mistral``, ``qwen2``, ``qwen3``, ``gemma``, ``gemma2``, ``gemma3`` (its text),
+``save`` writes them. The arrays have the names and shapes of the files. The command line traces
+this decoder, and you can build on it. It is written to be read: it keeps no cache and uses no
+kernels. Families:
+``llama``, ``mistral``, ``qwen2``, ``qwen3``, ``gemma``, ``gemma2``, ``gemma3`` (text only),
 ``mixtral``, ``qwen3_moe`` and ``olmo2``.
 
 Layouts: tokens are ``[batch, time]``, activations ``[batch, time, features]``, and projections
 ``[out, in]``, as in the files. Experts are stacked: ``[experts, out, in]``.
 
-| file | what it does |
+| file | content |
 |---|---|
-| ``options`` | ``Options``, and how they follow from ``config.json`` |
+| ``options`` | ``Options``, and how ``config.json`` becomes options |
 | ``model`` | ``apply`` and ``shapes`` |
-| ``folder`` | ``load`` and ``save``, and which tensor is which leaf |
-| ``_folders/`` | a folder in, a larger or a smaller folder out: the command line |
+| ``folder`` | ``load``, ``save``, and ``names`` of tensors and leaves |
+| ``_folders/`` | the command line: reads a folder, writes a larger or smaller one |
 """
 
 from dogwood_jax.decoder.folder import load, names, save

@@ -1,4 +1,4 @@
-"""Weights of a decoder in a folder of Hugging Face: ``load``, ``save`` and ``names``."""
+"""Weights of a decoder in a Hugging Face folder: ``load``, ``save`` and ``names``."""
 
 import json
 import os
@@ -25,16 +25,16 @@ def load(folder: str | os.PathLike[str]) -> tuple[Options, PyTree]:
     """Returns the options and the weights of a model that was saved in a folder.
 
     Args:
-        folder: a folder with ``config.json`` and safetensors, as ``save_pretrained`` of
-            transformers writes it.
+        folder: a folder with ``config.json`` and safetensors files, as written by
+            ``save_pretrained`` of transformers.
 
     Returns:
         The options and the arrays, for ``apply``; NumPy arrays in the dtype of the files.
 
     Raises:
-        ValueError: as ``options_of``.
-        CheckpointError: if the folder holds other arrays than its ``config.json`` says.
-        OSError: if a file is missing or must not be read.
+        ValueError: if ``options_of`` raises it for the ``config.json``.
+        CheckpointError: if the folder's arrays do not match its ``config.json``.
+        OSError: if a file is missing or cannot be opened.
 
     Example:
         >>> import json, tempfile
@@ -66,19 +66,19 @@ def load(folder: str | os.PathLike[str]) -> tuple[Options, PyTree]:
 def save(folder: str | os.PathLike[str], options: Options, variables: PyTree) -> None:
     """Writes a model to a folder, as ``save_pretrained`` of transformers does.
 
-    ``load`` gives the same again, and so does ``from_pretrained``. The tokenizer is not written:
-    copy its files from the folder that the model came from.
+    ``load`` and ``from_pretrained`` return the same model. The tokenizer is not written: copy its
+    files from the folder that the model came from.
 
     Args:
-        folder: a folder that is not there yet. It appears whole or not at all.
-        options: those of the model, from ``load`` or ``options_of``, whose ``config.json`` is
-            written.
-        variables: its arrays, as ``shapes`` has them, in any dtype.
+        folder: a new or an empty folder. The model appears whole or not at all.
+        options: the model's options, from ``load`` or ``options_of``; ``options.config`` becomes
+            the ``config.json``.
+        variables: its arrays, in the tree of ``shapes``, in any dtype.
 
     Raises:
-        ValueError: if ``options`` are of no file, or arrays are missing, too many or of other
-            shapes; all of these in one message.
-        OSError: if there is something at ``folder``, or it cannot be written.
+        ValueError: if ``options`` has no ``config``, or if arrays are missing, unexpected or of
+            other shapes; all of these in one message.
+        OSError: if ``folder`` exists and is not empty, or cannot be written.
 
     Example:
         >>> import tempfile
@@ -98,11 +98,11 @@ def save(folder: str | os.PathLike[str], options: Options, variables: PyTree) ->
 
     out = Path(folder).absolute()
     if not options.config:
-        raise ValueError("decoder.save: options are of no config.json; take those of options_of")
+        raise ValueError("decoder.save: options have no config; pass those of options_of or load")
     expect_free(out, is_folder=True)
     leaves = leaves_by_path(variables)
     if problems := [*_misfits(leaves_by_path(shapes(options)), leaves, "got", "array")]:
-        raise ValueError(listed("decoder.save: variables are not those of options", problems))
+        raise ValueError(listed("decoder.save: variables do not match options", problems))
     tensors = {
         path.replace("/", "."): np.ascontiguousarray(array) for path, array in _tensors(leaves)
     }
@@ -114,25 +114,25 @@ def save(folder: str | os.PathLike[str], options: Options, variables: PyTree) ->
 
 
 def described(folder: Path) -> tuple[Mapping[str, Any], Options, PyTree]:
-    """Returns what a folder's ``config.json`` says, its options, and the shapes of its arrays.
+    """Returns the settings in a folder's ``config.json``, the options, and the arrays' shapes.
 
     Raises:
-        ValueError: as ``options_of``.
-        CheckpointError: if the folder holds other arrays than its ``config.json`` says.
-        OSError: if a file is missing or must not be read.
+        ValueError: if ``options_of`` raises it for the ``config.json``.
+        CheckpointError: if the folder's arrays do not match its ``config.json``.
+        OSError: if a file is missing or cannot be opened.
     """
     path = folder / config_json.NAME
     if not folder.is_dir():
-        raise CheckpointError(f"{folder}: is no folder; pass one with {config_json.NAME} in it")
+        raise CheckpointError(f"{folder}: is not a folder; pass one with {config_json.NAME} in it")
     if not (config := config_json.read(path)):
-        raise CheckpointError(f"{path}: expected the numbers of a model; found none")
+        raise CheckpointError(f"{path}: expected the settings of a model; found none")
     options = options_of(config)
     stored = leaves_by_path(shapes_of_arrays(folder))
     expected = dict(_tensors(leaves_by_path(shapes(options))))
     if problems := [*_misfits(expected, stored, "found", "tensor")]:
         raise CheckpointError(
             listed(
-                f"{folder}: the tensors are not those that config.json describes; load the model "
+                f"{folder}: the tensors do not match config.json; load the model "
                 "with transformers and save it again",
                 problems,
             )
@@ -143,7 +143,7 @@ def described(folder: Path) -> tuple[Mapping[str, Any], Options, PyTree]:
 def _misfits(
     expected: Mapping[str, Any], arrays: Mapping[str, Any], came: str, what: str
 ) -> Iterator[str]:
-    """Yields which arrays are missing, of other shapes or too many."""
+    """Yields a line for each array that is missing, unexpected or of another shape."""
     for path, known in expected.items():
         shape = np.shape(arrays[path]) if path in arrays else None
         if shape != known.shape:
@@ -152,7 +152,7 @@ def _misfits(
 
 
 def _tensors(leaves: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yields the tensors that hold leaves, or their shapes, by names with ``/`` for ``.``."""
+    """Yields names, with ``/`` for ``.``, and values or shapes of the tensors that hold leaves."""
     for path, leaf in leaves.items():
         if "/experts/" not in path:
             yield path, leaf
@@ -164,13 +164,13 @@ def _tensors(leaves: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def names(options: Options) -> dict[str, str]:
-    """Returns which tensor of the files is which leaf, for ``names=`` of ``dw.checkpoint``.
+    """Returns the table that maps tensors of the files to leaves, for ``names=`` in ``checkpoint``.
 
-    A leaf's path is its tensor's name with ``/`` for ``.``. Experts alone have a tensor for each
-    entry of a leaf.
+    A leaf's path is its tensor's name with ``/`` for ``.``. Only leaves of experts consist of
+    several tensors, one for each expert.
 
     Args:
-        options: what the decoder is like.
+        options: the options of the decoder.
 
     Example:
         >>> from dogwood_jax import decoder

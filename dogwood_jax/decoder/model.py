@@ -1,4 +1,4 @@
-"""A decoder as a pure function of its arrays: ``apply``; and their shapes: ``shapes``."""
+"""A decoder as a pure function of its arrays, ``apply``, and the arrays' ``shapes``."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -24,8 +24,8 @@ def apply(options: Options, variables: Weights, tokens: Array) -> Array:
     """Computes logits.
 
     Args:
-        options: what the decoder is like.
-        variables: its arrays, in the tree that ``shapes`` describes.
+        options: the options of the decoder.
+        variables: its arrays, in the tree of ``shapes``.
         tokens: ids, ``int[batch, time]``.
 
     Returns:
@@ -55,7 +55,7 @@ def apply(options: Options, variables: Weights, tokens: Array) -> Array:
 
 
 def _layer(options: Options, n: int, weights: Weights, x: Array) -> Array:
-    """Returns what a layer makes of ``x [batch, time, hidden]``."""
+    """Returns the output of layer ``n`` for ``x [batch, time, hidden]``."""
 
     def normed(name: str | None, x: Array) -> Array:
         return x if name is None else _norm(options, weights[name], x)
@@ -77,7 +77,7 @@ def _linear(weights: Weights, x: Array) -> Array:
 
 
 def _norm(options: Options, weights: Weights, x: Array) -> Array:
-    """Divides by the root of the mean square along the last axis, in float32 at least."""
+    """Applies RMSNorm along the last axis, computed in float32 or wider."""
     weight: Array = weights["weight"]
     scale = weight.reshape((1,) * (x.ndim - 1) + weight.shape)
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
@@ -101,9 +101,9 @@ def _mlp(options: Options, weights: Weights, x: Array) -> Array:
 
 
 def _mixture(options: Options, experts: Experts, weights: Weights, x: Array) -> Array:
-    """Sums the outputs of the experts that each token goes to, by their gates.
+    """Sums the outputs of each token's chosen experts, weighted by their gates.
 
-    All experts are computed for all tokens. That is slow, and easy to read and to grow.
+    All experts are computed for all tokens. This is slow, but easy to read and to grow.
     """
     logits = _linear(weights["gate"], x)
     shares = jax.nn.softmax(logits.astype(jnp.promote_types(x.dtype, jnp.float32)), axis=-1)
@@ -138,7 +138,7 @@ def _attention(options: Options, n: int, weights: Weights, x: Array) -> Array:
 
     query = projected("q", heads)
     key, value = projected("k", kv_heads), projected("v", kv_heads)
-    # Each head of keys and values serves as many query heads, which follow each other.
+    # Each key-value head serves heads // kv_heads consecutive query heads.
     query = query.reshape(batch, time, kv_heads, heads // kv_heads, options.head_dim)
     scores = jnp.einsum("btkgd,bskd->bkgts", query, key) * options.score_scale
     scores = _capped(scores, options.score_cap)
@@ -154,7 +154,7 @@ def _attention(options: Options, n: int, weights: Weights, x: Array) -> Array:
 
 
 def _rotated(rope: Rope, x: Array) -> Array:
-    """Turns pairs ``i`` and ``i + head_dim / 2`` of ``x [batch, time, heads, head_dim]``."""
+    """Rotates pairs ``i`` and ``i + head_dim / 2`` of ``x [batch, time, heads, head_dim]``."""
     half = x.shape[-1] // 2
     wide = jnp.promote_types(x.dtype, jnp.float32)
     frequencies = _frequencies(rope, jnp.arange(half, dtype=wide) * 2 / x.shape[-1])
@@ -166,7 +166,7 @@ def _rotated(rope: Rope, x: Array) -> Array:
 
 
 def _frequencies(rope: Rope, powers: Array) -> Array:
-    """Returns frequencies in radians for each token."""
+    """Returns the frequencies, in radians per token."""
     frequencies = 1.0 / rope.theta**powers
     if rope.kind == "linear":
         return frequencies / rope.factor
@@ -184,12 +184,12 @@ def shapes(options: Options, dtype: Any = jnp.bfloat16) -> dict[str, Any]:
     """Returns the shapes of a decoder's arrays, in the tree that ``apply`` takes.
 
     Args:
-        options: what the decoder is like.
-        dtype: that of all arrays.
+        options: the options of the decoder.
+        dtype: dtype of all arrays.
 
     Returns:
         Nested dicts with a ``jax.ShapeDtypeStruct`` for each array; layers are a list. Names and
-        shapes are those of the tensors in the files. Experts alone are stacked.
+        shapes are those of the tensors in the files, except that experts are stacked.
 
     Example:
         >>> import jax

@@ -1,4 +1,4 @@
-"""What ``config.json`` says of a decoder: ``Options`` and ``options_of``."""
+"""The options of a decoder, read from ``config.json``: ``Options`` and ``options_of``."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,11 +13,11 @@ class Rope:
 
     Attributes:
         theta: the base of the frequencies.
-        kind: how the frequencies of longer texts follow from them.
-        factor: by how much texts are longer; ``"linear"`` divides frequencies by it.
-        low, high: for ``"llama3"``, between how many turns in the original length frequencies go
-            over from divided ones to those that stay.
-        length: for ``"llama3"``, the original length.
+        kind: how frequencies are scaled for longer texts.
+        factor: how many times longer texts are; ``"linear"`` divides frequencies by it.
+        low, high: for ``"llama3"``, limits of turns within the original length. Frequencies are
+            divided by ``factor`` below ``low``, unchanged above ``high``, and blended in between.
+        length: for ``"llama3"``, the original length in tokens.
     """
 
     theta: float
@@ -33,13 +33,13 @@ class Experts:
     """A mixture of experts in place of the MLP.
 
     Attributes:
-        number: how many there are.
-        chosen: how many of them each token goes to.
-        size: hidden units of each.
-        sums_to_one: whether the gates of the chosen ones are divided by their sum.
-        layers: the layers that have experts. The others have an MLP.
-        name: what the files call the mixture.
-        projections: what they call the gate, up and down projections.
+        number: number of experts.
+        chosen: number of experts that each token goes to.
+        size: hidden units of each expert.
+        sums_to_one: whether the gates of the chosen experts are divided by their sum.
+        layers: the layers that have experts. The other layers have an MLP.
+        name: name of the mixture in the files.
+        projections: names of the gate, up and down projections in the files.
     """
 
     number: int
@@ -53,25 +53,25 @@ class Experts:
 
 @dataclass(frozen=True)
 class Options:
-    """What a decoder is like. Numbers are called as in ``config.json``.
+    """The options of a decoder. Sizes have the names of ``config.json``.
 
     Attributes:
         ropes: rotary positions, for each layer.
-        windows: for each layer, how many tokens a token sees, itself among them; None for all.
+        windows: for each layer, how many tokens a token sees, including itself; None for all.
         rms_norm_eps: the epsilon of norms.
-        norms: the names of the norms of a layer: before and behind attention, before and behind the
-            MLP. None where there is none.
+        norms: names of a layer's norms: before attention, after attention, before the MLP, after
+            the MLP. None where there is no norm.
         head_norms: norms of queries and keys: of each head, of all heads together, or none.
-        plus_one: whether norms multiply by one more than their weights.
+        plus_one: whether norms multiply by their weights plus one.
         activation: the function of the MLP's gate.
-        biases: which projections have biases.
-        score_scale: what the products of queries and keys are multiplied by.
-        score_cap: ``cap * tanh(scores / cap)`` takes the place of scores, unless it is None.
-        logit_cap: the same of logits.
-        embed_scale: what embeddings are multiplied by.
+        biases: the projections that have biases.
+        score_scale: factor of the products of queries and keys.
+        score_cap: scores become ``cap * tanh(scores / cap)``, unless it is None.
+        logit_cap: the cap of logits, used in the same way.
+        embed_scale: factor of the embeddings.
         tie_word_embeddings: whether the embeddings are also the last projection.
         experts: the experts; None for an MLP in every layer.
-        config: what the file says, which ``save`` writes again. It is no part of a comparison.
+        config: all settings of the file, which ``save`` writes. Comparisons ignore them.
     """
 
     vocab_size: int
@@ -109,7 +109,7 @@ _ACTIVATIONS: Mapping[Any, Literal["silu", "gelu", "gelu_tanh"]] = {
     **{"silu": "silu", "swish": "silu", "gelu": "gelu"},
     **{"gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"},
 }
-# Where these are in the file, with other values than these, the model is another one.
+# Settings that the decoder supports with these values only; the file may lack them.
 _ONLY = {
     "partial_rotary_factor": 1.0,
     "quantization_config": None,
@@ -120,16 +120,17 @@ _ONLY = {
 
 @dataclass(frozen=True)
 class _Family:
-    """What all models of a ``model_type`` have in common, beside what their files say.
+    """Properties of a ``model_type`` that are not in ``config.json``.
 
     Attributes:
-        norms, head_norms, experts: as in ``Options``.
+        norms, head_norms: as in ``Options``.
         is_gemma: whether it scales embeddings, adds one to norms' weights and ties embeddings.
-        is_later_gemma: whether its files say what scales queries, and may cap logits.
+        is_later_gemma: whether its files set the scale of queries, and may cap logits.
         caps_scores: whether its files may cap scores.
         biases: the projections that always have biases.
         may_have_biases: whether its files may add biases.
-        windows: which layers see a window alone, where the file does not say it by layer.
+        windows: returns for each layer whether it has a sliding window, if the file has no list.
+        experts: returns the experts, as in ``Options``.
     """
 
     norms: tuple[str | None, str | None, str | None, str | None] = _BEFORE
@@ -145,7 +146,7 @@ class _Family:
 
 @dataclass
 class _Config:
-    """The numbers of a file, and what is wrong with them."""
+    """The settings of a file, and the problems found in them."""
 
     numbers: Mapping[str, Any]
     problems: list[str] = field(default_factory=list)
@@ -155,12 +156,12 @@ class _Config:
         return self.size("num_hidden_layers")
 
     def get(self, name: str, default: Any = None) -> Any:
-        """Returns a number, the default where it is missing or null."""
+        """Returns a setting; the default if it is missing or null."""
         found = self.numbers.get(name)
         return default if found is None else found
 
     def size(self, name: str, default: int | None = None) -> int:
-        """Returns a number that is a size; 1 for one that is none, which is noted."""
+        """Returns a size; for anything else, records a problem and returns 1."""
         found = self.get(name, default)
         if type(found) is int and found > 0:
             return found
@@ -168,7 +169,7 @@ class _Config:
         return 1
 
     def number(self, name: str) -> float:
-        """Returns a positive number; 1 for what is none, which is noted."""
+        """Returns a positive number; for anything else, records a problem and returns 1."""
         found = self.get(name)
         if isinstance(found, int | float) and found > 0 and found is not True:
             return float(found)
@@ -176,7 +177,7 @@ class _Config:
         return 1.0
 
     def problem(self, text: str) -> None:
-        """Notes what is wrong, once."""
+        """Records a problem once."""
         if text not in self.problems:
             self.problems.append(text)
 
@@ -257,15 +258,15 @@ def options_of(config: Mapping[str, Any]) -> Options:
     """Returns the options of the decoder that a ``config.json`` describes.
 
     Args:
-        config: what the file says.
+        config: the settings in the file.
 
     Returns:
         The options.
 
     Raises:
-        ValueError: if ``model_type`` is none of those that the decoder computes, if a number is
-            missing or is none, or if the file asks for what the decoder does not have, such as
-            other rotary positions; all of it in one message.
+        ValueError: if the decoder does not support ``model_type``, if a setting is missing or not
+            valid, or if the file needs a feature that the decoder lacks, such as other rotary
+            positions; all problems are in one message.
 
     Example:
         >>> from dogwood_jax import decoder
@@ -286,9 +287,9 @@ def options_of(config: Mapping[str, Any]) -> Options:
     family = _FAMILIES[kind]
     for name, expected in _ONLY.items():
         if c.get(name, expected) != expected:
-            c.problem(f"{name}: expected {expected!r}, or nothing; the decoder has none other")
+            c.problem(f"{name}: expected {expected!r}, or nothing; the decoder has no other")
     hidden, heads = c.size("hidden_size"), c.size("num_attention_heads")
-    # These families have a default of their own, which another version may change.
+    # These families have defaults of their own that may change, so the file must hold head_dim.
     own = family.is_gemma or family.head_norms == "each"
     head_dim = c.size("head_dim", None if own else max(hidden // heads, 1))
     kv_heads = c.size("num_key_value_heads", heads)
@@ -352,7 +353,7 @@ def options_of(config: Mapping[str, Any]) -> Options:
 
 
 def _slides(c: _Config, family: _Family) -> Sequence[bool]:
-    """Returns for each layer whether its tokens see a window alone."""
+    """Returns for each layer whether its attention has a sliding window."""
     types = c.get("layer_types")
     if types is None or family.windows in (_everywhere, _where_used):
         return family.windows(c)
@@ -369,8 +370,8 @@ def _slides(c: _Config, family: _Family) -> Sequence[bool]:
 def _ropes(c: _Config, slides: Sequence[bool]) -> tuple[Rope, ...]:
     """Returns the rotary positions of each layer.
 
-    Newer files hold ``rope_parameters``, perhaps for each kind of layers. Older ones hold
-    ``rope_theta`` and ``rope_scaling``, and Gemma 3's ``rope_local_base_freq``.
+    Newer files hold ``rope_parameters``, perhaps by kind of attention. Older files hold
+    ``rope_theta`` and ``rope_scaling``, and for Gemma 3 ``rope_local_base_freq``.
     """
     new = c.get("rope_parameters")
     if new is None:

@@ -1,7 +1,7 @@
-"""Live Keras models on JAX: ``trace``, ``grow``, and ``fit``, which grows between epochs.
+"""Grows live Keras models on JAX: ``trace``, ``grow``, and ``fit``, which grows between epochs.
 
-A model is grown to a new one, with its weights, compiled as it was, with the optimizer's moments
-and its count of steps. So ``fit`` goes on where it stopped::
+``grow`` returns a new, compiled model with the old weights, optimizer moments and step count. So
+training continues where it stopped::
 
     import os
 
@@ -11,18 +11,18 @@ and its count of steps. So ``fit`` goes on where it stopped::
     import dogwood_jax as dw
 
     model.fit(x, y, epochs=2)
-    print(dw.keras.trace(model))  # what can grow, and by which names
+    print(dw.keras.trace(model))  # the widths that can grow, with their names
     model = dw.keras.grow(model, {"dense_1": 256})
     model.fit(x, y, epochs=10, initial_epoch=2)
 
-The old model stays as it was, and shares no array with the new one. Keras is imported when one of
-these functions is called; 3.10 and 3.15 are tested. For models in files, also of Keras 1 and 2, see
+The old model is unchanged and shares no array with the new one. Keras is imported when one of these
+functions is called; 3.10 and 3.15 are tested. For models in files, also of Keras 1 and 2, see
 ``dogwood_jax.keras_h5``.
 
-Names. In a Sequential or Functional model, layers have the names that Keras gives them, as
-``model.summary()`` shows them. In layers and models of your own classes, a layer without a name has
-that of the attribute that holds it: ``self.up = keras.layers.Dense(8)`` is ``"up"``, and
-``self.blocks[0]`` is ``"blocks/0"``.
+Names: in a Sequential or Functional model, layers have their Keras names, as ``model.summary()``
+shows them. In your own layer and model classes, a layer without a name has the name of the
+attribute that holds it: ``self.up = keras.layers.Dense(8)`` is ``"up"``, and ``self.blocks[0]`` is
+``"blocks/0"``.
 """
 
 import re
@@ -54,21 +54,21 @@ from dogwood_jax.strategies import Strategy
 def trace(model: Any, x: PyTree = None) -> dw.Widths:
     """Finds every width of a Keras model by tracing a call of it, as ``dogwood_jax.trace`` does.
 
-    The model is called as ``predict`` calls it. Nothing of it changes.
+    The model is called as ``predict`` calls it, and is not changed.
 
     Args:
-        model: a ``keras.Model`` that has its variables.
-        x: an example of its input, arrays or ``jax.ShapeDtypeStruct``. Unless given, that of the
-            model's own inputs (``keras.Input``), as far as they say all sizes but the batch.
+        model: a built ``keras.Model``.
+        x: an example input: arrays or ``jax.ShapeDtypeStruct``. The default is the shape of the
+            model's own inputs (``keras.Input``), which must fix all sizes except the batch.
 
     Returns:
         The widths, by the names of layers.
 
     Raises:
         ImportError: if Keras 3 is not installed.
-        RuntimeError: if Keras does not compute with JAX.
-        TypeError: if the model is none of Keras.
-        ValueError: if the model has no variables yet, or does not say what its input is.
+        RuntimeError: if Keras does not use the JAX backend.
+        TypeError: if the model is not a Keras model.
+        ValueError: if the model has no variables yet, or does not define its input shapes.
 
     Example:
         >>> import keras  # doctest: +SKIP
@@ -93,34 +93,34 @@ def grow(
     strategy: Strategy | Mapping[str, Strategy] | None = None,
     interface: bool = False,
 ) -> Any:
-    """Returns a larger model that predicts what a Keras model predicts, and goes on training.
+    """Returns a larger Keras model with the same predictions, ready to continue training.
 
     The growth is planned as by ``dogwood_jax.plan``, with the larger model's own function, so both
     are evaluated before any array is made. The new model has the class, layers and names of the old
     one, and is compiled like it, with new metrics. Its optimizer has the old one's settings, step
-    count and all that it keeps for weights: moments of old entries stay as they are, and those of
-    new entries begin as in a new optimizer.
+    count and arrays per weight: moments of old entries are unchanged, and those of new entries
+    start as in a new optimizer.
 
-    Keras counts steps once for all weights. So Adam no longer corrects the bias of the moments of
-    new entries: with its defaults and a steady gradient, their first update is 3.16 times the
-    learning rate, and later ones are up to 6.6 times. Where this matters, lower the learning rate
+    Keras counts steps once for all weights. So Adam does not correct the bias of new entries'
+    moments: with its defaults and a constant gradient, their first update is 3.16 times the
+    learning rate, and later updates are up to 6.6 times. If this matters, lower the learning rate
     for some steps, or train with Optax and ``dogwood_jax.growable``, which counts for each entry.
     Adafactor keeps only means of second moments along rows and columns, so these are not exact.
 
-    The larger model is made from the config of the old one. Which numbers in it are sizes, Keras
-    itself shows: those with which all variables get their new shapes. This works for layers of
-    Keras and for classes of your own with ``get_config``; where it does not, pass ``target``.
+    The larger model is made from the config of the old one. The numbers that are sizes are found by
+    trial: with their new values, Keras must create all variables in their new shapes. This works
+    for Keras layers and for your own classes with ``get_config``; otherwise, pass ``target``.
 
     Args:
-        model: a ``keras.Model`` that has its variables, compiled or not. It stays as it is.
+        model: a built ``keras.Model``, compiled or not. It is not changed.
         sizes: new number of units by name of the width, as ``print(dw.keras.trace(model))`` shows
             them, or by ``(path, axis)``.
-        x: an example of its input, as for ``trace``.
-        target: the larger model, wider, deeper or both, in place of ``sizes`` or beside it. Its
-            variables are assigned, and it is returned. It is compiled like the old one unless it
-            already is, with an optimizer of the same class then.
-        key: PRNG key of JAX for new weights. Without it, they are those with which Keras itself
-            begins the larger model: by the initializers of its layers, and repeatable after
+        x: an example input, as for ``trace``.
+        target: the larger model (wider, deeper or both), instead of ``sizes`` or in addition. Its
+            variables are assigned, and it is returned. If it is not compiled, it is compiled like
+            the old model; otherwise its optimizer must have the same class.
+        key: JAX PRNG key for new weights. Without it, new weights are the initial weights of the
+            larger model in Keras, from the initializers of its layers. They are repeatable after
             ``keras.utils.set_random_seed``.
         strategy: how new units are filled in, as for ``dogwood_jax.plan``.
         interface: whether inputs and outputs may grow, as for ``dogwood_jax.plan``.
@@ -130,11 +130,11 @@ def grow(
 
     Raises:
         ImportError: if Keras 3 is not installed.
-        RuntimeError: if Keras does not compute with JAX.
-        TypeError: if the model is none of Keras.
-        ValueError: if the growth is refused, as by ``dogwood_jax.plan``; if the config does not
-            show how the larger model is made; if the model's ``compile`` takes arguments of its own
-            that it does not describe; or if the optimizer keeps something that is not known.
+        RuntimeError: if Keras does not use the JAX backend.
+        TypeError: if the model is not a Keras model.
+        ValueError: if the growth is refused, as by ``dogwood_jax.plan``; if the larger model cannot
+            be made from the config; if the model's ``compile`` has its own arguments but the model
+            has no ``compile_from_config``; or if the optimizer keeps unknown arrays.
 
     Example:
         >>> import keras  # doctest: +SKIP
@@ -153,7 +153,7 @@ def grow(
     arrays = dw.grow(values_of(old.variables), growth, key=key, fresh=fresh, copy=True)
     for name, variable in new.variables.items():
         variable.assign(arrays[name])
-    # The states of random numbers, which are no part of the network.
+    # The states of random generators, which are not part of the network.
     states = named_variables(model)
     for name, variable in named_variables(larger).items():
         if variable.name == "seed_generator_state" and name in states:
@@ -174,30 +174,30 @@ def fit(
 ) -> Any:
     """Trains a Keras model that grows between epochs: ``model.fit`` for each of its sizes.
 
-    No callback could do it. Within ``fit``, Keras has one model, whose step is compiled for its
-    arrays. So ``fit`` is called once for each size, with ``initial_epoch`` going on, and the models
-    that follow are those that ``grow`` returns.
+    A callback cannot grow a model, because ``model.fit`` compiles its step for the arrays of one
+    model. So ``model.fit`` is called once for each size, with increasing ``initial_epoch``, on the
+    models that ``grow`` returns.
 
-    All growths are planned before training begins, so that none is refused half-way.
+    All growths are planned before training starts, so none is refused half-way.
 
     Args:
-        model: a compiled ``keras.Model``. It is trained as far as the first growth.
+        model: a compiled ``keras.Model``. It is trained up to the first growth.
         *data: ``x`` and ``y``, as for ``model.fit``.
         grow_at: new sizes, as for ``grow``, by the epoch before which the model grows:
             ``{3: {"dense_1": 256}}``. Epochs count from 0, as in callbacks.
         epochs: the epoch before which training ends, as for ``model.fit``.
-        initial_epoch: the epoch with which it begins.
-        key: as for ``grow``; each growth has a key of its own.
+        initial_epoch: the first epoch.
+        key: as for ``grow``; each growth gets its own key, derived from it.
         strategy: as for ``grow``.
-        **options: all else that ``model.fit`` takes. Callbacks begin anew with each size:
-            ``on_train_begin`` is called, and they see the new model. If one of them stops training,
-            the model does not grow on.
+        **options: other arguments of ``model.fit``. Callbacks restart with each size:
+            ``on_train_begin`` is called, and they get the new model. If a callback stops training,
+            the model does not grow further.
 
     Returns:
         The ``keras.callbacks.History`` of all epochs. Its ``model`` is the last, largest model.
 
     Raises:
-        ValueError: if a growth is refused, see ``grow``, or is for an epoch that does not come.
+        ValueError: if a growth is refused, see ``grow``, or its epoch is not trained.
 
     Example:
         >>> import keras  # doctest: +SKIP
@@ -216,7 +216,7 @@ def fit(
     call = "keras.fit(model, x, y, grow_at=)"
     expect_model(call, "model", model)
     if not model.compiled:
-        raise ValueError(f"{call}: {model.name} is not compiled; call model.compile before")
+        raise ValueError(f"{call}: {model.name} is not compiled; call model.compile first")
     if outside := [epoch for epoch in grow_at if not initial_epoch <= epoch < epochs]:
         raise ValueError(
             f"{call}: grow_at has the epochs {outside}, but training goes from {initial_epoch} to "
@@ -257,7 +257,7 @@ def _planned(
     strategy: Any,
     interface: bool,
 ) -> tuple[Any, dw.Growth, ModelFunction, ModelFunction]:
-    """Returns the larger model as Keras makes it, the growth, and both as functions."""
+    """Returns the larger model before assignment, the growth, and both models as functions."""
     call = "keras.grow(model, sizes)"
     expect_model(call, "model", model)
     if target is not None:
@@ -296,7 +296,7 @@ def _planned(
 def _not_called(
     new: ModelFunction, widths: dw.Widths, sizes: Mapping[Any, int] | None
 ) -> ValueError | None:
-    """Returns what to say if Keras itself fails to call the model in its new sizes."""
+    """Returns the error to raise if Keras itself cannot call the model in its new sizes."""
     assert widths.network is not None
     try:
         jax.eval_shape(new, structs_of(new.variables), *widths.network.inputs)
@@ -309,17 +309,17 @@ def _not_called(
             if not (width.fixed or width.interface)
         ]
         return ValueError(
-            f"keras.grow(model, sizes): grow more widths of the same layer along, such as {others},"
+            f"keras.grow(model, sizes): also grow other widths of the same layer, such as {others},"
             f" because Keras cannot call the model in these sizes: {first_line(error)}"
         )
     return None
 
 
 def _named_alike(old: ModelFunction, new: ModelFunction) -> ModelFunction:
-    """Returns a larger model as a function whose variables have the names of the old one's.
+    """Returns a larger model as a function whose variables have the names in the old model.
 
-    Keras numbers layers on, so that a model made once more has ``dense_3`` where this one has
-    ``dense_1``. The first of some numbered name belongs to the first of that name, and so on.
+    Keras numbers layers globally, so a second model of the class may have ``dense_3`` in place of
+    ``dense_1``. Names that differ only in numbers are matched by their order.
     """
     if old.variables.keys() <= new.variables.keys():
         return new
@@ -333,7 +333,7 @@ def _named_alike(old: ModelFunction, new: ModelFunction) -> ModelFunction:
 
 
 def _counted(names: Iterable[str]) -> dict[str, tuple[Any, ...]]:
-    """Returns names with other numbers: how many of this name were there before, at this place."""
+    """Returns names with new numbers: how often the name occurred before at the same place."""
     counted: dict[str, tuple[Any, ...]] = {}
     seen: dict[tuple[Any, ...], dict[str, int]] = {}
     for name in names:
@@ -347,7 +347,7 @@ def _counted(names: Iterable[str]) -> dict[str, tuple[Any, ...]]:
 
 
 def _first_two(x: Any) -> PyTree:
-    """Returns the shapes of two examples of what ``fit`` takes; None unless that is arrays."""
+    """Returns the shapes of the first two examples; ``None`` if the data are not all arrays."""
     leaves = jax.tree.leaves(x)
     if not leaves or not all(is_array(leaf) and len(leaf.shape) for leaf in leaves):
         return None

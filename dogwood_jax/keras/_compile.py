@@ -1,4 +1,4 @@
-"""Compile a larger model like the old one, and grow the optimizer's arrays: ``compile_like``."""
+"""Compiles a larger model like the old one, and grows the optimizer's arrays: ``compile_like``."""
 
 import inspect
 import warnings
@@ -17,10 +17,10 @@ from dogwood_jax._optimizer.opt_state import grow_state
 from dogwood_jax.keras._live import Model, Variable, imported, structs_of, values_of
 
 Optimizer = Any
-# What a variable of an optimizer is to a weight: what it is called, and the weight's name.
+# An optimizer's variable for a weight: the variable's name, and the weight's name.
 Slot = tuple[str, str]
 
-# What optimizers keep for each weight, by the names that they give it.
+# Meanings of the variables that optimizers keep for each weight, by name.
 _MEANINGS: dict[str, Meaning] = {
     "momentum": "first",
     "average_gradient": "first",
@@ -34,12 +34,12 @@ _MEANINGS: dict[str, Meaning] = {
     "norm": "magnitude",
     "average": "parameters",
 }
-# Where an optimizer calls something else so.
+# Exceptions: optimizers that use one of these names for something else.
 _MEANINGS_IN: dict[str, dict[str, Meaning]] = {
     "RMSprop": {"momentum": "update"},
     "ScheduleFreeAdamW": {"momentum": "parameters"},
 }
-# The means of Adafactor's second moments along the last axis and the one before it.
+# Adafactor keeps means of second moments along the last axis and the one before it.
 _FACTORS = {"row": -1, "column": -2}
 
 
@@ -51,8 +51,8 @@ def expect_compilable(model: Model, names: Mapping[str, Variable]) -> None:
         names: its variables by name.
 
     Raises:
-        ValueError: if the model compiles in a way of its own that it does not describe, or if what
-            its optimizer keeps is not known.
+        ValueError: if the model has its own ``compile`` arguments but no ``compile_from_config``,
+            or if its optimizer keeps unknown arrays.
     """
     if not model.compiled:
         return
@@ -62,9 +62,9 @@ def expect_compilable(model: Model, names: Mapping[str, Variable]) -> None:
         except TypeError as error:
             name = type(model).__name__
             raise ValueError(
-                f"{model.name}: {name}.compile does not take what keras.Model.compile takes "
+                f"{model.name}: {name}.compile does not take the arguments of keras.Model.compile "
                 f"({error}); give {name} get_compile_config and compile_from_config, or pass a "
-                "larger model that is compiled as target="
+                "compiled larger model as target="
             ) from error
     if model.optimizer is not None:
         _slots(model.optimizer, model, names)
@@ -81,14 +81,14 @@ def compile_like(
 
     Args:
         model: the old model.
-        larger: the larger one, whose variables have grown.
+        larger: the larger model, whose variables have grown.
         growth: the growth.
         old: variables of the old model, by name.
-        new: those of the larger one, by name.
+        new: variables of the larger model, by name.
 
     Raises:
-        ValueError: if the larger model has another optimizer already, or if the old one's is not
-            for the weights that are trained now.
+        ValueError: if the larger model already has another optimizer, or if the old optimizer was
+            built for other weights than those that are trainable now.
     """
     if not model.compiled:
         return
@@ -101,16 +101,16 @@ def compile_like(
         return
     if type(larger.optimizer) is not type(optimizer):
         raise ValueError(
-            f"{larger.name}: is compiled with {type(larger.optimizer).__name__}, but the model "
-            f"that grows with {type(optimizer).__name__}; pass a target= that is not compiled"
+            f"{larger.name}: is compiled with {type(larger.optimizer).__name__}, but the smaller "
+            f"model with {type(optimizer).__name__}; pass a target= that is not compiled"
         )
     if not larger.optimizer.built:
         larger.optimizer.build(larger.trainable_variables)
     slots, larger_slots = _slots(optimizer, model, old), _slots(optimizer, larger, new)
     if len(slots) != len(optimizer.variables):
         raise ValueError(
-            f"{_name(optimizer)} has {len(optimizer.variables)} variables, where one for the "
-            f"weights that {model.name} trains has {len(slots)}; compile it again, then grow it"
+            f"{_name(optimizer)} has {len(optimizer.variables)} variables, but the trainable "
+            f"weights of {model.name} need {len(slots)}; compile the model again, then grow it"
         )
     values = [variable.value for variable in optimizer.variables]
     state: dict[str, dict[str, jax.Array]] = {}
@@ -130,12 +130,12 @@ def compile_like(
 
 
 def _describes_compiling(model: Model) -> bool:
-    """Whether the class of a model says itself how it is compiled once more."""
+    """Returns whether the class of a model has its own ``compile_from_config``."""
     return type(model).compile_from_config is not imported().Model.compile_from_config
 
 
 def _settings(model: Model, optimizer: Optimizer | None) -> dict[str, Any]:
-    """Returns what a model was compiled with, but another optimizer and metrics without states."""
+    """Returns a model's compile settings, with another optimizer and with fresh metrics."""
     settings = dict(model._compile_config.config, optimizer=optimizer)
     for name in ("metrics", "weighted_metrics"):
         settings[name] = jax.tree.map(_anew, settings[name])
@@ -143,15 +143,15 @@ def _settings(model: Model, optimizer: Optimizer | None) -> dict[str, Any]:
 
 
 def _anew(part: Any) -> Any:
-    """Returns an optimizer or a metric like another one, without its state."""
+    """Returns a new optimizer or metric with the same settings, without state."""
     keras = imported()
     if not isinstance(part, keras.Metric | keras.Optimizer):
         return part
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of functions in the config, which is not saved
+        warnings.simplefilter("ignore")  # functions in a config matter only for saving
         config = part.get_config()
     schedule = getattr(part, "_learning_rate", None)
-    if callable(schedule):  # it has no state, and its class or function may not be registered
+    if callable(schedule):  # a schedule has no state, and may not be registered
         config["learning_rate"] = schedule
     return type(part).from_config(config)
 
@@ -160,14 +160,14 @@ def _anew(part: Any) -> Any:
 
 
 def _name(optimizer: Optimizer) -> str:
-    """Returns the class of an optimizer, or of the one in it."""
+    """Returns the class name of an optimizer, or of its inner optimizer."""
     return type(getattr(optimizer, "inner_optimizer", optimizer)).__name__
 
 
 def _slots(optimizer: Optimizer, model: Model, names: Mapping[str, Variable]) -> list[Slot | None]:
-    """Returns what each variable of an optimizer is to which of a model's weights, if it is.
+    """Returns the slot of each variable of an optimizer, ``None`` if it belongs to no weight.
 
-    An optimizer like it is built once more, and watched as it makes its variables.
+    A new optimizer with the same settings is built, and its creation of variables is recorded.
 
     Args:
         optimizer: the optimizer.
@@ -175,7 +175,7 @@ def _slots(optimizer: Optimizer, model: Model, names: Mapping[str, Variable]) ->
         names: variables of the model, by name.
 
     Raises:
-        ValueError: if it keeps anything else for weights than is known.
+        ValueError: if the optimizer keeps arrays of unknown meaning.
     """
     name_of = {id(variable): name for name, variable in names.items()}
     slots: list[Slot | None] = []
@@ -205,12 +205,12 @@ def _slots(optimizer: Optimizer, model: Model, names: Mapping[str, Variable]) ->
     problems = []
     for slot, (path, shape) in zip(slots, shapes):
         if slot is None and shape:
-            problems.append(f"{path}: of shape {shape}, for no weight that is known")
+            problems.append(f"{path}: has shape {shape}, but belongs to no known weight")
         elif slot is not None and slot[0] not in {*_MEANINGS, *_FACTORS}:
             problems.append(f"{path}: {slot[0]}, expected one of {', '.join(_MEANINGS)}")
     if problems:
         way_out = "compile the model with an optimizer of Keras, or grow it before it is compiled"
-        what = f"{_name(optimizer)} keeps what is not known here; {way_out}"
+        what = f"{_name(optimizer)} keeps arrays of unknown meaning; {way_out}"
         raise ValueError(listed(what, problems))
     return slots
 
@@ -222,13 +222,13 @@ def _grown(
     begun: Mapping[Slot | None, Variable],
     new: Mapping[str, Variable],
 ) -> Mapping[str, Mapping[str, jax.Array]]:
-    """Returns what an optimizer keeps for weights, grown like the state of one of Optax's.
+    """Returns the arrays that an optimizer keeps for weights, grown like the state of Optax.
 
     Args:
-        state: what it keeps, by its name and that of the weight.
+        state: the old arrays, by the name of the variable and that of the weight.
         optimizer: the optimizer.
         growth: the growth.
-        begun: the variables with which one for the larger model begins.
+        begun: the initial variables of the optimizer of the larger model, by slot.
         new: variables of the larger model, by name.
     """
     meanings = _MEANINGS | _MEANINGS_IN.get(_name(optimizer), {})

@@ -1,7 +1,7 @@
-"""Models in other sizes, made anew from their configs: ``larger_models``.
+"""Makes models of other sizes from their configs: ``larger_models``.
 
-No table says which numbers of a config are sizes. Keras itself is asked: a layer that is made from
-its config with other numbers must have variables of the shapes that are wanted.
+There is no table of the numbers in a config that are sizes. They are found by trial: a layer that
+Keras makes from the changed config must have variables of the wanted shapes.
 """
 
 import functools
@@ -36,10 +36,10 @@ from dogwood_jax.keras._live import (
 
 Config = dict[str, Any]
 Shape = tuple[int, ...]
-# What a size that changes may become.
+# The possible new values of each size that changes.
 Changes = Mapping[int, set[int]]
 
-# So many other configs of a layer are tried, where the first one does not make the model.
+# At most this many further configs of a layer are tried if the first one does not fit.
 _MOST_OTHERS = 8
 _WAY_OUT = "make the larger model yourself, and pass it as target="
 
@@ -47,20 +47,20 @@ _WAY_OUT = "make the larger model yourself, and pass it as target="
 def larger_models(
     model: Model, widths: Widths, sizes: Mapping[Any, int], inputs: PyTree
 ) -> Iterator[Model]:
-    """Yields new models like another one, in other sizes, with the values that Keras gives them.
+    """Yields copies of a model in other sizes, with Keras's initial values.
 
-    They are not compiled. The first one keeps all numbers that have no part in the shapes of its
-    variables, such as how many groups a normalization has. The next ones do not.
+    They are not compiled. The first one keeps all numbers that do not affect the shapes of its
+    variables, such as the number of groups of a normalization. The next ones change some of them.
 
     Args:
-        model: the model, which stays as it is.
+        model: the model, which is not changed.
         widths: its widths.
         sizes: new sizes by width.
         inputs: the shapes of its input.
 
     Raises:
-        ValueError: if its config does not show how it is made in these sizes, or if the sizes are
-            not those of widths; all layers in one message, before any array is made.
+        ValueError: if the model cannot be made from its config in these sizes, or if a width is
+            unknown; one message lists all layers, before any array is made.
     """
     problems: list[str] = []
     named = named_sizes(widths, sizes, problems)
@@ -103,7 +103,7 @@ def _configs(
     if missing := [path for path, config in first.items() if config is None]:
         problems = (f"{path or model.name}: {parts[path].problem}; {_WAY_OUT}" for path in missing)
         raise ValueError(listed("cannot make this model in other sizes", problems))
-    # One part after another is made from other numbers.
+    # Then the other configs of each part, one part at a time.
     others = (
         {**first, path: config}
         for path, configs in ways.items()
@@ -129,9 +129,9 @@ def _config_of(model: Model) -> Config:
     """Returns the config of a model.
 
     Raises:
-        ValueError: names the layers that have none.
+        ValueError: if layers have no config; names all of them.
     """
-    # What Keras makes up for a model whose class has no get_config may lack its arguments.
+    # Keras's default config for a class without get_config may lack constructor arguments.
     is_told = type(model).get_config is not imported().Model.get_config
     if not is_told and (fields := _fields(model)) is not None:
         return fields
@@ -145,14 +145,14 @@ def _config_of(model: Model) -> Config:
             layer.get_config()
         except NotImplementedError:
             problems.append(
-                f"{layer.name}: {type(layer).__name__} has no get_config that says how it is made; "
-                f"write one, or {_WAY_OUT}"
+                f"{layer.name}: {type(layer).__name__} has no get_config, from which it could be "
+                f"made; write one, or {_WAY_OUT}"
             )
     raise ValueError(listed("cannot make this model in other sizes", problems))
 
 
 def _fields(model: Model) -> Config | None:
-    """Returns what the class of a model takes, from its fields; None if they do not tell."""
+    """Returns constructor arguments from a model's fields; ``None`` if any required is missing."""
     config = {}
     for name, parameter in inspect.signature(type(model).__init__).parameters.items():
         if name in ("self", "name") or parameter.kind in (
@@ -175,19 +175,19 @@ def _with_parts(
 ) -> Config:
     """Returns a config with each of its parts changed.
 
-    The parts of a Sequential or Functional model are its layers, by path, those of models in it
-    among them. Any other model is one part.
+    The parts of a Sequential or Functional model are its layers, including those of inner models.
+    Any other model is one part.
 
     Args:
-        layer: the model, or a layer of it; None for what is none.
+        layer: the model, or a layer of it; ``None`` for an entry that is not a layer.
         config: its config.
-        of_part: what becomes of the config of a part.
-        path: where it is.
+        of_part: returns the new config of a part, from its path, layer and config.
+        path: path of the layer.
     """
     layers = layers_by_name(layer)
     if not layers or "layers" not in config:
         return dict(of_part(path, layer, config))
-    # The entries of a Sequential model have no names, and begin with what describes its input.
+    # The entries of a Sequential model have no names, and may start with one for the input.
     unnamed = dict(zip(range(len(config["layers"]) - 1, -1, -1), reversed(layers.values())))
     entries = []
     for index, entry in enumerate(config["layers"]):
@@ -203,13 +203,13 @@ def _with_parts(
 
 @dataclass(frozen=True)
 class _Part:
-    """A layer of a model, or an operation, with numbers in its config.
+    """A layer of a model, or an operation, with its config.
 
     Attributes:
-        layer: the layer, if it is one.
+        layer: the layer; ``None`` for an operation.
         config: its config.
-        wanted: the new shapes of the model's variables, by identity.
-        inputs: of a whole model, the shapes of its input.
+        wanted: the new shapes of the model's variables, by ``id``.
+        inputs: shapes of the input if the part is the whole model, otherwise ``None``.
     """
 
     layer: Layer | None
@@ -224,22 +224,22 @@ class _Part:
 
     @property
     def shapes(self) -> list[Shape]:
-        """The shapes that these have now."""
+        """The present shapes of the variables."""
         return [tuple(variable.shape) for variable in self.variables.values()]
 
     @property
     def new_shapes(self) -> list[Shape]:
-        """The shapes that are wanted."""
+        """The wanted shapes of the variables."""
         return [self.wanted.get(id(v), tuple(v.shape)) for v in self.variables.values()]
 
     @functools.cached_property
     def given(self) -> dict[str, Any]:
-        """What the layer is made from: its config, and the shapes of its inputs."""
+        """The config of the layer, and the shapes of its inputs, from which it is made."""
         build = None if self.layer is None else self.layer.get_build_config()
         return dict(_plain({"config": self.config, "build": build}))
 
     def made(self, given: Mapping[str, Any]) -> list[Shape]:
-        """Returns the shapes of the variables of a layer that is made from something."""
+        """Returns the shapes of the variables of the layer that is made from ``given``."""
         if not self.variables:
             return []
         cls = type(self.layer)
@@ -248,9 +248,9 @@ class _Part:
         return _shapes(lambda: _made(cls, given["config"], self.inputs))
 
     def in_sizes(self, changes: Changes) -> Iterator[Config]:
-        """Yields configs with which the variables get the shapes that are wanted.
+        """Yields configs with which the variables get the wanted shapes.
 
-        The first one keeps the numbers that have no part in it.
+        The first one keeps the numbers that do not affect these shapes.
         """
         if self.variables and self.new_shapes == self.shapes:
             yield self.config
@@ -273,37 +273,37 @@ class _Part:
 
     @property
     def problem(self) -> str:
-        """Says that no numbers make the layer in its new shapes."""
+        """Explains why the layer cannot be made in its new shapes."""
         cls = type(self.layer).__name__
         try:
             self.made(self.given)
         except _NotMade as error:
-            return f"{cls} cannot be made anew from its config: {error}"
+            return f"{cls} cannot be made from its config again: {error}"
         shapes = zip(self.variables, self.shapes, self.new_shapes)
         wrong = [f"{name} {new} in place of {old}" for name, old, new in shapes if new != old]
         more = f" and {len(wrong) - 2} more" if len(wrong) > 2 else ""
-        return f"no numbers in the config of {cls} make {', '.join(wrong[:2])}{more}"
+        return f"no values in the config of {cls} make {', '.join(wrong[:2])}{more}"
 
 
 # Making layers ------------------------------------------------------------------------------------
 
 
 class _NotMade(Exception):
-    """Why Keras makes no layer or model of a config."""
+    """Raised if Keras cannot make a layer or model from a config."""
 
 
 def _made(cls: Any, config: Config, inputs: PyTree) -> Model:
-    """Returns a model of a class with its variables."""
+    """Returns a model of a class, built so that it has its variables."""
     model = cls.from_config(_plain(config))
     return model if model.built else with_inputs(model, inputs)
 
 
 def _built(cls: Any, config: Config, build: Config | None) -> Layer:
-    """Returns a layer of a class with its variables, for inputs of the shapes in ``build``."""
+    """Returns a layer of a class, built for inputs of the shapes in ``build``."""
     layer = cls.from_config(_plain(config))
     if build and not layer.built:
         layer.build_from_config(build)
-    if build and not layer.variables:  # it has no ``build``, and makes them as it is called
+    if build and not layer.variables:  # layers without ``build`` make variables when called
         tensor = imported().KerasTensor
         shapes = build.get("shapes_dict", {})
         args = [] if shapes else [tensor(build["input_shape"])]
@@ -316,7 +316,7 @@ def _numbered(shapes: Sequence[Shape]) -> dict[str, Shape]:
 
 
 def _plain(config: Any) -> Any:
-    """Returns a copy of a config, in containers of Python's own: Keras takes configs apart."""
+    """Returns a copy of a config in plain Python containers, because Keras modifies configs."""
     if isinstance(config, dict):
         return {key: _plain(value) for key, value in config.items()}
     if isinstance(config, list | tuple):
@@ -328,7 +328,7 @@ def _shapes(make: Callable[[], Layer]) -> list[Shape]:
     """Returns the shapes of a layer's variables without making arrays.
 
     Raises:
-        _NotMade: if Keras, or a class of the user's, raises.
+        _NotMade: if Keras or a user-defined class raises.
     """
     shapes: list[Shape] | Exception = []
 
@@ -336,7 +336,7 @@ def _shapes(make: Callable[[], Layer]) -> list[Shape]:
         nonlocal shapes
         try:
             shapes = [tuple(v.shape) for v in function_of(make()).variables.values()]
-        except Exception as error:  # which any class may raise
+        except Exception as error:  # user-defined classes may raise anything
             shapes = error
 
     with seeds_kept(), warnings.catch_warnings():

@@ -15,18 +15,18 @@ import numpy as np
 from dogwood_jax._base.described import described
 from dogwood_jax._base.trees import PyTree, is_array, struct
 
-# A variable of Keras; ``keras.Variable`` is not at hand before Keras is imported.
+# A variable of Keras; ``keras.Variable`` is not available before Keras is imported.
 Variable = Any
 Layer = Any
 Model = Any
 
 
 def imported() -> Any:
-    """Returns Keras, once it is known to be Keras 3 on JAX.
+    """Imports Keras and checks that it is Keras 3 on JAX.
 
     Raises:
         ImportError: if Keras is not installed, or is Keras 2.
-        RuntimeError: if it computes with another library than JAX.
+        RuntimeError: if its backend is not JAX.
     """
     try:
         import keras
@@ -35,7 +35,7 @@ def imported() -> Any:
     if not hasattr(keras, "StatelessScope"):
         raise ImportError(
             f"dogwood_jax.keras takes models of Keras 3, found Keras {keras.__version__}; "
-            "pip install -U keras, or go by a file, as dogwood_jax.keras_h5 does"
+            "pip install -U keras, or save the model and use dogwood_jax.keras_h5"
         )
     if (backend := keras.config.backend()) != "jax":
         raise RuntimeError(
@@ -46,19 +46,19 @@ def imported() -> Any:
 
 
 def expect_model(call: str, name: str, model: Any) -> None:
-    """Raises if an argument is no Keras model with variables.
+    """Raises if an argument is not a Keras model with variables.
 
     Args:
-        call: how the public function is called.
-        name: its argument.
-        model: what came.
+        call: signature of the public function, for errors.
+        name: name of the argument.
+        model: the argument.
     """
     if not isinstance(model, imported().Model):
         raise TypeError(f"{call}: {name} must be a keras.Model, got {described(model)}")
     if not model.built:
         raise ValueError(
-            f"{call}: {name} has no variables yet, because it does not know its input; call it "
-            "once, or begin it with keras.Input"
+            f"{call}: {name} has no variables yet, because its input shape is unknown; call it "
+            "once, or start it with keras.Input"
         )
 
 
@@ -68,7 +68,7 @@ class ModelFunction:
 
     Attributes:
         model: the model.
-        variables: its variables by name; the others have the values that they have in the model.
+        variables: the variables by name. Variables not listed keep their values in the model.
     """
 
     model: Model
@@ -87,7 +87,7 @@ class ModelFunction:
 
 
 def function_of(model: Model) -> ModelFunction:
-    """Returns a model as a function of all its variables but the states of random numbers."""
+    """Returns a model as a function of its variables, except states of random generators."""
     named = named_variables(model).items()
     return ModelFunction(model, {n: v for n, v in named if v.name != "seed_generator_state"})
 
@@ -104,7 +104,7 @@ def structs_of(variables: Mapping[str, Variable]) -> dict[str, jax.ShapeDtypeStr
 
 @contextlib.contextmanager
 def seeds_kept() -> Iterator[None]:
-    """Lets Python's random numbers, from which Keras takes seeds, go on from where they are."""
+    """Restores Python's random state, from which Keras draws seeds, on exit."""
     state = random.getstate()
     try:
         yield
@@ -120,34 +120,34 @@ def inputs_of(model: Model, x: PyTree = None) -> PyTree:
 
     Args:
         model: the model.
-        x: an example; the model's own specification unless given, with a batch of two.
+        x: an example. Without it, the model's own specification is used, with a batch of two.
 
     Raises:
-        ValueError: if neither tells all sizes.
+        ValueError: if the specification is missing or leaves a size open.
     """
     if x is not None:
         floats = jnp.dtype(imported().config.floatx())
         return jax.tree.map(lambda leaf: _example(leaf, floats), x)
     spec = _specified(model)
     if spec is None:
-        raise ValueError(f"{model.name}: does not say what its input is; pass an example of it, x=")
+        raise ValueError(f"{model.name}: its input shape is unknown; pass an example input, x=")
     if any(None in tensor.shape[1:] for tensor in jax.tree.leaves(spec)):
         shapes = ", ".join(str(tensor.shape) for tensor in jax.tree.leaves(spec))
         raise ValueError(
-            f"{model.name}: leaves sizes of its input open, {shapes}; pass an example of it, x="
+            f"{model.name}: its input shapes leave sizes open, {shapes}; pass an example input, x="
         )
     return jax.tree.map(lambda t: struct((2, *t.shape[1:]), jnp.dtype(t.dtype)), spec)
 
 
 def with_inputs(model: Model, inputs: PyTree) -> Model:
-    """Returns a model once it has been called with inputs of these shapes, and has variables."""
+    """Calls a model with symbolic inputs, so that it makes its variables, and returns it."""
     tensor = imported().KerasTensor
     model(jax.tree.map(lambda leaf: tensor(leaf.shape, str(leaf.dtype)), inputs))
     return model
 
 
 def _specified(model: Model) -> PyTree | None:
-    """Returns the inputs of a model that is made of layers and their inputs."""
+    """Returns the inputs of a Functional or Sequential model, if they are known."""
     keras = imported()
     if isinstance(model, keras.Function):
         return model.input
@@ -157,7 +157,7 @@ def _specified(model: Model) -> PyTree | None:
 
 
 def _example(leaf: Any, floats: Any) -> jax.ShapeDtypeStruct:
-    """Returns the shape of an example, with the floats that Keras makes of it."""
+    """Returns the shape of an example, with floats in the dtype that Keras converts them to."""
     array = leaf if is_array(leaf) else np.asarray(leaf)
     is_float = jnp.issubdtype(array.dtype, jnp.floating)
     return struct(tuple(array.shape), floats if is_float else array.dtype)
@@ -170,8 +170,8 @@ def named_variables(model: Model) -> dict[str, Variable]:
     """Returns the variables of a model by their names, such as ``"dense_1/kernel"``.
 
     Layers of a Sequential or Functional model have their own names. In other layers and models, a
-    layer has the name of the attribute that holds it unless the user has named it, because Keras
-    gives it another number in each model.
+    layer has the name of the attribute that holds it, unless the user has named it, because its
+    automatic name has another number in each model.
     """
     variables = (*model.trainable_variables, *model.non_trainable_variables)
     paths: dict[int, str] = {}
@@ -184,7 +184,7 @@ def named_variables(model: Model) -> dict[str, Variable]:
 
 
 def layers_by_name(layer: Layer) -> dict[str, Layer]:
-    """Returns the layers of a Sequential or Functional model; nothing of any other layer."""
+    """Returns the layers of a Sequential or Functional model; an empty dict for other layers."""
     keras = imported()
     is_graph = isinstance(layer, keras.Function | keras.Sequential)
     return {part.name: part for part in layer.layers} if is_graph else {}
@@ -207,20 +207,20 @@ def _walk(node: Any, path: str, seen: set[int]) -> Iterator[tuple[str, Variable]
 
 
 def _is_kept_by_keras(attribute: tuple[str, Any]) -> int:
-    """Ranks what a layer holds: lists of all layers and variables, which Keras keeps, come last."""
+    """Sort key of attributes: Keras's own lists of all layers and variables come last."""
     name, value = attribute
     return name.startswith("_") * (1 + isinstance(value, list | tuple | dict))
 
 
 def _held(name: str, value: Any, path: str, seen: set[int]) -> Iterator[tuple[str, Variable]]:
-    """Yields the variables in what an attribute holds."""
+    """Yields the variables in the value of an attribute, each with its path."""
     keras = imported()
     here = f"{path}/{name}".removeprefix("/")
     if isinstance(value, keras.Variable):
         own = name if re.fullmatch(r"variable(_\d+)?", value.name) else value.name
         yield f"{path}/{own}".removeprefix("/"), value
     elif isinstance(value, keras.Layer):
-        # Keras names a layer by its class and a number, and by its place in a Bidirectional one.
+        # Automatic names have the class and a number, and in a Bidirectional layer the direction.
         given = re.sub(r"^(forward|backward)_|_\d+$|_(?=.)", "", value.name)
         is_named = given != type(value).__name__.lower()
         named = f"{path}/{value.name}".removeprefix("/")
@@ -236,6 +236,6 @@ def _held(name: str, value: Any, path: str, seen: set[int]) -> Iterator[tuple[st
 
 
 def _free(path: str, taken: Mapping[str, Any]) -> str:
-    """Returns a path, with a number if it is taken."""
+    """Returns a path, with a number appended if the path is taken."""
     paths = (path if n == 1 else f"{path}_{n}" for n in range(1, len(taken) + 2))
     return next(one for one in paths if one not in taken)

@@ -1,7 +1,7 @@
-"""Weights and models in Keras's files, of every layout: ``load``, ``save`` and ``inspect``.
+"""Reads and writes Keras files of every layout: ``load``, ``save`` and ``inspect``.
 
-``load`` gives the arrays of a file as variables of Flax, ``save`` writes them back, ``load_model``
-makes a Flax module of the model as well, ``inspect`` says what a file holds. On the command line::
+``load`` returns the arrays of a file as Flax variables, and ``save`` writes them back.
+``load_model`` also builds a Flax module. ``inspect`` lists the contents. On the command line::
 
     python -m dogwood_jax.keras_h5 inspect model.h5
     python -m dogwood_jax.keras_h5 widen model.h5 --layer dense_1=128 --out wider.h5

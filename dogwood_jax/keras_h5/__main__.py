@@ -1,4 +1,4 @@
-"""Keras's files on the command line.
+"""Command line for Keras files.
 
 python -m dogwood_jax.keras_h5 inspect model.h5
 python -m dogwood_jax.keras_h5 inspect model.h5 --widths
@@ -37,7 +37,7 @@ from dogwood_jax.keras_h5._models.shapes import example_inputs
 
 _STRATEGIES = ("zero_outgoing", "replicate", "tile", "zeros", "random")
 
-# What errors advise in Python, and how it is said here.
+# Advice of error texts in terms of Python, and the same advice in terms of options.
 _OPTIONS = {
     r"pass interface=True": "pass --interface",
     r"strategies\.(\w+)\(\)": r"--strategy \1",
@@ -49,9 +49,9 @@ _OPTIONS = {
 }
 
 
-_FORCE = "overwrite a file that is there"
+_FORCE = "overwrite an existing file"
 
-# What has the moments of each class of states that Keras's files hold, as ``load_optimizer`` says.
+# The Optax transformation of each state class that ``load_optimizer`` returns.
 _OPTIMIZERS = {
     optax.ScaleByAdamState: optax.scale_by_adam,
     optax.ScaleByRmsState: optax.scale_by_rms,
@@ -61,7 +61,7 @@ _OPTIMIZERS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> str:
-    """Runs one command and returns what it has to say."""
+    """Runs one command and returns its output."""
     options = _parser().parse_args(arguments)
 
     def command() -> str:
@@ -75,42 +75,42 @@ def main(arguments: Sequence[str] | None = None) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = WholeNames(
-        "python -m dogwood_jax.keras_h5", description="Keras's files: look into, widen, convert."
+        "python -m dogwood_jax.keras_h5", description="Inspects, widens and converts Keras files."
     )
     commands = parser.add_subparsers(required=True, metavar="command")
 
     command = commands.add_parser("inspect", help="list layers, shapes and dtypes")
     command.add_argument("path")
-    command.add_argument("--widths", action="store_true", help="list what widen can widen instead")
+    command.add_argument("--widths", action="store_true", help="list the widths that widen accepts")
     command.set_defaults(command=_inspect)
 
-    command = commands.add_parser("widen", help="add units without changing a prediction")
+    command = commands.add_parser("widen", help="add units without changing predictions")
     command.add_argument("path")
     command.add_argument(
         "--layer",
         action="append",
         required=True,
         metavar="NAME=UNITS",
-        help="a name that inspect --widths lists; several with commas, or repeated",
+        help="a name from inspect --widths; several separated by commas, or option repeated",
     )
     command.add_argument(
-        "--interface", action="store_true", help="let inputs and outputs of the model grow, too"
+        "--interface", action="store_true", help="let inputs and outputs of the model grow too"
     )
     command.add_argument("--out", required=True, help="the file to write, in the layout of path")
     command.add_argument(
         "--strategy",
         choices=_STRATEGIES,
-        help="of all these layers (default: what keeps predictions, for each of them)",
+        help="for all these layers (default: one that keeps predictions, chosen for each layer)",
     )
-    command.add_argument("--seed", type=int, default=0, help="of new random weights (default: 0)")
+    command.add_argument("--seed", type=int, default=0, help="seed of new weights (default: 0)")
     command.add_argument("--force", action="store_true", help=_FORCE)
     command.set_defaults(command=_widen)
 
     command = commands.add_parser(
         "convert",
         help="write weights in another layout",
-        description="Writes the weights in the layout that the new name has in Keras: those of "
-        "Keras 3 for .weights.h5, otherwise those of Keras 1 and 2.",
+        description="Writes the weights in the layout that Keras expects for the new name: that of "
+        "Keras 3 for .weights.h5, an archive for .keras, otherwise that of Keras 1 and 2.",
     )
     command.add_argument("path")
     command.add_argument("out")
@@ -123,7 +123,7 @@ def _inspect(options: argparse.Namespace) -> str:
     if not options.widths:
         return str(inspect(options.path))
     _, _, widths = _traced(options.path)
-    rows = [("width", "units", "needs", "grows along")]
+    rows = [("width", "units", "needs", "also in")]
     for width in _growable(widths):
         layers = dict.fromkeys(module_of(occurrence.path) for occurrence in width.occurrences)
         others = [layer for layer in layers if layer != width.name]
@@ -163,35 +163,35 @@ def _widen(options: argparse.Namespace) -> str:
 
 
 def _checked(apply: Any, variables: Any, wide: Any, growth: dw.Growth) -> str:
-    """Says whether predictions stay, and how that is known."""
+    """Returns a line on whether predictions stay the same, and how this was checked."""
     if not all(change.strategy.preserving for change in growth.changes):
         strategy = growth.changes[0].strategy
         return f"predictions change, because --strategy {strategy} does not keep them"
     if apply is None:
-        return "not checked: a file of weights does not say what the model computes"
+        return "not checked: a weights file does not describe what the model computes"
     inputs = growth.widths.network.inputs if growth.widths.network else ()
     found = dw.verify(apply, variables, apply, wide, *inputs, growth=growth)
     return f"predictions stay: {found} for random inputs"
 
 
 def _grown_state(path: str, growth: dw.Growth) -> tuple[Any, str]:
-    """Returns the state of the file's optimizer for the wider model, and what is said of it."""
+    """Returns the file's optimizer state for the wider model or ``None``, and a line about it."""
     try:
         state = load_optimizer(path)
     except KerasFileError as error:
         has_none = inspect(path).model is None or "found none" in str(error)
-        return None, "" if has_none else f"the optimizer begins anew: {error}"
+        return None, "" if has_none else f"the optimizer starts from scratch: {error}"
     tx = _OPTIMIZERS[type(state)]()
-    # Keras has one count of steps, so there is no choice.
+    # second_moment= silences the advice to use dw.growable: Keras has one count of steps.
     return dw.grow_opt_state(state, growth, tx, second_moment="zeros"), (
-        "the optimizer goes on where it was; new weights take larger steps at first"
+        "the optimizer state is kept; new weights take larger steps at first"
     )
 
 
 def _traced(path: str) -> tuple[Any, Mapping[str, Any], dw.Widths]:
     """Returns the function of a file's model, its variables and their widths.
 
-    A file of weights has no function: it is None.
+    The function of a weights file is ``None``.
     """
     if inspect(path).model is None:
         weights: Mapping[str, Any] = load(path)
@@ -200,14 +200,14 @@ def _traced(path: str) -> tuple[Any, Mapping[str, Any], dw.Widths]:
     inputs = example_inputs(module)
     if inputs is None:
         raise ValueError(
-            "the model's configuration does not say the shape of its inputs; use dw.trace "
+            "the model's configuration does not contain the shape of its inputs; use dw.trace "
             "with the module that load_model returns, and inputs of your own"
         )
     return module.apply, variables, dw.trace(module.apply, variables, *inputs)
 
 
 def _check_memory(variables: Mapping[str, Any], growth: dw.Growth) -> None:
-    """Raises if the arrays, and the file that is made of them, are more than memory can hold."""
+    """Raises if the arrays and the file made from them do not fit into memory."""
     itemsizes = {path: leaf.dtype.itemsize for path, leaf in leaves_by_path(variables).items()}
     size = sum(math.prod(shape) * itemsizes[path] for path, shape in growth.shapes.items())
     if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", ()):  # not on Windows
@@ -220,13 +220,13 @@ def _check_memory(variables: Mapping[str, Any], growth: dw.Growth) -> None:
 
 
 def _dense_layers(variables: Mapping[str, Any]) -> list[str]:
-    """Returns the layers of a file of weights, all of which must be Dense for it to be a chain."""
+    """Returns the layers of a weights file; raises unless all are Dense, and so form a chain."""
     layers = [name for name, layer in variables["params"].items() if layer]
     are_dense = all({*layer} <= {"kernel", "bias"} for layer in variables["params"].values())
     if len(variables) > 1 or not are_dense:
         raise ValueError(
-            "the file holds weights and no model, which do not say how layers are connected, so "
-            "expected Dense layers alone; widen a whole model (model.save), or use dw.trace with "
+            "the file holds weights but no model, so the connections between layers are unknown; "
+            "expected only Dense layers; widen a whole model (model.save), or use dw.trace with "
             "a module of your own"
         )
     return layers
@@ -255,7 +255,7 @@ def _refuse_to_overwrite(options: argparse.Namespace) -> None:
             f"{options.out}: is the input, which is never overwritten; choose another name"
         )
     if target.exists() and not options.force:
-        raise ValueError(f"{options.out}: is there already; --force overwrites it")
+        raise ValueError(f"{options.out}: already exists; --force overwrites it")
 
 
 def _in_terms_of_options(message: str) -> str:

@@ -1,11 +1,11 @@
-"""The MNIST handwritten digits: a shipped subset, or all 70,000 by way of tensorflow-datasets.
+"""The MNIST handwritten digits: a shipped subset, or all 70,000 through tensorflow-datasets.
 
 Images are uint8 ``[n, 28, 28]``, 0 where the paper is blank and 255 where the ink is full. Labels
 are int32 ``[n]``, 0 to 9. Training and test digits come from MNIST's own two splits.
 
 MNIST is the work of Yann LeCun, Corinna Cortes and Christopher J. C. Burges, who made it from
-NIST's Special Databases 1 and 3. It is commonly stated to be under the Creative Commons licence
-Attribution-ShareAlike 3.0, which holds for the shipped subset (``dogwood_jax/mnist/README.md``).
+NIST's Special Databases 1 and 3. Its license is commonly given as Creative Commons
+Attribution-ShareAlike 3.0, which applies to the shipped subset (``dogwood_jax/mnist/README.md``).
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-# tensorflow-datasets imports the last three only when it reads, and declares not all of them.
+# tensorflow-datasets imports the last three only for reading, and does not declare all of them.
 _MODULES_OF_EXTRA = ("tensorflow_datasets", "array_record", "importlib_resources", "PIL")
 _ORIGIN = "https://storage.googleapis.com/cvdf-datasets/mnist/"  # tensorflow-datasets' source
-_PATIENCE = 3.0  # seconds to wait for its answer
+_PATIENCE = 3.0  # seconds to wait for an answer of the origin
 
 
 class Digits(NamedTuple):
@@ -49,15 +49,15 @@ def load(
 ) -> Digits:
     """Loads MNIST as NumPy arrays.
 
-    Only the named source is read; neither ever stands in for the other. The same source gives the
-    same digits in the same order every time.
+    Only the named source is read, never the other one as a fallback. The same source always gives
+    the same digits in the same order.
 
     Args:
-        source: ``"subset"`` for the digits inside this package, 1,000 training and 200 test
-            images of each class, which needs no download and no further package; ``"tfds"`` for
-            all 60,000 and 10,000 of tensorflow-datasets' ``mnist``, which needs the extra
-            ``mnist``. Once prepared, it is read without TensorFlow and without the network. There
-            is no default, so that a script says which digits it was trained on.
+        source: ``"subset"`` for the digits in this package, 1,000 training and 200 test images of
+            each class, without download or other packages; ``"tfds"`` for all 60,000 training and
+            10,000 test images of tensorflow-datasets' ``mnist``, which needs the extra ``mnist``.
+            Once prepared, it is read without TensorFlow and without network access. There is no
+            default, so that every script names its digits.
         data_dir: For ``"tfds"``, the folder in which tensorflow-datasets keeps its data sets. By
             default the environment variable ``TFDS_DATA_DIR``, else ``~/tensorflow_datasets``.
 
@@ -68,8 +68,8 @@ def load(
         TypeError: No source.
         ValueError: An unknown source, or a ``data_dir`` for the subset.
         ImportError: A package of the extra ``mnist`` is missing.
-        FileNotFoundError: MNIST is not prepared in ``data_dir``, and the network or TensorFlow,
-            needed to prepare it, is missing. Raised within five seconds.
+        FileNotFoundError: MNIST is not prepared in ``data_dir``, and cannot be prepared because
+            the network or TensorFlow is missing. Raised within five seconds.
         RuntimeError: MNIST is prepared in a file format that only TensorFlow reads.
 
     Example:
@@ -82,7 +82,7 @@ def load(
     """
     if source is None:
         raise TypeError(
-            "mnist.load: say which digits: mnist.load('subset') for 12,000 that come with the "
+            "mnist.load: pass a source: mnist.load('subset') for 12,000 digits that come with the "
             "package, or mnist.load('tfds') for all 70,000 through tensorflow-datasets"
         )
     if source == "subset":
@@ -117,7 +117,7 @@ def _load_tfds(data_dir: str | os.PathLike[str] | None) -> Digits:
         )
     import tensorflow_datasets as tfds
 
-    # Read at each call: tensorflow-datasets itself looks at the variable once, when imported.
+    # Read at each call, because tensorflow-datasets reads the variable only on import.
     builder = tfds.builder("mnist", data_dir=data_dir or os.environ.get("TFDS_DATA_DIR") or None)
     if not builder.is_prepared():
         _prepare(builder)
@@ -125,26 +125,26 @@ def _load_tfds(data_dir: str | os.PathLike[str] | None) -> Digits:
 
 
 def _prepare(builder: Any) -> None:
-    """Downloads MNIST, once it is known that this can work: a doomed try takes minutes."""
+    """Downloads MNIST; checks the requirements first, because a failing try takes minutes."""
     missing = []
     if importlib.util.find_spec("tensorflow") is None:
         missing.append("TensorFlow is not installed (pip install tensorflow)")
     if not _origin_answers():
-        missing.append(f"the network is out of reach ({_ORIGIN} does not answer)")
+        missing.append(f"the network is unreachable ({_ORIGIN} does not answer)")
     if missing:
         raise FileNotFoundError(
             f"mnist.load('tfds'): MNIST is not prepared, there is no dataset_info.json in "
-            f"{builder.data_path}. If it is prepared elsewhere, name the folder that holds "
-            "mnist/ in data_dir= or TFDS_DATA_DIR. To prepare it takes the network and "
-            f"TensorFlow, and here {' and '.join(missing)}. Where both are, run: python -c "
-            "\"from dogwood_jax import mnist; mnist.load('tfds', data_dir='tfds')\" and bring the "
+            f"{builder.data_path}. If it is prepared elsewhere, pass the folder that holds "
+            "mnist/ as data_dir= or TFDS_DATA_DIR. Preparing it needs the network and "
+            f"TensorFlow, but {' and '.join(missing)}. On a machine with both, run: python -c "
+            "\"from dogwood_jax import mnist; mnist.load('tfds', data_dir='tfds')\" and copy the "
             "folder tfds here. mnist.load('subset') needs none of this"
         )
     builder.download_and_prepare(file_format="array_record")
 
 
 def _origin_answers() -> bool:
-    import requests  # as tensorflow-datasets does, so the same proxies and certificates count
+    import requests  # uses the same proxies and certificates as tensorflow-datasets
 
     answers = threading.Event()
 
@@ -155,7 +155,7 @@ def _origin_answers() -> bool:
             return
         answers.set()
 
-    # In a thread, because no time limit of requests covers the look-up of the host's name.
+    # In a thread, because the timeout of requests does not cover looking up the host name.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(_PATIENCE)
@@ -166,7 +166,7 @@ def _read_split(builder: Any, split: str) -> tuple[NDArray[np.uint8], NDArray[np
     import tensorflow_datasets as tfds
     from PIL import Image
 
-    # Decoded here: tensorflow-datasets takes longer, and warns if it has to use Pillow for it.
+    # Decoded here, because tensorflow-datasets is slower, and warns if it decodes with Pillow.
     undecoded = {"image": tfds.decode.SkipDecoding()}
     try:
         source = builder.as_data_source(split, decoders=undecoded)
@@ -174,8 +174,8 @@ def _read_split(builder: Any, split: str) -> tuple[NDArray[np.uint8], NDArray[np
         raise RuntimeError(
             f"mnist.load('tfds'): {builder.data_path} holds MNIST as "
             f"{builder.info.file_format.value} files, which only TensorFlow reads; expected "
-            "array_record files. Name another folder in data_dir= or TFDS_DATA_DIR, or delete "
-            "this one to have it prepared anew"
+            "array_record files. Pass another folder as data_dir= or TFDS_DATA_DIR, or delete "
+            "this one and load again"
         ) from error
     records = source.__getitems__(range(len(source)))
     images = [np.asarray(Image.open(io.BytesIO(record["image"]))) for record in records]

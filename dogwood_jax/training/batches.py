@@ -1,4 +1,4 @@
-"""Batches on the devices of a training loop: of arrays that lie there whole, or read in chunks."""
+"""Batches for the training loop, from arrays on the devices or from a source read in chunks."""
 
 import abc
 import dataclasses
@@ -17,15 +17,15 @@ from dogwood_jax._base.described import described
 from dogwood_jax._base.meshes import automatic, constrained, on_axes, on_mesh, parts
 from dogwood_jax._base.trees import PyTree, is_array, struct
 
-_CHUNK_BYTES = 64 * 2**20  # many steps, and little beside a model worth a stream
-_READERS = 8  # threads: more would not read faster from a disk, nor decode faster on most hosts
+_CHUNK_BYTES = 64 * 2**20  # holds many steps, and is small next to most models
+_READERS = 8  # threads; more would not read faster from a disk, nor decode faster on most hosts
 
 
 class Source(Protocol):
-    """A data set of which samples are read when they are needed, from several threads.
+    """A data set whose samples are read when they are needed, by several threads.
 
-    Where it also has ``__getitems__``, from a list of indices to a list of pairs, that is called
-    instead, once a batch.
+    If it also has ``__getitems__``, which maps a list of indices to a list of pairs, this is called
+    instead, once per batch.
     """
 
     def __len__(self) -> int:
@@ -33,7 +33,7 @@ class Source(Protocol):
         ...
 
     def __getitem__(self, index: int, /) -> tuple[ArrayLike, ArrayLike]:
-        """Returns the input and the label of a sample, of the same shapes and dtypes for all."""
+        """Returns a sample's input and label; all samples have the same shapes and dtypes."""
         ...
 
 
@@ -47,7 +47,7 @@ Data: TypeAlias = tuple[ArrayLike, ArrayLike] | Source
 )
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """Some batches of the same size, for one compiled call to go through.
+    """Batches of the same size for one compiled call.
 
     Attributes:
         batches: Arrays ``[steps, batch_size, ...]``.
@@ -68,7 +68,7 @@ class Piece:
         return inputs, labels
 
     def whole(self, values: PyTree) -> PyTree:
-        """Returns what has been computed from the batches, for every device to have."""
+        """Returns values computed from the batches, copied to every device."""
         return constrained(values, None if self.sharding is None else on_axes(self.sharding))
 
 
@@ -77,13 +77,14 @@ Pieces: TypeAlias = Generator[Piece, None, None]
 
 @dataclasses.dataclass(frozen=True)
 class Batches(abc.ABC):
-    """A data set and how it is cut into batches.
+    """A data set that is cut into batches.
 
     Attributes:
         size: The number of samples.
-        labels: The number of labels: more than samples where each has several.
-        batch_size: Samples in each batch but the last, which has what is left.
-        sharding: How a batch is split over devices. A smaller last batch is whole if it must be.
+        labels: The number of labels, which is larger if samples have several labels.
+        batch_size: Samples per batch. The last batch may be smaller.
+        sharding: How a batch is split over devices. A smaller last batch that cannot be split
+            evenly is whole on every device.
     """
 
     size: int
@@ -102,10 +103,10 @@ class Batches(abc.ABC):
 
     @abc.abstractmethod
     def pieces(self, order: NDArray[np.int32], most_steps: int | None = None) -> Pieces:
-        """Yields the batches of samples in a given order, in pieces of so many steps at most."""
+        """Yields batches of samples in this order, in pieces of at most ``most_steps`` steps."""
 
     def _cut(self, order: NDArray[np.int32], most_steps: int) -> list[NDArray[np.int32]]:
-        """Returns the samples of pieces of nearly equal length ``[steps, batch_size]``."""
+        """Returns samples ``[steps, batch_size]`` for pieces of nearly equal numbers of steps."""
         whole = len(order) - len(order) % self.batch_size
         steps = order[:whole].reshape(-1, self.batch_size)
         cut = np.array_split(steps, -(-len(steps) // most_steps)) if whole else []
@@ -119,7 +120,7 @@ class Batches(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class ArrayBatches(Batches):
-    """Batches of arrays that lie on every device whole, or as the caller has split them."""
+    """Batches of arrays that are whole on every device, or split by the caller."""
 
     arrays: tuple[jax.Array, jax.Array]
 
@@ -129,20 +130,20 @@ class ArrayBatches(Batches):
         return struct((self.batch_size, *self.arrays[0].shape[1:]), self.arrays[0].dtype)
 
     def pieces(self, order: NDArray[np.int32], most_steps: int | None = None) -> Pieces:
-        """Yields one piece if none is too long, and one with the last batch if it is smaller."""
+        """Yields as few pieces as the limit allows, and a piece for a smaller last batch."""
         for steps in self._cut(order, most_steps or self.size):
             yield Piece(steps, self.arrays, self._sharding_of(steps))
 
 
 @dataclasses.dataclass(frozen=True)
 class SourceBatches(Batches):
-    """Batches of a source, in chunks: while one is trained on, the next one is read.
+    """Batches of a source, in chunks; the next chunk is read during training on the present one.
 
-    Each process reads only the samples that its own devices get.
+    Each process only reads the samples for its own devices.
     """
 
     source: Source
-    first: tuple[NDArray[Any], NDArray[Any]]  # sample, whose shapes and dtypes are those of all
+    first: tuple[NDArray[Any], NDArray[Any]]  # data[0]; all samples have its shapes and dtypes
 
     @property
     def inputs(self) -> jax.ShapeDtypeStruct:
@@ -150,7 +151,7 @@ class SourceBatches(Batches):
         return struct((self.batch_size, *self.first[0].shape), self.first[0].dtype)
 
     def pieces(self, order: NDArray[np.int32], most_steps: int | None = None) -> Pieces:
-        """Yields the chunks, and one with the last batch if it is smaller."""
+        """Yields the chunks, and a piece for a smaller last batch."""
         batch_bytes = self.batch_size * sum(part.nbytes for part in self.first)
         of_chunk = max(1, _CHUNK_BYTES // max(1, batch_bytes))
         chunks = self._cut(order, min(of_chunk, most_steps or of_chunk))
@@ -168,7 +169,7 @@ class SourceBatches(Batches):
     def _start_reading(
         self, steps: NDArray[np.int32], readers: ThreadPoolExecutor
     ) -> Callable[[], Piece]:
-        """Returns a function that waits for the samples of a piece."""
+        """Starts to read a piece; returns a function that waits for it."""
         sharding = self._sharding_of(steps)
         rows = _rows_of_this_process(steps.shape[1], sharding)
         arrays = tuple(np.empty(steps.shape + part.shape, part.dtype) for part in self.first)
@@ -187,7 +188,7 @@ class SourceBatches(Batches):
     def _read(
         self, samples: NDArray[np.int32], batch: list[NDArray[Any]], rows: NDArray[np.intp]
     ) -> None:
-        """Reads samples into some rows of a batch."""
+        """Reads samples into the given rows of a batch."""
         indices = samples.tolist()
         if hasattr(self.source, "__getitems__"):
             pairs = self.source.__getitems__(indices)
@@ -205,23 +206,23 @@ class SourceBatches(Batches):
 
 
 class Passes:
-    """Passes over a data set, each in an order of its own, of which any number of steps is taken.
+    """Passes over a data set, each in a new order, which can be interrupted after any step.
 
     Attributes:
         steps: The number of steps of a pass.
-        number: Which pass is under way; the first one is 1.
+        number: The number of the present pass, starting at 1.
         done: How many of its steps have been taken.
     """
 
     def __init__(self, batches: Batches, key: jax.Array) -> None:
-        # On the host a shuffle takes a fraction of the time that sorting random numbers takes XLA.
+        # Shuffling on the host is much faster than sorting random values in XLA.
         self._rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
         self._batches, self._sizes = batches, batches.sizes()
         self.number, self.steps = 0, len(self._sizes)
         self.done = self.steps
 
     def samples(self, most_steps: float) -> NDArray[np.int32]:
-        """Returns the samples of the steps to come in this pass, or in the next if it is over."""
+        """Returns the samples of the next steps of this pass, or of the next pass at its end."""
         if self.done == self.steps:
             self._order = self._rng.permutation(self._batches.size).astype(np.int32)
             self.number, self.done = self.number + 1, 0
@@ -229,13 +230,13 @@ class Passes:
         return self._order[self.done * size : int(until) * size]
 
     def take(self, steps: int) -> NDArray[np.int64]:
-        """Goes so many steps on, and returns how many samples each of them had."""
+        """Records that steps have been taken; returns the number of samples of each step."""
         self.done += steps
         return self._sizes[self.done - steps : self.done]
 
 
 def batches_of(data: Data, batch_size: int, sharding: NamedSharding | None) -> Batches:
-    """Returns the batches of data that have no `data_problems`."""
+    """Returns the batches of data, which must have no `data_problems`."""
     if sharding is not None:
         sharding = automatic(sharding)
     if isinstance(data, tuple):
@@ -249,7 +250,7 @@ def batches_of(data: Data, batch_size: int, sharding: NamedSharding | None) -> B
 
 
 def data_problems(data: Any) -> list[str]:
-    """Says what is wrong with a data set."""
+    """Returns problems of a data set."""
     if isinstance(data, tuple) and len(data) == 2:
         inputs, labels = (np.shape(array) for array in data)
         if inputs[:1] != labels[:1] or not inputs:
@@ -270,11 +271,11 @@ def data_problems(data: Any) -> list[str]:
     if is_array(data):
         return [f"data: expected a pair of arrays, got {described(data)}; pass (inputs, labels)"]
     if len(data) == 0:
-        return ["data: expected at least one sample, got a source of none"]
+        return ["data: expected at least one sample, got an empty source"]
     if not isinstance(data[0], tuple) or len(data[0]) != 2:
         return [
             f"data: expected data[0] to be a tuple (input, label), got {type(data[0]).__name__}; "
-            "grain.MapDataset.source(data).map(function) makes such a source of another"
+            "grain.MapDataset.source(data).map(function) converts the items of a source"
         ]
     return []
 
@@ -284,7 +285,7 @@ def _whole_on_devices(
 ) -> tuple[jax.Array, jax.Array]:
     inputs, labels = (a if isinstance(a, jax.Array) else np.asarray(a) for a in data)
     if sharding is None:
-        # Unlike jnp.asarray, device_put copies no NumPy memory that the device can use as it is.
+        # Unlike jnp.asarray, device_put does not copy NumPy memory that the device can use.
         return jax.device_put(inputs), jax.device_put(labels)
     return on_mesh(inputs, sharding), on_mesh(labels, sharding)
 
@@ -292,7 +293,7 @@ def _whole_on_devices(
 def _chunk_on_devices(
     chunk: tuple[NDArray[Any], ...], sharding: NamedSharding | None
 ) -> tuple[jax.Array, ...]:
-    """Puts inputs and labels ``[steps, batch_size, ...]`` on devices, each batch split."""
+    """Puts inputs and labels ``[steps, batch_size, ...]`` on devices, and splits each batch."""
     if sharding is None:
         return tuple(jax.device_put(array) for array in chunk)
     of_chunk = on_axes(sharding, None, *sharding.spec)

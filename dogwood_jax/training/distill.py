@@ -1,4 +1,4 @@
-"""Training on what a larger network predicts: ``distill``."""
+"""Training on the predictions of a larger network: ``distill``."""
 
 from collections.abc import Callable
 
@@ -36,45 +36,45 @@ def distill(
     after_epoch: Callable[[Run], object] | None = None,
     sharding: NamedSharding | None = None,
 ) -> Run:
-    """Trains variables to predict what a teacher predicts, such as a network after ``shrink``.
+    """Trains variables to predict what a teacher predicts, for example after ``shrink``.
 
-    A network that has lost units or layers heals on fewer samples if it learns from what the large
-    one predicts. The objective is ``(1 - share) * loss(outputs, labels) + share * T**2 * KL``. KL
-    is the divergence of the outputs' softmax from the teacher's, both at the temperature T. The
-    factor keeps its gradients at the size of those of the loss. The teacher predicts each batch
-    when it is needed, so nothing is stored for the data.
+    A network that has lost units or layers heals on fewer samples if it learns the predictions of
+    the large network. The objective is ``(1 - share) * loss(outputs, labels) + share * T**2 * KL``.
+    KL is the divergence of the outputs' softmax from the teacher's, both at the temperature T. The
+    factor ``T**2`` scales its gradients to the size of the loss's gradients. The teacher predicts
+    each batch when it is needed, so no predictions are stored.
 
     Args:
         apply: The model, ``apply(variables, inputs) -> logits [n, ..., classes]``.
         variables: Any pytree of arrays that ``apply`` takes, as for `fit`.
         tx: An Optax optimizer.
         data: Inputs and labels, or a source of samples, as for `fit`.
-        teacher: Variables of the teacher. They stay as they are.
+        teacher: Variables of the teacher. They do not change.
         teacher_apply: The teacher's function of variables and inputs; by default ``apply``. Its
             logits have the shape of the model's.
-        temperature: What both logits are divided by, positive. Higher ones tell more about classes
-            that are unlikely.
-        share: The share of the teacher in the objective, between 0 and 1. With 1, labels do not
-            count.
-        epochs: How many times to go through the data.
-        steps: In place of ``epochs``, how many batches to train on.
-        seconds: After how many seconds the run ends, as for `fit`.
-        batch_size: Samples a step.
+        temperature: Divisor of both networks' logits, positive. At higher temperatures, unlikely
+            classes matter more.
+        share: The share of the teacher in the objective, between 0 and 1. With 1, labels are not
+            used.
+        epochs: Number of passes over the data.
+        steps: In place of ``epochs``, number of batches.
+        seconds: Time limit of the run in seconds, as for `fit`.
+        batch_size: Samples per step.
         key: A JAX random key, for the order of the samples.
-        opt_state: The state to go on from, such as ``grow_opt_state`` gives it; by default a new
-            one.
-        loss: The loss of labels, as for `fit`.
+        opt_state: The optimizer's state to continue from, such as the result of
+            ``grow_opt_state``; by default a new state.
+        loss: The loss of outputs and labels, as for `fit`.
         preprocess: Applied to the inputs of each batch, for both networks.
-        progress: Whether to show a bar.
+        progress: Whether to show a progress bar.
         after_epoch: Called with the `Run` so far after each epoch.
         sharding: How a batch is split over a mesh of devices.
 
     Returns:
-        A `Run`, as `fit` returns it. The loss of its history is the objective.
+        A `Run`, as for `fit`. The loss in its history is the objective.
 
     Raises:
         TypeError: Arguments of the wrong kind, or in the wrong order.
-        ValueError: Arguments that do not fit together, among them logits of other shapes.
+        ValueError: Arguments that do not fit together, such as logits of different shapes.
         FloatingPointError: The objective became infinite or NaN.
 
     Example:

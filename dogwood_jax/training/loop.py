@@ -52,17 +52,17 @@ from dogwood_jax._front.stages import (
     state_problems,
     steps_of,
 )
-from dogwood_jax._optimizer.growable import without_ages
+from dogwood_jax._optimizer.growable import without_step_counts
 from dogwood_jax.training.batches import Data, Passes, Piece, batches_of, data_problems
 from dogwood_jax.training.teacher import Loss, Teacher
 
 
 @contextlib.contextmanager
 def interrupt_held_back() -> Iterator[threading.Event]:
-    """Yields an event that a first Ctrl-C sets; a second one interrupts at once.
+    """Yields an event that the first Ctrl-C sets; the second one interrupts at once.
 
-    Without this, KeyboardInterrupt could come when the old state has been donated to an epoch and
-    the new one is not there yet. Then everything would be lost.
+    Otherwise KeyboardInterrupt could arrive when the old state has been donated to an epoch and the
+    new state is not ready, and both would be lost.
     """
     interrupted = threading.Event()
 
@@ -70,7 +70,7 @@ def interrupt_held_back() -> Iterator[threading.Event]:
         interrupted.set()
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    # Python handles signals in the main thread only, and another's handler is not ours to replace.
+    # Python handles signals in the main thread only. A handler of the caller's own stays in place.
     ours = (
         threading.current_thread() is threading.main_thread()
         and signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -87,7 +87,7 @@ def interrupt_held_back() -> Iterator[threading.Event]:
 def progress_bar(
     total: int | None, unit: str, progress: bool
 ) -> contextlib.AbstractContextManager[Any]:
-    """Returns tqdm's bar, or None where none is wanted, seen or installed, as a context."""
+    """Returns a context with tqdm's bar, or with None if it is off, invisible or not installed."""
     if progress and sys.stderr is not None and sys.stderr.isatty():
         with contextlib.suppress(ImportError):
             from tqdm import tqdm
@@ -116,7 +116,7 @@ _OF_NNX = (
 _AFTER_EPOCH = ArgumentKind("a function of the run so far", callable)
 _PREPROCESS = ArgumentKind("a function of inputs", callable)
 
-_STEPS_BY_THE_CLOCK = 16  # of a compiled call, where a stage ends by the clock between two calls
+_STEPS_BY_THE_CLOCK = 16  # per compiled call with a time limit, which is checked between calls
 
 
 class _Run(NamedTuple):
@@ -126,19 +126,19 @@ class _Run(NamedTuple):
 
 
 class Run(_Run):
-    """What `fit` returns; it unpacks into variables, state and history.
+    """The result of `fit`; it unpacks into variables, state and history.
 
     Attributes:
-        variables: The trained variables, in the tree of those given, or of the larger model.
-        opt_state: The optimizer's state, to train on with.
+        variables: The trained variables, in the tree of the given variables or of the larger model.
+        opt_state: The optimizer's state, to continue training with.
         history: ``"loss"`` and ``"accuracy"``, each float64 ``[entries]``: means over the samples
-            of an epoch, each taken just before the step that learned from it. A stage that ends
-            within an epoch has an entry for its part, and the next stage one for the rest; where
-            ``steps`` or ``seconds`` end stages, there is also ``"steps"``, float64 ``[entries]``:
-            after how many steps of the run each entry was made. With stages also ``"grown_at"``,
-            float64 ``[growths]``: after how many entries the network grew.
-        apply: The function of these variables: the last stage's, where stages have their own.
-        interrupted: Whether Ctrl-C came. A program that trains more than once can end here.
+            of an epoch, each evaluated just before the step that learns from it. If a stage ends
+            within an epoch, there is an entry for its part, and one in the next stage for the rest.
+            If ``steps`` or ``seconds`` end stages, there is also ``"steps"``, float64
+            ``[entries]``: the number of steps of the run up to each entry. With stages, there is
+            also ``"grown_at"``, float64 ``[growths]``: the number of entries before each growth.
+        apply: The function of these variables; that of the last stage if stages have their own.
+        interrupted: Whether Ctrl-C was pressed. A program that trains more than once can end here.
     """
 
     apply: Apply
@@ -159,13 +159,46 @@ class Run(_Run):
 
 
 def scale_uint8(inputs: jax.Array) -> jax.Array:
-    """Returns uint8 inputs as float32 in [0, 1], those of any other dtype as they are.
+    """Returns uint8 inputs as float32 in [0, 1], and inputs of other dtypes unchanged.
 
     Example:
         >>> scale_uint8(jnp.array([0, 255], jnp.uint8))
         Array([0., 1.], dtype=float32)
     """
     return inputs.astype(jnp.float32) / 255 if inputs.dtype == jnp.uint8 else inputs
+
+
+class _Curves:
+    """The learning curves of a run.
+
+    Args:
+        has_steps: whether the history has ``"steps"``.
+        has_growths: whether the history has ``"grown_at"``.
+    """
+
+    def __init__(self, *, has_steps: bool, has_growths: bool) -> None:
+        self._has_steps, self._has_growths = has_steps, has_growths
+        self.losses: list[np.floating[Any]] = []
+        self.accuracies: list[np.floating[Any]] = []
+        self.steps: list[int] = []
+        self.grown_at: list[int] = []
+
+    def add(self, loss: Any, accuracy: Any, steps: int) -> None:
+        """Adds the means over the last steps."""
+        self.losses.append(loss)
+        self.accuracies.append(accuracy)
+        self.steps.append(steps + (self.steps[-1] if self.steps else 0))
+
+    def last(self) -> dict[str, str]:
+        """Returns the last entries, to be shown."""
+        return {"loss": f"{self.losses[-1]:.4f}", "accuracy": f"{self.accuracies[-1]:.4f}"}
+
+    def history(self) -> dict[str, NDArray[np.float64]]:
+        """Returns the history of a `Run`."""
+        curves = {"loss": self.losses, "accuracy": self.accuracies}
+        curves |= {"steps": self.steps} if self._has_steps else {}
+        curves |= {"grown_at": self.grown_at} if self._has_growths else {}
+        return {name: np.array(curve, float) for name, curve in curves.items()}
 
 
 def fit(
@@ -189,59 +222,61 @@ def fit(
 ) -> Run:
     """Trains variables on shuffled batches and returns them with the learning curves.
 
-    Each epoch visits every sample once, in a new order drawn from ``key``; where the batch size
-    does not divide the data, the last batch is smaller. The same arguments give the same result,
-    bit for bit, on the same machine. Nothing given is changed or donated away: ``variables``,
-    ``opt_state`` and the data can be used again.
+    Each epoch visits every sample once, in a new order drawn from ``key``. If the batch size does
+    not divide the number of samples, the last batch is smaller. The same arguments give the same
+    result, bit for bit, on the same machine. Arguments are neither changed nor donated:
+    ``variables``, ``opt_state`` and the data can be used again.
 
     The compiled epoch is kept for later calls with the same ``apply``, ``tx``, ``loss`` and
-    ``preprocess`` *objects* and the same shapes: make these once, not anew for each call.
+    ``preprocess`` *objects* and the same shapes. Create these objects once, not for each call.
 
-    With ``stages``, the network grows between them, and its optimizer's state with it. Wrap the
+    With ``stages``, the network and the optimizer's state grow between the stages. Wrap the
     optimizer once, ``dogwood_jax.growable(tx)``, so that new weights take the steps of a new
-    optimizer and old ones go on. All growths are planned before any work.
+    optimizer and old weights continue. All growths are planned before any work.
 
-    Ctrl-C ends the run after the epoch under way and returns what is trained so far, with as many
-    entries in the history. The run says so: ``run.interrupted``. A second Ctrl-C raises
+    Ctrl-C ends the run after the current epoch and returns the result so far. The history has an
+    entry for each finished epoch, and ``run.interrupted`` is True. A second Ctrl-C raises
     KeyboardInterrupt at once.
 
     Args:
         apply: The model, ``apply(variables, inputs) -> outputs``.
-        variables: Any pytree of arrays that ``apply`` takes; see the module for what is trained.
-        tx: An Optax optimizer. It may use the loss, the gradients and the loss function too, as
-            ``optax.contrib.reduce_on_plateau`` and ``optax.lbfgs`` do.
+        variables: Any pytree of arrays that ``apply`` takes. The module docstring lists the leaves
+            that are trained.
+        tx: An Optax optimizer. It may also use the loss, the gradients and the loss function, like
+            ``optax.contrib.reduce_on_plateau`` and ``optax.lbfgs``.
         data: Inputs ``[n, ...]`` and labels ``[n, ...]``, NumPy or JAX arrays of any dtype, or a
-            source of samples; see the module.
-        epochs: How many times to go through the data; 0 returns a copy of what came in.
-        steps: In place of ``epochs``, how many batches to train on. The last, smaller batch of an
-            epoch is one of them.
-        seconds: After how many seconds the run ends, compilation included, if it has not ended
-            before; alone, or beside ``epochs`` or ``steps``. See `Stage`.
-        stages: In place of these three, stretches of training with growths between them, see
+            source of samples; see the module docstring.
+        epochs: Number of passes over the data; 0 returns a copy of ``variables``.
+        steps: In place of ``epochs``, number of batches. The last, smaller batch of an epoch
+            counts, too.
+        seconds: Time limit of the run in seconds, including compilation; alone, or together with
+            ``epochs`` or ``steps``. See `Stage`.
+        stages: In place of these three, periods of training with growths between them, see
             `Stage`.
-        batch_size: Samples a step.
+        batch_size: Samples per step.
         key: A JAX random key, for the order of the samples.
-        opt_state: The state to go on from; by default a new one, ``tx.init`` of the trained leaves.
+        opt_state: The optimizer's state to continue from; by default a new state, ``tx.init`` of
+            the trained leaves.
         loss: ``loss(outputs, labels)``, a loss for each sample or one for the batch; its mean is
-            minimized. By default the cross-entropy of outputs as logits ``[n, classes]`` with
-            class labels ``[n]``.
+            minimized. By default the cross-entropy of logits ``[n, classes]`` with class labels
+            ``[n]``.
         preprocess: Applied to the inputs of each batch. By default uint8 becomes float32 in [0, 1]
             and other dtypes stay.
-        progress: Whether to show a bar, where standard error is a terminal and tqdm is installed.
-        after_epoch: Called with the `Run` so far after each epoch, or part of one at the end of a
-            stage, to test the network or to save it. The arrays of that `Run` are deleted when
-            training goes on: copy what you keep.
+        progress: Whether to show a bar if standard error is a terminal and tqdm is installed.
+        after_epoch: Called with the `Run` so far after each epoch, and at the end of a stage within
+            an epoch, for example to test or save the network. The arrays of this `Run` are deleted
+            when training continues: copy those that you keep.
         sharding: How a batch is split over a mesh of devices, ``NamedSharding(mesh,
-            PartitionSpec("data"))``; by default all is on one device. See the module.
+            PartitionSpec("data"))``; by default one device is used. See the module docstring.
 
     Returns:
-        A `Run`. Its accuracy is the share of samples whose largest output is the labelled class. It
-        is NaN if labels are not classes: integers of the shape that outputs have without their last
-        axis.
+        A `Run`. Its accuracy is the share of samples whose largest output is the labeled class. It
+        is NaN if labels are not classes. Classes are integers in the shape of the outputs without
+        their last axis.
 
     Raises:
         TypeError: Arguments of the wrong kind, or in the wrong order.
-        ValueError: Arguments that do not fit together, all named at once before any work.
+        ValueError: Arguments that do not fit together; one message lists all, before any work.
         FloatingPointError: The loss became infinite or NaN; names the epoch and the step.
 
     Example:
@@ -291,12 +326,8 @@ def fit(
     whole = Stage(epochs=epochs, steps=steps, seconds=seconds)
     problems += _length_problems(whole, stages)
     problems += _key_problems(key)
-    if opt_state is not None and not problems:
-        problems += _opt_state_problems(opt_state, tx, trained)
-    if not problems and (size := len(data[0] if isinstance(data, tuple) else data)) < batch_size:
-        problems.append(
-            f"batch_size: expected {size} or fewer, as many samples as data has, got {batch_size}"
-        )
+    if not problems:
+        problems += _opt_state_problems(opt_state, tx, trained) + _size_problems(data, batch_size)
     _raise_if(problems, caller)
 
     batches = batches_of(data, batch_size, sharding)
@@ -316,23 +347,15 @@ def fit(
     epochs = None if total is None else -(-total // passes.steps)
     in_epochs = all(one.stage.epochs is not None for one in schedule)
     may_stop_within = not in_epochs or any(one.stage.seconds for one in schedule)
-    losses: list[np.floating[Any]] = []
-    accuracies: list[np.floating[Any]] = []
-    steps_at: list[int] = []
-    grown_at: list[int] = []
+    curves = _Curves(has_steps=may_stop_within, has_growths=stages is not None)
 
     def so_far() -> Run:
         ours, state, others = trained, opt_state, frozen
         if sharding is not None and shardings is not None:
             ours, state = handed_back((trained, opt_state), shardings, sharding)
             others = handed_back(frozen, shardings_of(frozen), sharding)
-        history = {"loss": np.array(losses, float), "accuracy": np.array(accuracies, float)}
-        if may_stop_within:
-            history["steps"] = np.array(steps_at, float)
-        if stages is not None:
-            history["grown_at"] = np.array(grown_at, float)
         tree = in_order_of(variables, _combine(ours, others))
-        return Run(tree, state, history, apply, interrupted.is_set())
+        return Run(tree, state, curves.history(), apply, interrupted.is_set())
 
     bar_of = (epochs, "epoch", progress) if in_epochs else (total, "step", progress)
     with progress_bar(*bar_of) as bar, interrupt_held_back() as interrupted:
@@ -342,7 +365,7 @@ def fit(
             if one.growth is not None:
                 grow_key = jax.random.fold_in(key, number)
                 variables, opt_state = one.grown(variables, opt_state, tx, grow_key)
-                grown_at.append(len(losses))
+                curves.grown_at.append(len(curves.losses))
             apply = one.apply
             trained, frozen = _partition(variables)
             trained, frozen, opt_state, shardings = _start(trained, frozen, opt_state, tx, sharding)
@@ -364,7 +387,7 @@ def fit(
                             shardings=shardings,
                             teacher=teacher,
                         )
-                    # At most one piece ahead of the devices, because each takes memory there.
+                    # Stay at most one piece ahead of the devices, to limit their memory.
                     values[-1:] = jax.device_get(values[-1:])
                     values.append(value)
                     if monotonic() >= ends:
@@ -374,12 +397,13 @@ def fit(
                 taken = len(batch_losses)
                 sizes = passes.take(taken)
                 left -= taken
-                losses.append(np.average(batch_losses, weights=sizes))
-                accuracies.append(correct.sum() / (sizes.sum() * batches.labels // batches.size))
-                steps_at.append(taken + (steps_at[-1] if steps_at else 0))
+                curves.add(
+                    np.average(batch_losses, weights=sizes),
+                    correct.sum() / (sizes.sum() * batches.labels // batches.size),
+                    taken,
+                )
                 if bar is not None:
-                    means = {"loss": f"{losses[-1]:.4f}", "accuracy": f"{accuracies[-1]:.4f}"}
-                    bar.set_postfix(means, refresh=False)
+                    bar.set_postfix(curves.last(), refresh=False)
                     bar.update(1 if in_epochs else taken)
                 if after_epoch is not None:
                     after_epoch(so_far())
@@ -405,24 +429,24 @@ def evaluate(
 ) -> tuple[float, float]:
     """Returns the mean loss and the accuracy over all samples.
 
-    Every sample counts the same, whatever the batch size. Arguments are those of `fit`, and as
-    there the compiled call is kept for the same functions and shapes.
+    All samples have equal weight, whatever the batch size. As for `fit`, the compiled call is kept
+    for later calls with the same functions and shapes.
 
     Args:
         apply: The model, ``apply(variables, inputs) -> outputs``.
         variables: Any pytree of arrays that ``apply`` takes.
         data: Inputs ``[n, ...]`` and labels ``[n, ...]``, or a source of samples.
-        batch_size: Samples at a time; bounds the memory, not the result.
+        batch_size: Samples at a time; affects the memory, not the result.
         loss: ``loss(outputs, labels)``, a loss for each sample or the mean of a batch.
         preprocess: Applied to the inputs of each batch.
         sharding: How a batch is split over a mesh of devices.
 
     Returns:
-        The loss, and the accuracy in [0, 1], NaN where labels are not classes.
+        The loss, and the accuracy in [0, 1], which is NaN if labels are not classes.
 
     Raises:
         TypeError: Arguments of the wrong kind, or in the wrong order.
-        ValueError: Arguments that do not fit together, all named at once before any work.
+        ValueError: Arguments that do not fit together; one message lists all, before any work.
 
     Example:
         >>> inputs, labels = jnp.array([[2.0], [3.0], [-1.0]]), jnp.array([1, 1, 1])
@@ -455,8 +479,7 @@ def evaluate(
     return float(mean_loss), float(correct.sum() / batches.labels)
 
 
-# The functions are static arguments of jits made once, here, so that a compiled loop outlives a
-# call of fit.
+# Functions are static arguments of module-level jits, so a compiled loop is kept between calls.
 
 
 @functools.partial(
@@ -534,16 +557,16 @@ def _start(
     tx: optax.GradientTransformation,
     sharding: NamedSharding | None,
 ) -> tuple[PyTree, PyTree, optax.OptState, Shardings | None]:
-    """Returns what training starts from, on the mesh if there is one, and how the state is split.
+    """Returns the initial state of training, on the mesh if there is one, and its shardings.
 
-    Steps donate their state to the next; the caller's arrays are copied so that they stay.
+    Steps donate their state to the next step, so the caller's arrays are copied.
     """
     shardings = None
     with context(sharding):
         if sharding is not None:
             trained, frozen, opt_state = on_mesh((trained, frozen, opt_state), sharding)
             if opt_state is None:
-                # Not in a compiled function: here, what is made like a parameter is split like it.
+                # Not compiled, so that arrays made like a parameter are split like it.
                 opt_state = on_mesh(tx.init(trained), sharding)
             shardings = shardings_of((trained, opt_state))
         trained, opt_state = _initial_state(trained, opt_state, tx=tx, shardings=shardings)
@@ -558,7 +581,7 @@ def _initial_state(
     tx: optax.GradientTransformation,
     shardings: Shardings | None,
 ) -> tuple[PyTree, optax.OptState]:
-    """Returns copies, typed strongly as after an epoch, so that the second one does not retrace."""
+    """Returns strongly typed copies, as after an epoch, so that the second one does not retrace."""
     state = trained, tx.init(trained) if opt_state is None else opt_state
     trained, opt_state = jax.tree.map(
         lambda leaf: jnp.array(leaf, dtype=jnp.result_type(leaf), copy=True), state
@@ -568,24 +591,24 @@ def _initial_state(
 
 
 def _joined(values: list[tuple[jax.Array, jax.Array]]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Returns the losses and the numbers of right labels of all batches of some pieces."""
+    """Returns the losses and the numbers of correct labels of all batches, from those of pieces."""
     losses, correct = zip(*jax.device_get(values))
     return np.concatenate(losses), np.concatenate(correct)
 
 
 def _score(outputs: Any, labels: jax.Array, loss: Loss) -> tuple[jax.Array, jax.Array]:
-    """Returns the mean loss of a batch and the number of labels that the outputs get right.
+    """Returns the mean loss of a batch and the number of labels that are predicted correctly.
 
     Raises:
-        ValueError: if the default loss gets labels that are no classes. It is raised while JAX
-            traces, because shapes of outputs are known then.
+        ValueError: if the default loss gets labels that are not classes. It is raised during
+            tracing, when the shapes of outputs are known.
     """
     classes = jnp.shape(outputs)[:-1] if isinstance(outputs, jax.Array) else labels.shape
     if _takes_classes(loss) and len(classes) != labels.ndim:
         raise ValueError(
             f"training: expected a class for each sample, labels of shape {classes}, because "
             f"outputs have shape {outputs.shape}, got {described(labels)}; for one-hot labels or "
-            "chances pass loss=optax.softmax_cross_entropy"
+            "probabilities pass loss=optax.softmax_cross_entropy"
         )
     values = loss(outputs, labels)
     value = jnp.mean(values, dtype=jnp.promote_types(values.dtype, jnp.float32))
@@ -599,7 +622,7 @@ def _score(outputs: Any, labels: jax.Array, loss: Loss) -> tuple[jax.Array, jax.
 
 
 def _partition(variables: PyTree) -> tuple[PyTree, PyTree]:
-    """Splits variables in trained and frozen ones: two trees, None where the other has a leaf."""
+    """Splits variables into two trees, trained and frozen; each has None for the other's leaves."""
     has_collections = isinstance(variables, Mapping) and "params" in variables
 
     def is_trained(keys: Any, leaf: Any) -> bool:
@@ -635,7 +658,7 @@ def _raise_if(problems: list[str], caller: str) -> None:
 
 
 def _loop_problems(data: Any, batch_size: Any, sharding: Any, **trees: PyTree) -> list[str]:
-    """Says what is wrong with the arguments that `fit` and `evaluate` share."""
+    """Returns problems of the arguments that `fit` and `evaluate` share."""
     problems = data_problems(data)
     if not is_count(batch_size, at_least=1):
         problems.append(f"batch_size: expected an integer, 1 or more, got {batch_size!r}")
@@ -651,14 +674,14 @@ def _loop_problems(data: Any, batch_size: Any, sharding: Any, **trees: PyTree) -
 
 
 def _label_problems(data: Data, loss: Loss) -> list[str]:
-    """Says whether labels are no classes, as the default loss takes them."""
+    """Returns a problem if the default loss is used and labels are not integers."""
     labels = data[1] if isinstance(data, tuple) else data[0][1]
     dtype = jnp.result_type(labels)
     if not _takes_classes(loss) or jnp.issubdtype(dtype, jnp.integer):
         return []
     return [
         f"data: expected classes as integers, which the default loss takes, got labels {dtype}"
-        f"{[*np.shape(labels)]}; for one-hot labels or chances pass "
+        f"{[*np.shape(labels)]}; for one-hot labels or probabilities pass "
         "loss=optax.softmax_cross_entropy"
     ]
 
@@ -683,12 +706,12 @@ def _variables_problems(variables: PyTree, trained: PyTree) -> list[str]:
 
 
 def _length_problems(whole: Stage, stages: Any) -> list[str]:
-    """Says what is wrong with the length of a run, given for the whole of it or by its stages."""
+    """Returns problems of the length of a run, given for the whole run or by stages."""
     lengths = whole.epochs, whole.steps, whole.seconds
     if stages is None:
         problems, timed = length_problems(whole), [whole]
     elif lengths != (None, None, None):
-        return ["pass either epochs=, steps= or seconds=, or stages= with these of each"]
+        return ["pass either epochs=, steps= or seconds=, or stages= that have their own lengths"]
     else:
         problems = stages_problems(stages)
         timed = [] if problems else stages
@@ -712,9 +735,19 @@ def _key_problems(key: Any) -> list[str]:
     ]
 
 
+def _size_problems(data: Data, batch_size: int) -> list[str]:
+    size = len(data[0] if isinstance(data, tuple) else data)
+    if batch_size <= size:
+        return []
+    return [f"batch_size: expected at most {size}, the number of samples, got {batch_size}"]
+
+
 def _opt_state_problems(
-    opt_state: optax.OptState, tx: optax.GradientTransformation, trained: PyTree
+    opt_state: optax.OptState | None, tx: optax.GradientTransformation, trained: PyTree
 ) -> list[str]:
+    if opt_state is None:
+        return []
+
     def specs(tree: PyTree) -> dict[str, str]:
         return {
             path: f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
@@ -725,9 +758,9 @@ def _opt_state_problems(
     if {*optimizer_states(start)} != {*optimizer_states(opt_state)}:
         return [
             f"opt_state: expected {described(start)}, got {described(opt_state)}; pass the state "
-            "of a run with this tx, or leave it out to start anew"
+            "of a run with this tx, or leave it out to start with a new state"
         ]
-    expected, got = specs(start), specs(without_ages(opt_state))
+    expected, got = specs(start), specs(without_step_counts(opt_state))
     problems = [
         f"opt_state/{path}: expected {expected.get(path, 'nothing')}, "
         f"got {got.get(path, 'nothing')}"
@@ -737,7 +770,7 @@ def _opt_state_problems(
     if problems:
         problems.append(
             "pass the opt_state of a run with this tx and variables of these shapes, grown with "
-            "them if they grew, or leave it out to start anew"
+            "them if they grew, or leave it out to start with a new state"
         )
     return problems
 
@@ -749,8 +782,9 @@ def _raise_if_not_finite(losses: NDArray[Any], passes: Passes, epochs: int | Non
         of_all = "" if epochs is None else f" of {epochs}"
         raise FloatingPointError(
             f"the loss became {losses[step]} in epoch {passes.number}{of_all}, step "
-            f"{passes.done + step + 1} of {passes.steps}; the variables given to fit are as they "
-            "were. Try a lower learning rate or optax.chain(optax.clip_by_global_norm(1.0), tx); "
-            "check that the inputs are finite and that class labels are in [0, classes); "
+            f"{passes.done + step + 1} of {passes.steps}; the variables given to fit are "
+            "unchanged. Try a lower learning rate or "
+            "optax.chain(optax.clip_by_global_norm(1.0), tx); check that the inputs are finite "
+            "and that class labels are in [0, classes); "
             "jax.config.update('jax_debug_nans', True) finds the operation that fails first"
         )

@@ -1,4 +1,4 @@
-"""The learning rate of a run in which a network grows: ``constant_then_decay``."""
+"""A learning rate schedule for networks that grow: ``constant_then_decay``."""
 
 import operator
 
@@ -10,24 +10,24 @@ from dogwood_jax._base.arguments import NUMBER, expect_given, is_count
 def constant_then_decay(
     rate: float, steps: int, *, warmup: int | None = None, decay: float = 0.2
 ) -> optax.Schedule:
-    """Returns learning rates that stay high until the network has grown.
+    """Returns a schedule whose learning rate stays high until the network has grown.
 
-    The rate rises, is constant, and falls to zero over the last share of the steps. A network that
-    grows needs this, because new weights that begin at a small rate learn little. Let the network
-    grow while the rate is constant, and leave it some steps before the rate falls.
+    The rate rises, is constant, and falls to zero over the last share of the steps. New weights
+    that begin at a small rate learn little, so let the network grow while the rate is constant,
+    with some steps left before the rate falls.
 
     Args:
-        rate: the learning rate while it is constant, positive.
-        steps: how many steps the whole run takes, of all its stages.
-        warmup: in how many of these steps the rate rises from zero; by default a fortieth of them.
+        rate: the constant learning rate after the warm-up, positive.
+        steps: number of steps of the whole run, over all stages.
+        warmup: number of these steps in which the rate rises from zero; by default steps // 40.
         decay: the share of the steps over which the rate falls, between 0 and 1.
 
     Returns:
-        A schedule for Optax: a function from the number of a step to the rate.
+        An Optax schedule: a function that maps the number of a step to the rate.
 
     Raises:
         TypeError: if arguments are of the wrong kind.
-        ValueError: if the numbers do not fit together, all named at once.
+        ValueError: if arguments do not fit together, with all problems in one message.
 
     Example:
         >>> import optax

@@ -1,4 +1,4 @@
-"""A network whose predictions another one learns: ``Teacher``."""
+"""A network whose predictions another network learns: ``Teacher``."""
 
 import dataclasses
 import functools
@@ -22,15 +22,15 @@ Loss = Callable[[Any, jax.Array], jax.Array]
 )
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-    """A network whose predictions another one learns, beside the labels.
+    """A network whose predictions another network learns, in addition to the labels.
 
-    ``distill`` hands it to ``fit`` in the place of the loss.
+    ``distill`` passes it to ``fit`` in place of the loss.
 
     Attributes:
-        variables: the network's variables.
-        apply: the network, a function of variables and inputs.
-        temperature: what logits are divided by.
-        share: its share in the objective.
+        variables: the teacher's variables.
+        apply: the teacher's function of variables and inputs.
+        temperature: divisor of the logits.
+        share: the teacher's share of the objective.
         loss: the loss of outputs and labels.
     """
 
@@ -56,16 +56,16 @@ class Teacher:
             logits.astype(value.dtype) / self.temperature for logits in (outputs, predicted)
         )
         chances, log_ours = jax.nn.softmax(theirs), jax.nn.log_softmax(ours)
-        # Where a class is masked, both logarithms are infinite.
+        # Both logarithms are infinite for a masked class.
         terms = jnp.where(chances > 0, chances * (jax.nn.log_softmax(theirs) - log_ours), 0)
         divergence = jnp.sum(terms, axis=-1)
         taught = self.temperature**2 * jnp.mean(divergence)
-        if self.share in (0, 1):  # what does not count may be infinite
+        if self.share in (0, 1):  # the other term may be infinite
             return taught if self.share else value
         return (1 - self.share) * value + self.share * taught
 
     def problems(self) -> list[str]:
-        """Says what is wrong with its numbers."""
+        """Returns problems of the temperature and the share."""
         problems = []
         if not 0 < self.temperature < float("inf"):
             problems.append(f"temperature: expected a positive number, got {self.temperature}")
@@ -74,7 +74,7 @@ class Teacher:
         return problems
 
     def logits_problems(self, apply: Apply, variables: PyTree, inputs: Any) -> list[str]:
-        """Says whether a network does not return logits of the teacher's shape."""
+        """Returns a problem if a network does not return logits of the teacher's shape."""
         ours = jax.eval_shape(apply, variables, inputs)
         theirs = jax.eval_shape(self.apply, self.variables, inputs)
         shapes = [getattr(logits, "shape", None) for logits in (ours, theirs)]

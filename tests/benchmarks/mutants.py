@@ -64,7 +64,7 @@ MUTANTS = [
     ),
     Mutant(
         "program: a transpose is read as its inverse",
-        "_program/primitives/moves.py",
+        "_program/primitives/axis_moves.py",
         'return Axes((named(names),), named([names[axis] for axis in params["permutation"]]))',
         'return Axes((named([names[axis] for axis in params["permutation"]]),), named(names))',
         "test_scaling.py",
@@ -79,7 +79,7 @@ MUTANTS = [
     # _widths
     Mutant(
         "widths: the second of joined arrays shares no axes",
-        "_program/primitives/moves.py",
+        "_program/primitives/axis_moves.py",
         "for value in values[1:]:",
         "for value in values[2:]:",
         "test_trace.py",
@@ -374,13 +374,13 @@ MUTANTS = [
     Mutant(
         "by_cohort: an entry of two grown axes takes the older cohort",
         "_optimizer/by_cohort.py",
-        "merged = jnp.where(born > youngest, lane, merged)",
-        "merged = jnp.where(born < youngest, lane, merged)",
+        "merged = jnp.where(born > latest, lane, merged)",
+        "merged = jnp.where(born < latest, lane, merged)",
         "test_growable.py",
     ),
     Mutant(
-        "ages: the share of copies does not count from this growth",
-        "_optimizer/ages.py",
+        "step_counts: the share of copies does not count from this growth",
+        "_optimizer/step_counts.py",
         "jnp.where(is_old, jnp.where(same, taken(begun), number), 0),",
         "jnp.where(is_old, taken(begun), 0),",
         "test_growable.py",
@@ -407,17 +407,17 @@ MUTANTS = [
         "test_opt_state.py",
     ),
     Mutant(
-        "ages: units of several ages may go by layer",
-        "_optimizer/ages.py",
+        "step_counts: units of several cohorts may go by layer",
+        "_optimizer/step_counts.py",
         "(cohorts != cohorts[:1]).any()",
         "(cohorts != cohorts[:1]).all()",
         "test_units_by_layer.py",
     ),
     Mutant(
-        "renew of a state: renewed units keep their old ages",
+        "renew of a state: renewed units keep their old step counts",
         "_optimizer/renewed_state.py",
-        "return with_ages_of(renewed, ages)",
-        "return with_ages_of(renewed, opt_state)",
+        "return with_step_counts_of(renewed, counted)",
+        "return with_step_counts_of(renewed, opt_state)",
         "test_renew.py",
     ),
     # _front

@@ -1,4 +1,4 @@
-"""Fewer units by their means, as of heads of keys and values: ``average``."""
+"""Replace groups of units, such as heads of keys and values, by their means: ``average``."""
 
 import fnmatch
 import warnings
@@ -38,30 +38,30 @@ def average(
 ) -> PyTree:
     """Replaces groups of units by their means, in chosen arrays.
 
-    Two jobs are done so. Heads of keys and values become fewer, and more heads of queries share
-    one: 8 to 2, for example, by the mean of four each. Rows of a vocabulary become fewer: the row
-    of a new token is the mean of those of the old tokens that it replaces. Both move outputs, so
-    train the network on. A warning says by how much outputs move for random inputs, if the smaller
-    model's function is known.
+    There are two uses. Heads of keys and values become fewer, so that more heads of queries share
+    them: for example from 8 to 2, each the mean of four. Rows of a vocabulary become fewer: the row
+    of a new token is the mean of the rows of the old tokens that it replaces. Both uses move
+    outputs, so train the network on. A warning states how far outputs move for random inputs, if
+    the smaller model's function is known.
 
     Args:
         variables: pytree of the network's arrays.
         widths: its widths, from ``trace``.
-        groups: by ``(path, axis)``, the units that become one: groups of indices, one for each new
-            unit, or a number of new units, for equally many neighbours each. ``*`` in a path stands
-            for any text, as in ``("layers/*/key/kernel", 1)``. Where an axis is made of heads and
+        groups: by ``(path, axis)``, the units that are merged: a group of indices for each new
+            unit, or a number of new units, each from equally many neighbours. ``*`` in a path
+            matches any text, as in ``("layers/*/key/kernel", 1)``. If an axis consists of heads and
             their dimensions, the units are the heads.
         target_apply: the smaller model's function of variables and inputs; by default the network's
             own, if it takes the smaller arrays.
 
     Returns:
-        The smaller variables, with their dtypes. Arrays that no group names stay as they are. No
-        growth says what means are, so the optimizer begins anew.
+        The smaller variables, with their dtypes. Arrays without groups stay as they are. There is
+        no growth for means, so start with a new optimizer state.
 
     Raises:
         TypeError: if arguments are of the wrong kind.
-        ValueError: if a path fits no array, an axis has no such units, or a group names units that
-            do not exist; all of them in one message.
+        ValueError: if a path matches no array, an axis has no such units, or a group names units
+            that do not exist; all of them in one message.
 
     Example:
         >>> import jax
@@ -108,7 +108,7 @@ def average(
 def _means(
     widths: Widths, groups: Mapping[tuple[str, int], Any], problems: list[str]
 ) -> Iterator[tuple[str, int, list[list[int]]]]:
-    """Yields arrays, each with an axis and the positions of which each new one is the mean."""
+    """Yields paths and axes, with the old positions that are averaged for each new position."""
     for place, asked in groups.items():
         if not (isinstance(place, tuple) and len(place) == 2 and isinstance(place[0], str)):
             problems.append(f"{place!r}: expected (path, axis), such as ('layers/*/key/kernel', 1)")
@@ -116,7 +116,7 @@ def _means(
         pattern, axis = place
         fitting = [leaf for leaf in widths.leaves if fnmatch.fnmatchcase(leaf.path, pattern)]
         if not fitting:
-            problems.append(f"{pattern}: fits the path of no array")
+            problems.append(f"{pattern}: matches the path of no array")
         for leaf in fitting:
             try:
                 yield leaf.path, axis, _positions(widths, leaf, axis, asked)
@@ -125,7 +125,7 @@ def _means(
 
 
 def _positions(widths: Widths, leaf: Leaf, axis: Any, asked: Any) -> list[list[int]]:
-    """Returns for each new position along an axis the old ones of which it is the mean."""
+    """Returns the old positions along an axis that are averaged for each new position."""
     if not is_integer(axis) or not 0 <= axis < len(leaf.axes):
         raise ValueError(f"expected an axis of {leaf.shape}")
     layout = leaf.axes[axis]
@@ -133,11 +133,11 @@ def _positions(widths: Widths, leaf: Leaf, axis: Any, asked: Any) -> list[list[i
     if len(names) > 1:
         names = [name for name in names if widths[name].label in HEADS[:2]]
     if len(names) != 1:
-        raise ValueError(f"it is made of several widths, {layout}, and of no heads alone")
+        raise ValueError(f"expected units of one width, or heads; the axis consists of {layout}")
     size = widths[names[0]].size
     units = units_along(layout, names[0], _ROLES)
     places = np.stack([np.flatnonzero(units == unit) for unit in range(size)])
-    # New units lie as the first old ones do, each entry with what it is the mean of.
+    # New units lie where the first old units lay. Each entry comes with the positions to average.
     groups = _groups(asked, size, names[0])
     entries = [
         (int(place), positions)
@@ -175,14 +175,14 @@ def _groups(asked: Any, size: int, name: str) -> Sequence[Sequence[int]]:
 def _warn(
     variables: PyTree, smaller: PyTree, widths: Widths, target_apply: Callable[..., Any] | None
 ) -> None:
-    """Says by how much outputs move, if that is known."""
+    """Warns how far outputs move, if the smaller model's function is known."""
     network = widths.network
     if network is None:
         return
     inputs = network.random_inputs(jax.random.key(0))
     try:
         share = moved_by(network.apply, variables, target_apply or network.apply, smaller, inputs)
-    except Exception:  # any function may raise that knows its sizes
+    except Exception:  # a function with fixed sizes may raise anything
         if target_apply is not None:
             raise
         return

@@ -1,4 +1,4 @@
-"""What constant units add to their readers moves into biases: ``with_constants_folded``."""
+"""Moves the effect of constant units into biases: ``with_constants_folded``."""
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ from dogwood_jax._widths.widths import Network, Occurrence, Widths
 
 @dataclass(frozen=True)
 class Folded:
-    """Variables with the effect of constant units in biases.
+    """Variables after the effect of constant units was moved into biases.
 
     Attributes:
         variables: the variables.
-        biases: paths of the biases that hold more now.
-        lost: what no bias can make up for, a line for each reader.
+        biases: paths of the biases that changed.
+        lost: effects that no bias can make up for, a line for each reader.
     """
 
     variables: PyTree
@@ -32,7 +32,7 @@ class Folded:
 
 
 def with_constants_folded(variables: PyTree, growth: Growth) -> Folded:
-    """Returns the variables with the effect of constant units that go in their readers' biases."""
+    """Returns variables in which readers' biases hold the effect of removed constant units."""
     network, leaves = growth.widths.network, leaves_by_path(variables)
     where = placement(leaves, {})
     leaves = where.enter(leaves)
@@ -59,12 +59,12 @@ def with_constants_folded(variables: PyTree, growth: Growth) -> Folded:
                 folded[bias] = (folded[bias] + effect).astype(leaves[bias].dtype)
                 lost &= ~moved
                 biases.add(bias)
-        else:  # what nothing feeds, not even a bias, is taken to be zero
+        else:  # a unit that nothing feeds, not even a bias, is assumed to be zero
             lost &= biased[width][units]
         if (found := concrete(lost)) is not None and found.any():
-            why = "it has no bias that could make up for them"
+            why = "it has no bias that could make up for this"
             if network is None:
-                why = "only of widths from dw.trace they are moved into its bias"
+                why = "only with widths from dw.trace are they moved into its bias"
             problems.append(
                 f"{width}: removing the constant units {sorted({*units[found].tolist()})} changes "
                 f"what {place.path} reads; {why}"
@@ -81,12 +81,12 @@ def moves_constants(widths: Widths, width: str) -> bool:
 
 
 def _any(marks: jax.Array) -> jax.Array:
-    """Returns which rows hold a mark."""
+    """Returns which rows contain True."""
     return marks.reshape(marks.shape[0], -1).any(axis=1)
 
 
 def _readers(widths: Widths, width: str) -> list[tuple[Occurrence, str | None]]:
-    """Returns where a width is read, and the bias of what is produced there, if it has one."""
+    """Returns where a width is read, each with the bias of the values produced there, or None."""
     readers: list[tuple[Occurrence, str | None]] = []
     for place in widths[width].occurrences:
         if place.role == "outgoing":
@@ -104,7 +104,7 @@ def _readers(widths: Widths, width: str) -> list[tuple[Occurrence, str | None]]:
 
 
 def _constant(leaves: Mapping[str, Any], widths: Widths, change: Change) -> jax.Array:
-    """Returns which of the units that go have no incoming weights: ``[units]``, booleans."""
+    """Returns which removed units have no incoming weights: ``[units]``, booleans."""
     fed = [place for place in _incoming(widths, change) if jnp.ndim(leaves[place.path]) > 1]
     goes = np.full(change.old, bool(fed))
     goes[list(change.sources or ())] = False
@@ -123,7 +123,7 @@ def _incoming(widths: Widths, change: Change) -> list[Occurrence]:
 
 
 def _nonzero(leaves: Mapping[str, Any], change: Change, places: Iterable[Occurrence]) -> jax.Array:
-    """Returns for which units arrays are not all zero: ``[units]``, booleans."""
+    """Returns which units have a nonzero entry in the arrays: ``[units]``, booleans."""
     found = jnp.zeros(change.old, bool)
     for place in places:
         rows = _any(jnp.moveaxis(jnp.asarray(leaves[place.path]), place.axis, 0) != 0)
@@ -135,7 +135,7 @@ def _nonzero(leaves: Mapping[str, Any], change: Change, places: Iterable[Occurre
 
 
 def _gradients(variables: PyTree, network: Network, paths: Collection[str]) -> dict[str, jax.Array]:
-    """Returns gradients of some projections of the outputs for random inputs, one after another."""
+    """Returns gradients of random projections of the outputs, stacked over random inputs."""
     outputs, arrays = as_function_of(network.apply, variables, paths)
 
     def one(key: jax.Array) -> dict[str, jax.Array]:
@@ -155,16 +155,16 @@ def _gradients(variables: PyTree, network: Network, paths: Collection[str]) -> d
 def _effect(
     rows: jax.Array, rows_gradient: jax.Array, bias_gradient: jax.Array, constant: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns what constant units add to the values that a bias is added to, and which ones do.
+    """Returns what constant units add to a bias, and which units do.
 
-    A unit of constant value c adds c times its row. The gradients of its row are then c times
-    those of the bias, whatever the input; where they are not, nothing is moved.
+    A unit of constant value c adds c times its row. The gradient of its row is then c times the
+    gradient of the bias, for any input. Units for which this does not hold are not moved.
 
     Args:
         rows: outgoing weights, ``[units, ..., *bias]``.
         rows_gradient: their gradients for several inputs, ``[inputs, units, ..., *bias]``.
-        bias_gradient: those of the bias, ``[inputs, *bias]``.
-        constant: which units are constant and go, ``[units]``.
+        bias_gradient: the bias's gradients for these inputs, ``[inputs, *bias]``.
+        constant: which units are constant and removed, ``[units]``.
     """
     bias = bias_gradient.shape[1:]
     between = rows.shape[1 : rows.ndim - len(bias)]

@@ -1,4 +1,4 @@
-"""Find units that can go without a change of outputs: ``find_dead``."""
+"""Find units that can be removed without changing outputs: ``find_dead``."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -21,11 +21,11 @@ from dogwood_jax._widths.layout import units_along
 from dogwood_jax._widths.widths import Width, Widths
 
 _NOT_SHOWN = (
-    "find_dead: units of {} have zero weights, but widths from a file hold no program to show "
-    "whether a norm or another output sees them; trace the network"
+    "find_dead: units of {} have zero weights, but widths from a file hold no program that shows "
+    "whether a norm or another output reads them; trace the network"
 )
 _NAME = ArgumentKind("the name of a width", lambda value: isinstance(value, str))
-# How much larger than the largest others units are made, to see whether something sees them.
+# Size of units relative to the largest other unit, to test if outputs depend on them.
 _FACTORS = (10.0, -10.0)
 
 
@@ -36,21 +36,22 @@ def find_dead(
 
     A unit may be dead in two cases. If all its outgoing weights are zero, nothing reads it. If all
     its incoming weights except biases are zero, it is constant; then the layers that read it need
-    biases that take over its effect. Weights to dead units count like others. So a unit that only
-    dead units read is not found before these are removed.
+    biases that take over its effect. Weights to dead units count like other weights. So a unit that
+    only dead units read is found only after these are removed.
 
-    Such a unit is not dead if something else sees it: a norm, a softmax or a maximum over the
-    units, a product of units with units, another output, or a table by which units take turns.
-    So the network is evaluated with these weights and random inputs, with and without the units,
-    also with larger values of these units. Units are listed that can go together without moving any
-    output beyond rounding, and at least one unit is left. If weights and values of the network, for
-    the inputs that were traced, are more than ten million numbers, a smaller network of its kind
-    is evaluated. Of widths from a file no unit is listed, because they hold no program.
+    Such a unit is not dead if anything else reads it: a norm, a softmax or a maximum over the
+    units, a product of units with units, another output, or an operation that depends on the index
+    of a unit. So the network is evaluated with its weights and random inputs, with and without the
+    units, and also with larger values of these units. The result contains units that can be removed
+    together without moving any output beyond rounding; at least one unit is left. If weights and
+    intermediate values of the network, for the traced inputs, have more than ten million entries, a
+    reduced model is evaluated instead. For widths from a file the result is empty, because they
+    hold no program.
 
     Args:
         variables: pytree of the network's arrays.
-        width: the width whose units are looked at, from ``trace`` or ``chain``; or all widths.
-        name: which of all widths.
+        width: the width whose units are checked, from ``trace`` or ``chain``; or all widths.
+        name: the name of the width, if all widths are passed.
         tolerance: the largest magnitude that counts as zero.
 
     Returns:
@@ -59,11 +60,11 @@ def find_dead(
     Raises:
         TypeError: if arguments are of the wrong kind or swapped.
         KeyError: if there is no width of this name.
-        ValueError: if an array of the width is missing or has another size there, or the tolerance
-            is negative.
+        ValueError: if an array of the width is missing or has another size along it, or the
+            tolerance is negative.
 
     Warns:
-        UserWarning: if units of widths from a file may be dead, and nothing shows that they are.
+        UserWarning: if units of widths from a file may be dead, which cannot be checked.
 
     Example:
         >>> import jax
@@ -104,11 +105,11 @@ def find_dead(
     return found
 
 
-# By the zeros of weights --------------------------------------------------------------------------
+# By zero weights ---------------------------------------------------------------------------------
 
 
 def _unseen(variables: PyTree, widths: Widths, width: Width, tolerance: float) -> tuple[int, ...]:
-    """Returns the units that nothing reads, or that biases take over, unless others see them."""
+    """Returns units that nothing reads or that biases replace, unless outputs depend on them."""
     if width.fixed or width.interface or heard(widths, [width.name]):
         return ()
     unread, constant = _idle(variables, width, tolerance)
@@ -117,7 +118,7 @@ def _unseen(variables: PyTree, widths: Widths, width: Width, tolerance: float) -
 
 
 def _idle(variables: PyTree, width: Width, tolerance: float) -> tuple[np.ndarray, np.ndarray]:
-    """Returns which units nothing reads, and which ones nothing but biases feeds: ``[units]``."""
+    """Returns which units nothing reads, and which units only biases feed: ``[units]``."""
     leaves = leaves_by_path(variables)
     fed = tuple(
         place
@@ -128,7 +129,7 @@ def _idle(variables: PyTree, width: Width, tolerance: float) -> tuple[np.ndarray
         weights_of(variables, width, ("outgoing", "both")),
         weights_of(variables, replace(width, occurrences=fed), ("incoming",)),
     )
-    # Without a single such weight, as for an input or output, nothing is known.
+    # If there is no such weight, as for an input or output, nothing is known.
     unread, constant = (
         (np.abs(rows) <= tolerance).all(axis=1) & (rows.shape[1] > 0) for rows in several
     )
@@ -145,10 +146,10 @@ class _NotEvaluated(Exception):
 def _without_change(
     variables: PyTree, widths: Widths, width: Width, tolerance: float
 ) -> tuple[int, ...]:
-    """Returns the units that go together without moving an output.
+    """Returns units that can be removed together without moving an output.
 
     Raises:
-        _NotEvaluated: if that cannot be found out.
+        _NotEvaluated: if the network cannot be evaluated.
     """
     unread, constant = _idle(
         variables, silenced(widths, [width.name], widths)[width.name], tolerance
@@ -168,7 +169,7 @@ def _without_change(
             return False
         try:
             growth = plan(widths, keep={width.name: keep})
-        except ValueError:  # narrow refuses them, too
+        except ValueError:  # narrow would refuse these units, too
             return False
         share = moved(growth, variables)
         if share is None:
@@ -182,7 +183,7 @@ def _without_change(
 def _together(
     can_go: Callable[[Sequence[int]], bool], gone: Sequence[int], units: Sequence[int]
 ) -> Sequence[int]:
-    """Returns units that can go together, found by halves: those that are gone, and more."""
+    """Returns the units that are gone and more that can go with them, by bisection."""
     if not units:
         return gone
     if can_go([*gone, *units]):
@@ -196,7 +197,7 @@ def _together(
 
 
 def _with_zeros(variables: PyTree, width: Width, tolerance: float) -> PyTree:
-    """Returns the variables with zeros for the weights of the width that count as zero."""
+    """Returns the variables with the width's weights below the tolerance set to zero."""
     leaves = leaves_by_path(variables)
     for path in {place.path for place in width.occurrences} if tolerance else ():
         array = leaves[path]
@@ -208,10 +209,10 @@ def _with_zeros(variables: PyTree, width: Width, tolerance: float) -> PyTree:
 def _louder(
     variables: PyTree, widths: Widths, width: Width, units: Sequence[int], factor: float
 ) -> PyTree:
-    """Returns the variables with units that are much larger than others. Zeros stay zeros.
+    """Returns the variables with some units scaled to be much larger than others; zeros stay zeros.
 
-    If a unit can go, it does not matter how large it is. A maximum over many units shows a unit
-    only if it is the largest, and few random inputs make it so.
+    If a unit can be removed, its size does not matter. A maximum over many units depends on a unit
+    only if it is the largest, which is rare for random inputs.
     """
     leaves = leaves_by_path(variables)
     for place in width.occurrences:

@@ -1,4 +1,4 @@
-"""Units that are hardly active, and units that are worth least: ``dormant``, ``utility``."""
+"""Find units that are hardly active, or least useful: ``dormant``, ``utility``."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from dogwood_jax._base.arguments import (
 )
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import PyTree
-from dogwood_jax._front.smaller.readings import Reading, readings
+from dogwood_jax._front.smaller.readings import UnitReadings, readings
 from dogwood_jax._front.smaller.symmetry import expect_arrays_of, hidden
 from dogwood_jax._widths.widths import Widths
 
@@ -34,15 +34,15 @@ def dormant(
     *inputs: Any,
     tau: float = 0.025,
 ) -> dict[str, Array]:
-    """Finds units that are hardly active beside the others of their layer, by ReDo's score.
+    """Finds units that are hardly active compared with the others of their width, as in ReDo.
 
     The score of a unit is its mean absolute activation over the batch and all positions, divided by
-    the mean of that over all units of the width. A unit is dormant if its score is at most ``tau``,
-    and with ``tau=0`` if it is never active. An activation is what the next layer's weights are
-    multiplied by, behind the activation function and a norm. Where several layers read the units,
-    also those of a stack over which a loop runs, a unit is dormant if it is so in each of them.
+    the mean of this value over all units of the width. A unit is dormant if its score is at most
+    ``tau``; with ``tau=0``, if it is never active. The activation is the value that the next
+    layer's weights are multiplied by, behind the activation function and a norm. If several layers
+    read the units, or layers of a stack over which a loop runs, a unit must be dormant in each.
 
-    It works under ``jax.jit`` and in loops, because shapes do not depend on what is found.
+    ``dormant`` works under ``jax.jit`` and in loops, because shapes do not depend on values.
 
     Args:
         apply: the function of variables and inputs that was traced.
@@ -53,9 +53,9 @@ def dormant(
 
     Returns:
         By name of the width, which units are dormant: booleans, ``[units]``. Left out are widths
-        that are fixed, dimensions of inputs or outputs, and those that no product with weights
-        reads, as of queries, or only one that is not followed: within a branch or a loop of unknown
-        length, or with kernels that are joined or reversed first.
+        that are fixed or are dimensions of inputs or outputs, and widths that no product with
+        weights reads, such as queries. Products within a branch or a loop of unknown length, or
+        with kernels that are joined or reversed first, are not followed.
 
     Raises:
         TypeError: if arguments are of the wrong kind or swapped.
@@ -81,7 +81,7 @@ def dormant(
         raise ValueError(f"dormant: tau must be zero or positive, got {tau!r}")
     found = _read("dormant", apply, variables, widths, *inputs)
 
-    def is_idle(reading: Reading) -> Array:
+    def is_idle(reading: UnitReadings) -> Array:
         mean = jnp.mean(reading.activity, axis=-1, keepdims=True)
         idle = reading.activity <= tau * mean
         return jnp.all(idle, axis=tuple(range(idle.ndim - 1)))
@@ -91,8 +91,8 @@ def dormant(
 
 def _read(
     caller: str, apply: Callable[..., Any], variables: PyTree, widths: Widths, *inputs: Any
-) -> dict[str, list[Reading]]:
-    """Returns what is read of hidden units, after checking the arguments."""
+) -> dict[str, list[UnitReadings]]:
+    """Returns the readings of hidden units, after checking the arguments."""
     expect(
         f"{caller}(apply, variables, widths, *inputs)",
         apply=(FUNCTION, apply),
@@ -105,8 +105,8 @@ def _read(
     found = readings(apply, variables, units, *inputs)
     if not found:
         raise ValueError(
-            f"{caller}: no product with weights reads the units of a hidden width, so nothing is "
-            "known of their activations; print(widths) shows which widths there are"
+            f"{caller}: no product with weights reads the units of a hidden width, so their "
+            "activations are not known; print(widths) shows all widths"
         )
     return found
 
@@ -115,16 +115,16 @@ def _read(
 
 
 class UtilityState(NamedTuple):
-    """What is known of units after some steps, each by name of the width.
+    """The state of ``utility`` after some steps, each field by name of the width.
 
     Attributes:
         utility: the running average of contributions: ``[units]``, at least float32.
-        ages: the number of steps since a unit was new: ``[units]``, int32.
-        due: how many units are to be replaced still, a fraction: float32.
+        steps: the number of steps since a unit was new: ``[units]``, int32.
+        due: the number of units that are due for replacement, with its fraction: float32.
     """
 
     utility: dict[str, Array]
-    ages: dict[str, Array]
+    steps: dict[str, Array]
     due: dict[str, Array]
 
 
@@ -134,12 +134,12 @@ _STATE = ArgumentKind(
 
 
 class Utility(NamedTuple):
-    """A pair of functions, as ``utility`` returns it.
+    """A pair of functions, returned by ``utility``.
 
     Attributes:
         init: takes the variables, or their shapes; returns the state.
         update: takes the state, the variables and a batch of inputs; returns which units to replace
-            now, ``[units]`` by name of the width, and the state in which these are new.
+            now, booleans ``[units]`` by name of the width, and the state with these units new.
     """
 
     init: Callable[[PyTree], UtilityState]
@@ -156,30 +156,30 @@ def utility(
 ) -> Utility:
     """Chooses a small share of units to replace in each step, as continual backprop does.
 
-    What a unit contributes in a step is its mean absolute activation, times the sum of its absolute
-    outgoing weights. Its utility is the running average of that, corrected for its bias as Adam's
-    moments are. Where several layers read the unit, contributions add up. Of units that have been
-    there for more than ``maturity`` steps, those of the lowest utility are replaced, ``share`` of
-    them in a step. Fractions add up over the steps until they are a unit.
+    The contribution of a unit in a step is its mean absolute activation, times the sum of its
+    absolute outgoing weights. Its utility is the running average of its contributions, with a bias
+    correction as in Adam. If several layers read the unit, contributions add up. A unit is mature
+    after more than ``maturity`` steps. In each step, a ``share`` of the mature units is replaced,
+    the lowest utility first. Fractions of a unit add up over the steps.
 
-    The caller replaces the units. The state takes it for granted, and counts their ages from zero.
+    The caller replaces the units. The state assumes that this is done, and resets their steps.
 
     Args:
         apply: the function of variables and inputs that was traced.
         widths: its widths, from ``trace`` or ``chain``.
-        decay: how much of the average is kept in a step.
-        maturity: for how many steps a new unit is safe.
+        decay: the share of the running average that is kept in a step.
+        maturity: number of steps during which a new unit is not replaced.
         share: the share of mature units that are replaced in a step.
 
     Returns:
         Functions ``init(variables)`` and ``update(state, variables, *inputs)``, which work under
-        ``jax.jit`` and in loops. Widths are those of ``dormant``. After a growth, begin anew with
-        ``init``.
+        ``jax.jit`` and in loops. They cover the same widths as ``dormant``. After a growth, start
+        again with ``init``.
 
     Raises:
         TypeError: if arguments are of the wrong kind or swapped.
-        ValueError: if a number is out of its range. The functions raise it if variables or state
-            are of another network.
+        ValueError: if a number is out of range. Both functions raise it if variables or state are
+            of another network.
 
     Example:
         >>> import jax
@@ -192,12 +192,12 @@ def utility(
         >>> state = tracked.init(params)
         >>> for _ in range(2):
         ...     masks, state = tracked.update(state, params, x)
-        >>> masks["up"].tolist(), state.ages["up"].tolist()
+        >>> masks["up"].tolist(), state.steps["up"].tolist()
         ([False, True, False], [2, 0, 2])
 
     Reference:
         Dohare et al., 2024, Loss of Plasticity in Deep Continual Learning, Nature 632, algorithm 1;
-        the correction of bias is that of Dohare, Sutton and Mahmood, 2021, Continual Backprop.
+        the bias correction is that of Dohare, Sutton and Mahmood, 2021, Continual Backprop.
     """
     expect("utility(apply, widths)", apply=(FUNCTION, apply), widths=(WIDTHS, widths))
     numbers = {"decay": (NUMBER, decay), "share": (NUMBER, share)}
@@ -208,7 +208,7 @@ def utility(
         "share must be above 0 and at most 1": (share, 0 < share <= 1),
     }
     if wrong := [f"{what}, got {number!r}" for what, (number, fits) in ranges.items() if not fits]:
-        raise ValueError(listed("utility: numbers out of their range", wrong))
+        raise ValueError(listed("utility: numbers out of range", wrong))
     units = hidden(widths)
 
     def init(variables: PyTree) -> UtilityState:
@@ -224,27 +224,27 @@ def utility(
     ) -> tuple[dict[str, Array], UtilityState]:
         expect("utility.update(state, variables, *inputs)", state=(_STATE, state))
         sizes = {width.name: (width.size,) for width in units}
-        if (came := jax.tree.map(jnp.shape, state.ages)) != sizes:
+        if (came := jax.tree.map(jnp.shape, state.steps)) != sizes:
             raise ValueError(
-                f"utility.update: the state is of units {came}, expected {sizes}; begin anew with "
+                f"utility.update: the state has units {came}, expected {sizes}; start again with "
                 "utility.init after a growth"
             )
         masks: dict[str, Array] = {}
-        averages, ages, due = ({**each} for each in state)
+        averages, steps, due = ({**each} for each in state)
         found = _read("utility.update", apply, variables, widths, *inputs)
         for name, each in found.items():
-            contributions = [r.contribution.reshape(-1, len(ages[name])).sum(0) for r in each]
+            contributions = [r.contribution.reshape(-1, len(steps[name])).sum(0) for r in each]
             average = decay * averages[name] + (1 - decay) * sum(contributions)
-            age = ages[name] + 1
-            corrected = average / (1 - decay ** age.astype(average.dtype))
-            is_mature = age > maturity
+            count = steps[name] + 1
+            corrected = average / (1 - decay ** count.astype(average.dtype))
+            is_mature = count > maturity
             due[name] = due[name] + share * jnp.sum(is_mature)
             rank = jnp.argsort(jnp.argsort(jnp.where(is_mature, corrected, jnp.inf)))
             mask = is_mature & (rank < jnp.floor(due[name]))
             masks[name] = mask
             due[name] = (due[name] - jnp.sum(mask)).astype(jnp.float32)
             averages[name] = jnp.where(mask, 0, average).astype(averages[name].dtype)
-            ages[name] = jnp.where(mask, 0, age)
-        return masks, UtilityState(averages, ages, due)
+            steps[name] = jnp.where(mask, 0, count)
+        return masks, UtilityState(averages, steps, due)
 
     return Utility(init, update)

@@ -1,4 +1,4 @@
-"""What a network would lose with each of its layers: ``layer_scores``."""
+"""Score layers by what a network would lose without them: ``layer_scores``."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -17,7 +17,7 @@ from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._plan.depth.removed import layers_of
 from dogwood_jax._program.dims import LAYERS
 from dogwood_jax._program.left_out import without_layers
-from dogwood_jax._program.primitives.sizes import CannotResize
+from dogwood_jax._program.primitives.new_sizes import CannotResize
 from dogwood_jax._program.program import Program
 from dogwood_jax._widths.trace import trace
 from dogwood_jax._widths.widths import Width, Widths
@@ -28,14 +28,14 @@ Loss = Callable[..., Any]
 def layer_scores(
     variables: PyTree, widths: Widths, loss: Loss, batch: Sequence[Any]
 ) -> dict[str, NDArray[np.float64]]:
-    """Returns by how much the loss of a batch rises without each layer, by name of the layers.
+    """Returns how much the loss of a batch rises without each layer, by name of the layers.
 
-    Layers that the loss cannot be computed without are left out.
+    Layers without which the loss cannot be computed are left out.
 
     Args:
         variables: the network's variables.
         widths: its widths.
-        loss: function ``loss(variables, *batch)``, a scalar.
+        loss: function ``loss(variables, *batch)`` that returns a scalar.
         batch: arrays, or pytrees of them.
 
     Raises:
@@ -58,7 +58,7 @@ def layer_scores(
 
 
 def _countable(widths: Widths) -> Iterator[tuple[list[str], int]]:
-    """Yields names of layers that may go, and how many there are.
+    """Yields names of layers that may be removed, and how many there are.
 
     The arrays of a layer may have several names, such as ``up_0`` and ``down_0``.
     """
@@ -78,8 +78,8 @@ def _countable(widths: Widths) -> Iterator[tuple[list[str], int]]:
 class _Without:
     """The loss of a batch without some layers.
 
-    The loss is called with the variables of the smaller network. If it does not take them, and its
-    program shows how to do without a layer, this program is run.
+    The loss is called with the variables of the smaller network. If it does not take them, the
+    loss's program is run without the layer, if that is possible.
     """
 
     def __init__(self, variables: PyTree, widths: Widths, loss: Loss, batch: Sequence[Any]) -> None:
@@ -142,11 +142,11 @@ class _Without:
         """Returns the loss of a smaller network, if the loss takes its variables."""
         try:
             return float(self._loss(smaller, *self._batch))
-        except Exception:  # any function may raise that knows how many layers it has
+        except Exception:  # a loss with a fixed number of layers may raise anything
             return None
 
     def _run(self, program: jex.ClosedJaxpr, arguments: Any, variables: PyTree) -> float:
-        """Runs a program of the loss, equation by equation, because each would compile anew."""
+        """Runs a program of the loss, equation by equation, to avoid compiling each program."""
         leaves, inputs = leaves_by_path(variables), iter(jax.tree.leaves(tuple(self._batch)))
         values = [next(inputs) if path is None else leaves[path] for path, _ in arguments]
         return float(jex.jaxpr_as_fun(program)(*values)[0])

@@ -1,4 +1,4 @@
-"""The way back: ``narrow`` removes units, ``merge_symmetric`` folds equal ones into one."""
+"""Fewer units: ``narrow`` removes units, ``merge_symmetric`` merges equal units."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -25,26 +25,25 @@ def narrow(
 ) -> PyTree:
     """Removes units from a network.
 
-    The network computes the same as before if all removed units are dead, see ``find_dead``. What a
-    constant unit adds to its readers is moved into the biases of these. This is possible only if
-    the widths were traced and the readers have biases. If other units are removed, the outputs lose
-    what they contributed, and a warning says by how much outputs move: the network is evaluated
-    with random inputs before and after. Nothing is said where it cannot be evaluated: under
-    ``jax.jit``, for widths that were not traced, where inputs or outputs lose units, and if weights
-    and values of the network are more than ten million numbers.
+    The network computes the same as before if all removed units are dead, see ``find_dead``. The
+    effect of a constant unit is moved into the biases of its readers, if the widths were traced and
+    the readers have biases. If other units are removed, outputs lose their contributions, and a
+    warning states how far outputs move: the network is evaluated with random inputs before and
+    after. There is no warning if this is not possible: under ``jax.jit``, for widths that were not
+    traced, if inputs or outputs lose units, or if weights and intermediate values of the network
+    have more than ten million entries.
 
-    ``narrow`` undoes a growth by ``zero_outgoing``, bit for bit, where no array was rescaled.
+    ``narrow`` undoes a growth by ``zero_outgoing``, bit for bit, if no array was rescaled.
 
-    Where an array is divided among devices, kept units move from device to device, if they keep
-    their order. If ``keep`` changes the order, XLA may make the whole smaller array on each device.
+    If an array is sharded, kept units move between devices, as long as they keep their order. If
+    ``keep`` changes the order, XLA may make the whole smaller array on each device.
 
     Args:
         variables: pytree of the network's arrays; also under ``jax.jit``.
         widths: its widths, from ``trace`` or ``chain``.
-        keep: by name of the width, or ``(path, axis)``, the units that stay: their indices in
-            their new order, or a boolean mask; in a stack, ``[layers, units]`` for others in each
-            layer. By name of numbered layers, the layers that stay,
-            see ``plan``.
+        keep: by name of the width, or ``(path, axis)``, the units that stay: their indices in their
+            new order, or a boolean mask; in a stack, ``[layers, units]`` for different units in
+            each layer. By name of numbered layers, the layers that stay, see ``plan``.
         interface: whether units of the network's inputs or outputs may be removed.
 
     Returns:
@@ -85,10 +84,10 @@ def narrow(
     lost = [*folded.lost]
     if share:
         why = (
-            "because of the layers that go"
+            "because layers are removed"
             if growth.layers
-            else "because units that go are not dead; dw.find_dead(variables, widths, name) lists "
-            "those that are"
+            else "because removed units are not dead; dw.find_dead(variables, widths, name) lists "
+            "dead units"
         )
         lost = [f"{_in_words(share)}, {why}", *lost]
     if lost and share != 0:
@@ -97,22 +96,22 @@ def narrow(
 
 
 def _in_words(share: float) -> str:
-    """Says by how much outputs move."""
+    """Returns the text of a warning on how far outputs move."""
     if isnan(share):
         return "outputs are not finite any more"
     if isinf(share):
-        return "outputs become others"
+        return "outputs change"
     return f"outputs move by {100 * share:.3g}% (root mean square, random inputs)"
 
 
 def without_units(variables: PyTree, growth: Growth) -> PyTree:
-    """Returns the smaller variables without saying how far outputs move."""
+    """Returns the smaller variables without measuring how far outputs move."""
     variables, growth = _in_order(variables, growth)
     return grow(with_constants_folded(variables, growth).variables, growth)
 
 
 def _in_order(variables: PyTree, growth: Growth) -> tuple[PyTree, Growth]:
-    """Returns variables whose units are in order if layers lose other units each; what is left."""
+    """Reorders units if layers lose different units; returns variables and remaining growth."""
     leaves = leaves_by_path(variables)
     for path, several in growth.orders.items():
         for order in several:
@@ -124,21 +123,20 @@ def _in_order(variables: PyTree, growth: Growth) -> tuple[PyTree, Growth]:
 def merge_symmetric(
     variables: PyTree, widths: Widths, names: str | Sequence[str], *, tolerance: float = 1e-6
 ) -> PyTree:
-    """Folds units that compute the same function into one, adding up their outgoing weights.
+    """Merges units that compute the same function, adding up their outgoing weights.
 
     The network computes the same as before, to rounding: the inverse of a growth by ``replicate``.
-    ``plan(merge=)`` refuses the growth if an evaluation with random weights shows that the network
-    does something else for units that are the same. If weights of units differ by more than
-    rounding, within the tolerance, outputs move, and a warning says by how much: the network is
-    evaluated with its own weights and random inputs, before and after. Where it cannot be
-    evaluated, as ``narrow`` says, nothing is said: also for ``growth.after``, which holds no
-    function.
+    The growth is refused if an evaluation with random weights shows that outputs change although
+    units are equal, see ``plan(merge=)``. If weights of merged units differ by more than rounding,
+    within the tolerance, outputs move, and a warning states how far: the network is evaluated with
+    its own weights and random inputs, before and after. There is no warning if this is not
+    possible, see ``narrow``, nor for ``growth.after``, which holds no function.
 
     Args:
         variables: pytree of the network's arrays, with values.
         widths: its widths, from ``trace`` or ``chain``.
-        names: name of the width, or names of several.
-        tolerance: how far weights of units that count as equal may differ, see ``find_symmetric``.
+        names: name of a width, or names of several widths.
+        tolerance: how far weights of equal units may differ, see ``find_symmetric``.
 
     Returns:
         The smaller variables. For the optimizer's state, pass ``plan(widths, merge=groups)`` to
@@ -146,9 +144,9 @@ def merge_symmetric(
 
     Raises:
         TypeError: if arguments are of the wrong kind or swapped.
-        KeyError: if there is no width of a name.
-        ValueError: if the width cannot change, weights of its units cannot be added up, or outputs
-            would change although units are the same.
+        KeyError: if there is no width with one of the names.
+        ValueError: if a width cannot change, weights of its units cannot be added up, or outputs
+            would change although units are equal.
 
     Example:
         >>> import jax.numpy as jnp
@@ -180,8 +178,8 @@ def merge_symmetric(
     share = Removal(widths).moved(variables, Folded(variables, frozenset(merged)), growth)
     if share:
         warnings.warn(
-            f"merge_symmetric: {_in_words(share)}, because units that become one are not the same; "
-            "a smaller tolerance merges fewer",
+            f"merge_symmetric: {_in_words(share)}, because merged units are not equal; a smaller "
+            "tolerance merges fewer units",
             stacklevel=2,
         )
     return grow(variables, growth)

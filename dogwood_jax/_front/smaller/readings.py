@@ -1,8 +1,8 @@
-"""What weights read of each unit while a network runs: ``readings``.
+"""Measures the activations that weights read of each unit: ``readings``.
 
 A unit's activation is the value that its outgoing weights are multiplied by: behind the activation
 function, and behind a norm or a pooling in front of the next layer. These products are found in the
-program. Arrays with outgoing weights are followed, with the unit at each place of their axes.
+program, by following arrays with outgoing weights and the unit at each position of their axes.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,17 +22,17 @@ from dogwood_jax._program.subprograms import scan_counts
 from dogwood_jax._widths.layout import units_along
 from dogwood_jax._widths.widths import Width
 
-# For an axis, the width of the units along it, and the unit at each place or -1.
+# For an axis, each width along it with the unit at each position, or -1.
 Axis = tuple[tuple[str, np.ndarray], ...]
 
 
-class Reading(NamedTuple):
-    """What one product reads of the units of a width.
+class UnitReadings(NamedTuple):
+    """The activations of a width's units that one product reads.
 
     Attributes:
-        activity: the mean absolute value of each unit: ``[units]``, or ``[layers, units]`` where a
+        activity: the mean absolute value of each unit: ``[units]``, or ``[layers, units]`` if a
             loop runs over layers with weights of their own.
-        contribution: the same times the sum of the absolute weights that it is multiplied by.
+        contribution: ``activity`` times the sum of the unit's absolute weights in the product.
     """
 
     activity: Array
@@ -44,7 +44,7 @@ class _Weights(NamedTuple):
 
     Attributes:
         axes: the units along each axis.
-        loops: the loops that run over layers of these weights, by identity.
+        loops: the ids of loops that run over layers of these weights.
     """
 
     axes: tuple[Axis, ...]
@@ -56,8 +56,8 @@ class _Value(NamedTuple):
 
     Attributes:
         array: the array.
-        weights: how units lie in it, if it holds outgoing weights and nothing else.
-        is_data: whether it depends on an input, as far as that is followed.
+        weights: how units lie in it, if it holds only outgoing weights.
+        is_data: whether it depends on an input, as far as this is known.
     """
 
     array: Any
@@ -67,13 +67,13 @@ class _Value(NamedTuple):
 
 def readings(
     apply: Callable[..., Any], variables: PyTree, widths: Iterable[Width], *inputs: Any
-) -> dict[str, list[Reading]]:
-    """Runs a network; returns what its products read, by name of the width.
+) -> dict[str, list[UnitReadings]]:
+    """Runs a network; returns the readings of its products, by name of the width.
 
     Args:
         apply: the function of variables and inputs.
         variables: pytree of the network's arrays.
-        widths: the widths that are looked at.
+        widths: the widths whose units are measured.
         *inputs: a batch of inputs.
     """
     program = Program(apply, variables, inputs)
@@ -91,17 +91,17 @@ def readings(
         along = axes.get(argument, {}) if argument is not None else {}
         whole = tuple(along.get(axis, ()) for axis in range(len(struct.shape)))
         arguments.append(_Value(array, _Weights(whole) if along else None, argument is None))
-    run = _Run({width.name: width.size for width in widths})
+    run = _ReadRun({width.name: width.size for width in widths})
     run.program(program.jaxpr.jaxpr, program.jaxpr.consts, arguments)
-    found: dict[str, list[Reading]] = {}
+    found: dict[str, list[UnitReadings]] = {}
     for (name, _), reading in zip(run.names, run.found, strict=True):
         found.setdefault(name, []).append(reading)
     return found
 
 
 @dataclass
-class _Run:
-    """One run of a program, with what its products have read.
+class _ReadRun:
+    """One run of a program, with the readings of its products.
 
     Attributes:
         sizes: the size of each width.
@@ -111,7 +111,7 @@ class _Run:
 
     sizes: Mapping[str, int]
     names: list[tuple[str, frozenset[int]]] = field(default_factory=list)
-    found: list[Reading] = field(default_factory=list)
+    found: list[UnitReadings] = field(default_factory=list)
 
     def program(self, jaxpr: Any, consts: Any, arguments: Sequence[_Value]) -> list[_Value]:
         return interpret(
@@ -130,7 +130,7 @@ class _Run:
         results = evaluated(eqn, [value.array for value in operands])
         is_data = any(value.is_data for value in operands)
         places = [place for place, value in enumerate(operands) if value.weights is not None]
-        if len(places) != 1:  # weights times weights are read by nothing
+        if len(places) != 1:  # products of weights with weights are not readings
             return [_Value(result, is_data=is_data) for result in results]
         if is_data and primitive(eqn.primitive.name).contracts and places[0] < 2:
             self._read(eqn, operands, places[0], results[0].shape)
@@ -140,7 +140,7 @@ class _Run:
         ]
 
     def _read(self, eqn: Any, operands: Sequence[_Value], place: int, shape: Sequence[int]) -> None:
-        """Notes what a product of weights with values reads of the units."""
+        """Records the reading of a product of weights with values."""
         shapes = [jnp.shape(value.array) for value in operands]
         axes = axes_of(eqn.primitive.name, eqn.params, shapes, shape)
         weights = operands[place].weights
@@ -157,21 +157,21 @@ class _Run:
                     each = self._by_unit(width, units, jnp.ones_like(active))
                     activity = self._by_unit(width, units, active) / jnp.maximum(each, 1)
                     self.names.append((width, weights.loops))
-                    self.found.append(Reading(activity, self._by_unit(width, units, weighed)))
+                    self.found.append(UnitReadings(activity, self._by_unit(width, units, weighed)))
 
     def _by_unit(self, width: str, units: np.ndarray, along: Array) -> Array:
         size = self.sizes[width]
         return jax.ops.segment_sum(along, np.where(units < 0, size, units), size + 1)[:size]
 
     def scan(self, eqn: Any, operands: list[_Value]) -> list[_Value]:
-        """Runs a loop. Steps of a loop over layers stay apart, others are averaged."""
+        """Runs a loop. Readings of layers are kept separately; other steps are averaged."""
         n_consts, n_carry = scan_counts(eqn)
         consts, carry = operands[:n_consts], operands[n_consts : n_consts + n_carry]
-        stacked, program, inner = operands[n_consts + n_carry :], eqn.params["jaxpr"], _Run({})
+        stacked, program, inner = operands[n_consts + n_carry :], eqn.params["jaxpr"], _ReadRun({})
 
         def body(state: Any, slices: Any) -> Any:
             nonlocal inner
-            inner = _Run(self.sizes)
+            inner = _ReadRun(self.sizes)
             layers = [
                 _Value(
                     array,
@@ -195,7 +195,9 @@ class _Run:
         self.names += inner.names
         for (_, loops), reading in zip(inner.names, found, strict=True):
             apart = id(eqn) in loops
-            self.found.append(reading if apart else Reading(*(jnp.mean(r, 0) for r in reading)))
+            self.found.append(
+                reading if apart else UnitReadings(*(jnp.mean(r, 0) for r in reading))
+            )
         return [*map(_Value, state), *map(_Value, rows)]
 
 
@@ -208,7 +210,7 @@ def _magnitude(array: Any) -> Array:
 def _follow(
     eqn: Any, operands: Sequence[_Value], place: int, shape: Sequence[int]
 ) -> _Weights | None:
-    """Returns how units lie in a result that holds weights still."""
+    """Returns how units lie in a result that still holds only weights; None if it has no units."""
     name, weights = eqn.primitive.name, operands[place].weights
     assert weights is not None
     record, shapes = primitive(name), [jnp.shape(value.array) for value in operands]

@@ -1,4 +1,4 @@
-"""An optimizer that renews the units that learn nothing: ``recycling``."""
+"""An optimizer that renews units that learn nothing: ``recycling``."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -44,10 +44,10 @@ class RecyclingState(NamedTuple):
     """The state of an optimizer that renews units.
 
     Attributes:
-        inner_state: the state of the optimizer that was wrapped.
+        inner_state: the state of the wrapped optimizer.
         steps: the number of steps: int32.
-        scores: for each width, how large gradients were since units were last looked at, in the
-            order of the widths: float32 ``[layers, units]``, one layer where no loop runs.
+        scores: for each width, in their order, the sums of gradient magnitudes since units were
+            last checked: float32 ``[layers, units]``, with one layer if no loop runs.
         renewed: the number of units that were renewed, in all steps and widths: int32.
     """
 
@@ -73,50 +73,49 @@ def recycling(
     tau: float = 0.025,
     init: Initializer = glorot,
 ) -> Any:
-    """Wraps an optimizer, which then renews units that learn nothing, as ``renew`` does.
+    """Wraps an optimizer so that it renews units that learn nothing, as ``renew`` does.
 
-    It is for training loops that have an optimizer and no more, such as those with a ``TrainState``
-    of Flax: nothing but the optimizer changes. Such a loop shows no activations, so the units are
-    chosen by their gradients. The score of a unit is the mean magnitude of the gradients of its
-    incoming weights and of its bias, added up, divided by the mean of that over all units of the
-    width. Every so many steps, units whose score since the last time is at most ``tau`` begin anew.
-    A unit that is zero for all inputs has no gradient, so its score is zero. A new unit has small
-    gradients at first, because its outgoing weights are zero. So after a few steps alone, it would
-    be renewed once more.
+    This is for training loops in which only the optimizer can be changed, such as loops with a Flax
+    ``TrainState``. An optimizer sees no activations, so it chooses units by their gradients. The
+    score of a unit is the mean gradient magnitude of its incoming weights, plus that of its bias,
+    divided by the mean of this sum over all units of the width. After every ``every`` steps, units
+    are renewed if their score since the last check is at most ``tau``. A unit that is zero for all
+    inputs has no gradient, so its score is zero. A new unit has small gradients at first, because
+    its outgoing weights are zero. So with a small ``every``, it would be renewed again.
 
-    A loop that knows more passes what it has found, and the optimizer renews these units in this
-    step, and no others: ``tx.update(grads, state, params, masks=dw.dormant(...))``. Gradients of
-    such a step do not count.
+    A loop that can choose units itself passes masks: ``tx.update(grads, state, params,
+    masks=dw.dormant(...))``. The optimizer then renews only these units in this step. Gradients of
+    this step do not count for scores.
 
-    The update of a renewed unit is what is missing to its new weights, so ``optax.apply_updates``
-    makes the unit new. Therefore ``recycling`` is the last link of a chain: what comes behind it,
-    such as a learning rate, would scale new weights. Outgoing weights that the optimizer freezes
-    become zero as well, and stay so. Shapes stay, and nothing is compiled again. All other entries
-    take the steps of the optimizer that was wrapped, bit for bit, unless XLA rounds otherwise in
-    the larger program.
+    The update of a renewed unit is the difference to its new weights, so ``optax.apply_updates``
+    makes the unit new. So ``recycling`` must be the last link of a chain: a later link, such as a
+    learning rate, would scale new weights. Outgoing weights that the optimizer freezes also become
+    zero, and remain zero. Shapes stay, and nothing is compiled again. All other entries take the
+    steps of the wrapped optimizer, bit for bit, unless XLA rounds differently in the larger
+    program.
 
     Args:
-        tx: the optimizer. If it has no ``dw.growable(..., renewable=True)`` in it, it is wrapped in
+        tx: the optimizer. It is wrapped in ``dw.growable(..., renewable=True)`` unless it contains
             one.
-        widths: from ``trace`` or ``chain``, of the parameters that the optimizer sees, or of
-            variables whose collection ``"params"`` these are. Looked at are hidden widths that
-            ``renew`` takes with ``strict=True``.
+        widths: from ``trace`` or ``chain``, of the optimizer's parameters, or of variables with
+            these parameters in the collection ``"params"``. Hidden widths are checked if ``renew``
+            accepts them with ``strict=True``.
         key: PRNG key for the new weights of all steps.
-        every: after how many steps units are looked at.
-        tau: the largest score of a unit that begins anew.
+        every: after how many steps units are checked.
+        tau: the largest score of a unit that is renewed.
         init: initializer of incoming weights, as in ``strategies.zero_outgoing``.
 
     Returns:
-        An ``optax.GradientTransformation`` with a ``RecyclingState``. Its ``renewed`` says how many
-        units began anew so far. ``update`` needs the parameters. After a growth, wrap anew with
-        ``growth.after``. The state is ``tx.init(wide)`` with the grown ``inner_state`` of the old
-        one.
+        An ``optax.GradientTransformation`` with a ``RecyclingState``, whose ``renewed`` counts the
+        units renewed so far. ``update`` needs the parameters. After a growth, wrap the optimizer
+        again with ``growth.after``. The new state is ``tx.init(wide)`` with the grown
+        ``inner_state`` of the old state.
 
     Raises:
         TypeError: if arguments are of the wrong kind or swapped.
-        ValueError: if no width can be renewed, or a number is out of its range. The functions raise
-            it for parameters of another network, and where arrays of the units are not among the
-            parameters, such as running statistics.
+        ValueError: if no width can be renewed, or a number is out of range. ``init`` and ``update``
+            raise it for parameters of another network, and if arrays of the units, such as running
+            statistics, are not among the parameters.
 
     Example:
         >>> import jax
@@ -154,7 +153,7 @@ def recycling(
         )
         if not fits
     ]:
-        raise ValueError(listed("recycling: numbers out of their range", wrong))
+        raise ValueError(listed("recycling: numbers out of range", wrong))
     found = {width.name: [*never_renewed(width, strict=True)] for width in hidden(widths)}
     units = [widths[name] for name, reasons in found.items() if not reasons]
     if not units:
@@ -187,14 +186,14 @@ def recycling(
         if params is None:
             raise ValueError(
                 "update: pass the parameters, tx.update(grads, state, params), because the update "
-                "of a new unit is what is missing to its new weights"
+                "of a new unit depends on its old weights"
             )
         params = only_data(params)
         expected = {width.name: width.size for width in units}
         if (came := [scores.shape[-1] for scores in state.scores]) != [*expected.values()]:
             raise ValueError(
-                f"update: expected a state of units {expected}, got {came}; after a growth wrap "
-                "the optimizer anew, with growth.after"
+                f"update: expected a state of units {expected}, got {came}; after a growth, wrap "
+                "the optimizer again with growth.after"
             )
 
         _expect_all_arrays(params, widths, units)
@@ -220,7 +219,7 @@ def recycling(
             else:
                 idle = {w.name: _is_idle(each, tau) for w, each in zip(units, scores, strict=True)}
                 is_due = steps % every == 0
-                # Outside of jit, a cond would be compiled in each step.
+                # Outside of jit, lax.cond would compile in each step.
                 choose = lax.cond if is_traced(is_due) else _chosen
                 changes, inner_state, count = choose(
                     is_due, lambda: anew(idle), lambda: (changes, inner_state, zero)
@@ -244,13 +243,13 @@ def _chosen(is_true: Array, yes: Callable[[], Any], no: Callable[[], Any]) -> An
 def _with_new_units(
     changes: PyTree, missing: PyTree, widths: Widths, masks: Mapping[str, Array]
 ) -> PyTree:
-    """Returns updates in which those of some units are what is missing to new ones.
+    """Returns updates that turn some units into new units.
 
     Args:
-        changes: the updates, of parameters as the optimizer sees them.
-        missing: new parameters less old ones, as the network has them.
+        changes: the updates, in the tree of the optimizer's parameters.
+        missing: new parameters minus old parameters, in the tree of the network's variables.
         widths: the network's widths.
-        masks: for each width with new units, by name, which ones are new.
+        masks: which units are new, by name of each width with new units.
     """
     moves, missing = leaves_by_path(_in_network(changes, widths)), leaves_by_path(missing)
     for leaf in widths.leaves:
@@ -264,7 +263,7 @@ def _with_new_units(
 
 
 def _renewable(tx: Any) -> Any:
-    """Returns the optimizer, wrapped if it cannot go on after a renewal."""
+    """Returns the optimizer, wrapped in ``growable`` unless it contains one."""
     import optax
 
     def fitting(params: PyTree) -> Any:
@@ -274,7 +273,7 @@ def _renewable(tx: Any) -> Any:
     stand_ins = {"kernel": jnp.zeros((2, 3))}
     try:
         jax.eval_shape(tx.init, stand_ins)
-    except Exception:  # an optimizer may know the arrays that it is for, and raise anything
+    except Exception:  # an optimizer for certain arrays may raise anything
         pass
     else:
         return fitting(stand_ins)
@@ -289,21 +288,21 @@ def _renewable(tx: Any) -> Any:
 
 
 def _of_units(masks: Mapping[str, Array], widths: Widths, units: list[Width]) -> dict[str, Array]:
-    """Returns masks by the names of their widths, after checking that these are looked at."""
+    """Returns masks by names of widths, after checking that the optimizer renews these widths."""
     names = [width.name for width in units]
     if wrong := [
-        f"{name}: none of its units are renewed by this optimizer"
+        f"{name}: this optimizer renews none of its units"
         if name in widths
         else no_such("width", name, names)
         for name in masks
         if name not in widths or widths[name].name not in names
     ]:
-        raise ValueError(listed(f"update: pass masks of {', '.join(names)} alone", wrong))
+        raise ValueError(listed(f"update: pass only masks of {', '.join(names)}", wrong))
     return {widths[name].name: mask for name, mask in masks.items()}
 
 
 def _expect_gradients(updates: PyTree, params: PyTree, widths: Widths, units: list[Width]) -> None:
-    """Raises if gradients are not those of the parameters, as far as units are concerned."""
+    """Raises if gradients of the units' arrays do not match the parameters."""
     known = {place.path: None for width in units for place in width.occurrences}
     given, arrays = (leaves_by_path(_in_network(tree, widths)) for tree in (updates, params))
     if wrong := [
@@ -316,26 +315,26 @@ def _expect_gradients(updates: PyTree, params: PyTree, widths: Widths, units: li
 
 
 def _in_network(params: PyTree, widths: Widths) -> PyTree:
-    """Returns parameters with the paths that they have in the network."""
+    """Returns parameters with their paths in the network."""
     known, found = {leaf.path for leaf in widths.leaves}, leaves_by_path(params)
     is_inside = known.isdisjoint(found) and not known.isdisjoint(f"params/{p}" for p in found)
     return {"params": params} if is_inside else params
 
 
 def _expect_all_arrays(params: PyTree, widths: Widths, units: list[Width]) -> None:
-    """Raises if the parameters are another network's, or lack arrays of the units."""
+    """Raises if the parameters are of another network, or lack arrays of the units."""
     variables = _in_network(params, widths)
     places = {place.path for width in units for place in width.occurrences}
     gone = sorted(places - leaves_by_path(variables).keys())
     if gone and len(gone) < len(places):
         raise ValueError(
             listed(
-                "recycling: arrays of the units are not among the parameters that the optimizer "
-                "sees, so it cannot make them new; use dw.renew in the training loop",
+                "recycling: arrays of the units are not among the optimizer's parameters, so it "
+                "cannot renew them; use dw.renew in the training loop",
                 gone,
             )
         )
-    way_out = "trace again, and after a growth wrap the optimizer anew, with growth.after"
+    way_out = "trace again, and after a growth, wrap the optimizer again with growth.after"
     expect_arrays_of("recycling", variables, units, way_out)
 
 
@@ -360,7 +359,7 @@ def _gradients_of(width: Width, widths: Widths, gradients: Mapping[str, Any]) ->
 
 
 def _is_idle(scores: Array, tau: float) -> Array:
-    """Returns which units learn hardly anything, in each layer and beside other units."""
+    """Returns which units learn hardly anything compared with others, in every layer."""
     mean = jnp.mean(scores, axis=-1, keepdims=True)
     # Without any gradient, nothing is known of the units.
     return jnp.all((scores <= tau * mean) & (mean > 0), axis=0)

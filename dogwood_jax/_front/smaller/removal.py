@@ -1,4 +1,4 @@
-"""By how much outputs move when units or layers go: ``Removal``."""
+"""Measures how far outputs move without some units or layers: ``Removal``."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -22,13 +22,13 @@ from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._plan.depth.removed import smaller_program, whole_program
 from dogwood_jax._plan.own_function import Rejected, own_program
-from dogwood_jax._program.primitives.sizes import CannotResize
+from dogwood_jax._program.primitives.new_sizes import CannotResize
 from dogwood_jax._program.subprograms import entries
 from dogwood_jax._widths.widths import Widths
 
 Values = Mapping[str, Any]
 
-# How many of the rounding errors of its dtype a folded entry may be off by.
+# Allowed error of a folded entry, in rounding errors of its dtype.
 _ROUNDING_ERRORS = 2.0
 
 
@@ -45,17 +45,18 @@ class _OfNetwork(Samples):
 
 
 def moved(case: Case, variables: Values, folded: Values, rounded: Collection[str]) -> float | None:
-    """Returns by how much outputs move, relative to their size (root mean squares).
+    """Returns how far outputs move, relative to their size (root mean squares).
 
-    It is 0 if no entry of an output moves beyond rounding, for any kind of inputs; else it is that
-    of the output that moves most, for the first kind of inputs that shows it. It is infinite if an
-    output gets another shape, nan if it is not finite any more, and None if no sample shows it.
+    The result is 0 if no entry of an output moves beyond rounding, for any kind of inputs.
+    Otherwise it belongs to the output that moves most, for the first kind of inputs that moves one.
+    It is infinite if an output gets another shape, NaN if an output is no longer finite, and None
+    if the samples do not decide.
 
     Args:
-        case: the network and the smaller one, with the growth that narrows.
+        case: the network and the smaller network, with the growth that narrows.
         variables: the network's variables by path.
         folded: the same, after constant units were moved into biases. The growth narrows these.
-        rounded: paths of these biases. They are rounded in their dtype.
+        rounded: paths of these biases, which are rounded in their dtype.
     """
     before = {path: widened(array) for path, array in variables.items()}
     smaller = _narrowed(case, variables, folded, rounded)
@@ -98,7 +99,7 @@ def _zeros(array: Any) -> Any:
 def _narrowed(
     case: Case, variables: Values, folded: Values, rounded: Collection[str]
 ) -> list[dict[str, Any]]:
-    """Returns the smaller network's variables, then again with other rounding of biases."""
+    """Returns the smaller network's variables, first as they are, then with biases nudged."""
     narrow, rng = grown(case), np.random.default_rng(0)
     fresh = {path: _zeros(array) for path, array in case.new.arguments if path is not None}
     exact = {path: widened(array) for path, array in folded.items()}
@@ -118,7 +119,7 @@ def _eps(array: Any) -> float:
 
 
 def _share(old: Any, new: Any) -> float:
-    """Returns how much an output moves, relative to its size."""
+    """Returns how far an output moves, relative to its size."""
     if old.dtype.kind not in "fc":
         return float(np.mean(old != new))
     finite = np.isfinite(old)
@@ -127,15 +128,15 @@ def _share(old: Any, new: Any) -> float:
     return float(moved / size) if size else inf
 
 
-# Networks whose arrays have more entries together, variables and values, are not evaluated.
+# Upper limit on entries of all variables and values; larger networks are not evaluated.
 MOST_ENTRIES = 10_000_000
 
 
 class Removal:
     """Evaluates a network with its own weights, and without some of its units or layers.
 
-    The smaller network is the network's own function, if it takes fewer units. Else, as for a
-    module whose config states sizes, it is the network's program written again in these sizes.
+    The smaller network is the network's own function, if it takes fewer units. Otherwise, for
+    example for a module whose config states sizes, it is the network's program, resized.
 
     Args:
         widths: the network's widths.
@@ -151,15 +152,15 @@ class Removal:
             self._old = Side(program.jaxpr, program.arguments, program.results)
 
     def moved(self, variables: PyTree, folded: Folded, growth: Growth) -> float | None:
-        """Returns by how much outputs move, relative to their size; see ``_check.removal``.
+        """Returns how far outputs move, relative to their size; see ``moved``.
 
         Args:
             variables: the network's variables.
             folded: the same, after constant units were moved into biases.
-            growth: which units go.
+            growth: the growth that removes units or layers.
 
         Returns:
-            0 if outputs stay; None if that is not known.
+            0 if outputs stay; None if the networks cannot be evaluated.
         """
         before, after = (arrays_of(leaves_by_path(tree)) for tree in (variables, folded.variables))
         known = all(_has_values(array) for array in (*before.values(), *after.values()))
@@ -206,7 +207,7 @@ def _side(growth: Growth) -> Side | None:
 
 
 def _outputs(old: Side, new: Side) -> list[ComparedOutput]:
-    """Returns the outputs of both. New values of variables lose units as the variables do."""
+    """Returns the outputs to compare, without new values of variables that lose units."""
     shapes = _shapes(old)
     leaves = {path: tuple(array.shape) for path, array in old.arguments if path is not None}
     of_variables, theirs = mirrors(shapes, leaves), _shapes(new)

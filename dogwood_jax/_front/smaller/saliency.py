@@ -1,4 +1,4 @@
-"""What a network would lose with each of its units, or of its layers: ``saliency``."""
+"""Score units or layers by what a network would lose without them: ``saliency``."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -53,50 +53,49 @@ def saliency(
     by: Way = "first_order",
     layers: bool = False,
 ) -> Scores:
-    """Scores each unit, or each layer, by what a network would lose with it.
+    """Scores each unit, or each layer, by what a network would lose without it.
 
     Scores are plain data: compute them once and pass them to ``shrink`` for several budgets, leave
-    out the widths that are to stay, or add up the scores of several batches. By default they
-    estimate how much the loss rises without the unit, up to a common factor. So scores of different
-    widths compare, as activities do. Norms compare within a width at best.
+    out widths that should stay, or add up the scores of several batches. By default, scores
+    estimate how much the loss rises without the unit, up to a common factor. These scores can be
+    compared between widths, and so can activities. Norms can be compared within a width at best.
 
-    ``by`` says how:
+    ``by`` selects the score of a unit:
 
     - ``"first_order"``: the mean over samples of the squared derivative of a sample's loss by a
       factor on all outgoing weights of the unit. For the loss of the whole batch, this derivative
-      vanishes once training has converged; its square by sample does not, and stands for the
+      vanishes once training has converged; its square by sample does not, and approximates the
       curvature.
-    - ``"activity"``: the mean square of what the unit contributes to the outputs, see ``activity``,
+    - ``"activity"``: the mean square of the unit's contribution to the outputs, see ``activity``,
       estimated by a random projection of the outputs for each sample. It runs the traced function
       on the first arrays of the batch. The loss is not used.
-    - ``"norm"``: the squared norm of all weights of the unit. It takes neither loss nor batch.
+    - ``"norm"``: the squared norm of all weights of the unit. It needs neither loss nor batch.
 
-    In each way, units that can go for nothing have the score zero: dead units, see ``find_dead``,
+    Units that can be removed at no cost always have the score zero: dead units, see ``find_dead``,
     and all but the first of units that compute the same function, see ``find_symmetric``. The first
-    of these has the score of all together, because it takes over their outgoing weights. In a
-    stack, that goes for units that are so in all layers.
+    unit has the score of the whole group, because it takes over their outgoing weights. In a stack,
+    this holds for units that are dead or equal in all layers.
 
-    Layers are scored by trying: the score of a layer is by how much the loss of the batch rises
-    without it. Layers are those with numbers in their names, such as ``layers_0`` and ``layers_1``,
-    and stacks over which a loop runs. A few samples are enough.
+    Layers are scored by removing them: the score of a layer is how much the loss of the batch rises
+    without it. Layers have numbers in their names, such as ``layers_0`` and ``layers_1``, or are
+    stacked arrays over which a loop runs. A few samples are enough.
 
     Args:
         variables: pytree of the network's arrays, with values.
         widths: its widths, from ``trace`` or ``chain``.
-        loss: function ``loss(variables, *batch)``, a scalar.
-        *batch: arrays, or pytrees of them. The first axis counts samples. The loss is called with
-            one sample at a time, arrays ``[1, ...]``.
+        loss: function ``loss(variables, *batch)`` that returns a scalar.
+        *batch: arrays, or pytrees of them. The first axis counts samples. For units, the loss is
+            called with one sample at a time, arrays ``[1, ...]``.
         by: how to score units.
-        layers: whether to score layers in place of units. It takes a loss and a batch.
+        layers: whether to score layers in place of units. Needs a loss and a batch.
 
     Returns:
-        The scores by name of the width, float64 ``[units]``, or ``[layers, units]`` of a stack over
-        which a loop runs; or by name of the layers, as
-        ``plan(keep=)`` takes them, float64 ``[layers]``. Layers that the network is not known to do
-        without are left out. So are
-        widths whose units cannot be removed one by one: those that are fixed, inputs or outputs,
-        under a norm without an exact recipe, or that the traced function only takes in other sizes
-        together with others.
+        The scores by name of the width, float64 ``[units]``, or ``[layers, units]`` for a stack
+        over which a loop runs; or by name of the layers, as in ``plan(keep=)``, float64
+        ``[layers]``. Layers without which the loss cannot be computed are left out. So are widths
+        whose units cannot be removed one by one: widths that are fixed, inputs or outputs, under a
+        norm without an exact recipe, or that the traced function can only change together with
+        other widths.
 
     Raises:
         TypeError: if arguments are of the wrong kind.
@@ -152,11 +151,11 @@ def saliency(
     return scores
 
 
-# Which units can go -------------------------------------------------------------------------------
+# Removable units ----------------------------------------------------------------------------------
 
 
 def refusal(widths: Widths, width: Width) -> str | None:
-    """Returns why units of a width cannot be removed by their scores, or None."""
+    """Returns the reason why units of a width cannot be removed by their scores, or None."""
     if width.fixed:
         return width.fixed
     if width.interface:
@@ -164,16 +163,16 @@ def refusal(widths: Widths, width: Width) -> str | None:
     if width.size < 2:
         return "it has a single unit"
     if heard(widths, [width.name]) and for_removal(widths, width.name) is None:
-        return f"a unit that goes changes the others: {SEEN}"
+        return f"removing a unit changes the other units: {SEEN}"
     if widths.network is not None:
         own = own_program(widths, {width.name: 2 * width.size}, in_module=False)
         if isinstance(own, Rejected) and own.follows_shapes:
-            return f"other widths must change along with it: {own.reason}"
+            return f"other widths must change together with it: {own.reason}"
     return None
 
 
 def copies(variables: PyTree, widths: Widths, width: Width) -> tuple[tuple[int, ...], ...]:
-    """Returns groups of units that ``merge_symmetric`` can make one of, all else alike."""
+    """Returns groups of units that ``merge_symmetric`` can merge without changing outputs."""
     groups = () if heard(widths, [width.name]) else find_symmetric(variables, width, outgoing=False)
     if groups:
         try:
@@ -241,7 +240,7 @@ def _mean_squares(
     loss: Loss,
     batch: tuple[Any, ...],
 ) -> Scores:
-    """Returns the mean over samples of the square of what silencing each unit does to the loss."""
+    """Returns each unit's mean squared effect on the loss of a sample, at first order."""
     samples = jax.tree.map(jnp.asarray, batch)
     _expect_samples(samples)
     structure, leaves = jax.tree.structure(variables), leaves_by_path(variables)
@@ -289,7 +288,7 @@ def _expect_samples(batch: tuple[Any, ...]) -> None:
     if not shapes or len({shape[:1] for shape in shapes}) > 1 or () in shapes or (0,) in shapes:
         raise ValueError(
             "saliency: the first axis of each array of the batch must count the same samples, got "
-            f"shapes {shapes}; what has no samples, such as a key, belongs into the loss: "
+            f"shapes {shapes}; put arguments without samples, such as a key, into the loss: "
             "lambda variables, x, y: loss(variables, x, y, key)"
         )
 
@@ -301,12 +300,12 @@ def _wide(array: Array) -> Array:
 def _read_at(width: Width) -> list[tuple[str, int, NDArray[np.int_]]]:
     """Returns paths and axes where a width is read, with the unit at each position or -1.
 
-    Where no array reads the units, the arrays that write them are returned: without a unit of a
-    query, for example, a unit of the key counts for nothing.
+    If no array reads the units, this returns the arrays that write them. For example, a unit of a
+    key has no effect without the unit of the query.
     """
     for roles in (("outgoing", "both"), ("incoming",)):
         places = ((o.path, o.axis, o.layout) for o in width.occurrences if o.role in roles)
-        found = dict.fromkeys(places)  # once, whatever the roles of the units
+        found = dict.fromkeys(places)  # each place once, even if it has units in both roles
         if found:
             break
     return [(path, axis, units_along(layout, width.name, roles)) for path, axis, layout in found]
@@ -323,8 +322,8 @@ def _by_unit(
     Args:
         effects: the effects, by path.
         width: the width.
-        places: where it is read.
-        layers: for the units of a stack, the axis of each array that counts layers.
+        places: the places where it is read, from ``_read_at``.
+        layers: for units of a stack, the axis of each array that counts layers.
     """
     total: Any = 0
     for path, axis, units in places:
@@ -338,7 +337,7 @@ def _by_unit(
 
 
 def _layers_of(widths: Widths, width: Width) -> Mapping[str, int]:
-    """Returns the axis that counts layers in each array of a width; nothing outside of stacks."""
+    """Returns the axis that counts layers in each array of a width; empty outside of stacks."""
     stack = stack_of(widths, width)
     return {} if stack is None else stack[1]
 

@@ -1,4 +1,4 @@
-"""Make a network smaller by units to a budget, or by layers: ``shrink``."""
+"""Remove units to reach a budget, or remove layers: ``shrink``."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -32,20 +32,20 @@ from dogwood_jax._widths.widths import Width, Widths, no_such
 
 
 def together(widths: Widths, names: Iterable[str]) -> list[tuple[str, ...]]:
-    """Returns names of widths in groups: widths that differ by the number of a layer are together.
+    """Returns names of widths in groups: widths that differ only by the layer are in one group.
 
-    Such are the hidden units of ``layers_0``, ``layers_1`` and so on. They lie in one layer each,
-    in the same places, and have the same size.
+    For example, the hidden units of ``layers_0``, ``layers_1`` and so on. Each of these widths lies
+    in a single layer, at the same places, and has the same size.
 
     Args:
         widths: the widths.
-        names: names of some of them.
+        names: names of the widths to group.
     """
     every = [*layers_of(widths).values()]
     found: dict[Any, list[str]] = {}
 
     def place_in(path: str) -> tuple[str, int] | None:
-        """Returns the path of an array in its layer, and the layer; None if it is in none."""
+        """Returns the path of an array in its layer, and the layer; None outside of layers."""
         for layers in every:
             if (layer := layers.layer_of(path)) is not None:
                 return layers.renamed(path, 0), layer
@@ -63,7 +63,7 @@ def together(widths: Widths, names: Iterable[str]) -> list[tuple[str, ...]]:
     return [tuple(group) for group in found.values()]
 
 
-Kept = dict[str, list[Any]]  # units that stay by width; a list for each layer of a stack
+Kept = dict[str, list[Any]]  # by width, the units that stay; a list for each layer of a stack
 
 _LAYERS = ArgumentKind(
     "a number of layers, or numbers by name of the layers",
@@ -86,51 +86,53 @@ def shrink(
     alike: bool = True,
     multiple_of: int = 1,
 ) -> tuple[PyTree, Growth]:
-    """Makes a network smaller by the units or layers that it misses least.
+    """Removes the units or layers whose absence raises the loss least.
 
-    With a budget of parameters, FLOPs or memory, units go. The units of all widths go in one order,
-    the smallest score for what a unit costs first, until the network keeps within the budget. So
-    widths whose units matter less give way by more. Layers that are alike lose equally many units,
-    each layer its own ones, because most configurations hold one size for all layers. So do layers
-    of a stack. With ``alike=False``, layers outside of stacks come out with sizes of their own,
-    ``growth.sizes``. At least one unit of
-    each width stays. Units that are dead or copies of others go first and change nothing, see
-    ``saliency``: a copy that stays takes over the outgoing weights of copies that go. Other units
-    take with them what they contributed. Train the network on, best by distillation from the large
-    one.
+    With a budget of parameters, FLOPs or memory, ``shrink`` removes units. It ranks the units of
+    all widths by their score divided by their cost, and removes the lowest until the network is
+    within the budget. So widths whose units matter less lose more units. Corresponding widths of
+    layers that are alike lose equally many units, though not the same ones, because most
+    configurations hold one size for all layers. The same holds for layers of a stack. With
+    ``alike=False``, layers outside of stacks get different sizes, ``growth.sizes``. At least one
+    unit of each width stays. Units that are dead or copies of others are removed first and change
+    nothing, see ``saliency``: a copy that stays takes over the outgoing weights of removed copies.
+    Other units lose their contribution to outputs. Train the network on, best by distillation from
+    the large one.
 
-    With ``layers``, layers go: those without which the loss rises least, see ``saliency``. The
-    smaller model has fewer of them, and is another function if the network states their number.
+    With ``layers``, ``shrink`` removes the layers without which the loss rises least, see
+    ``saliency``. The smaller model has fewer layers, and needs another function if the network
+    states their number.
 
-    The same scores shrink to several budgets: pass ``scores``. Widths without scores stay as they
-    are.
+    To shrink to several budgets, compute scores once and pass ``scores``. Widths without scores
+    stay as they are.
 
     Args:
-        variables: pytree of the network's arrays, with values; not under ``jax.jit``, because they
-            decide the shapes that come out.
+        variables: pytree of the network's arrays, with values; not under ``jax.jit``, because
+            values determine the new shapes.
         widths: its widths, from ``trace`` or ``chain``.
         loss: function ``loss(variables, *batch)``, as for ``saliency``.
         *batch: arrays, or pytrees of them, whose first axis counts samples.
         parameters: the budget, as a share of the network's parameters, between 0 and 1.
-        flops: the budget, as a share of its FLOPs, in place of ``parameters``; see ``cost``, also
-            for the other two.
-        active_parameters: the same, as a share of the parameters that a token uses.
-        memory: the same, as a share of the bytes of parameters and of what attention keeps.
+        flops: the budget as a share of the network's FLOPs, in place of ``parameters``. ``cost``
+            defines this and the next two measures.
+        active_parameters: the budget as a share of the parameters that a token uses.
+        memory: the budget as a share of the bytes of parameters and of cached keys and values.
         layers: how many layers stay, in place of a budget: a number, or numbers by name of the
             layers if there are several kinds, ``{"encoder/layers": 4}``.
         scores: scores from ``saliency``, in place of a loss and a batch: of units by width, or of
             layers for ``layers``.
-        alike: whether widths that layers have alike keep one size.
-        multiple_of: a number that new sizes are multiples of, such as 256.
+        alike: whether corresponding widths of layers that are alike keep one size.
+        multiple_of: new sizes are multiples of this number, such as 256.
 
     Returns:
-        The smaller variables, and the growth that narrows, ``plan(widths, keep=...)``: for
-        ``grow_opt_state``, and with ``growth.sizes`` and ``growth.notes`` for the smaller model.
+        The smaller variables, and the growth that narrows, ``plan(widths, keep=...)``. Use the
+        growth for ``grow_opt_state``; ``growth.sizes`` and ``growth.notes`` describe the smaller
+        model.
 
     Raises:
         TypeError: if arguments are of the wrong kind.
-        ValueError: if a budget is missing, out of range or cannot be reached, scores do not fit the
-            widths, and as ``saliency`` does.
+        ValueError: if a budget is missing, out of range or cannot be reached, if scores do not fit
+            the widths, or if ``saliency`` raises.
 
     Example:
         >>> import jax
@@ -182,7 +184,7 @@ def shrink(
         return grow(variables, growth), growth
     ((measure, share),) = given
     if not 0 < share < 1:
-        raise ValueError(f"shrink: {measure} is the share that stays, between 0 and 1, got {share}")
+        raise ValueError(f"shrink: {measure} must be a share between 0 and 1, got {share}")
     scores = _checked(widths, scores)
     groups = together(widths, scores) if alike else [(name,) for name in scores]
     keep = _kept(widths, scores, groups, measure, share, multiple_of)
@@ -192,7 +194,7 @@ def shrink(
 def _kept_layers(
     widths: Widths, scores: Mapping[str, Any], layers: int | Mapping[str, int]
 ) -> Kept:
-    """Returns the layers that stay: those with the highest scores."""
+    """Returns the layers with the highest scores, which stay."""
     numbered = layers_of(widths)
     counts = {name: len(its) for name, its in numbered.items()} | widths.sizes
     every = {name: np.asarray(own, np.float64) for name, own in scores.items()}
@@ -204,8 +206,8 @@ def _kept_layers(
     if not isinstance(layers, Mapping):
         if len({tuple(own.tolist()) for own in every.values()}) != 1:
             raise ValueError(
-                f"shrink: there are layers called {', '.join(every) or 'nothing'}; say how many of "
-                "which ones stay, layers={name: number}"
+                f"shrink: scores are of these layers: {', '.join(every) or 'none'}; pass how many "
+                "of each stay, layers={name: number}"
             )
         layers = dict.fromkeys(every, layers)
     problems = []
@@ -240,7 +242,7 @@ def _checked(widths: Widths, scores: Mapping[str, Any]) -> Scores:
         elif not np.isfinite(own).all():
             problems.append(f"{name}: is not finite")
         elif why := refusal(widths, widths[name]):
-            problems.append(f"{name}: no unit of it can go: {why}; leave it out")
+            problems.append(f"{name}: its units cannot be removed: {why}; leave it out")
     if problems:
         raise ValueError(listed("shrink: scores do not fit the widths", problems))
     return arrays
@@ -263,24 +265,24 @@ def _kept(
     share: float,
     multiple_of: int,
 ) -> Kept:
-    """Returns the units that stay of each width that gives some.
+    """Returns the units that stay, for each width that loses some.
 
     Args:
         widths: the widths.
         scores: the scores of units.
         groups: names of widths that keep one size.
-        measure: what the budget is of.
+        measure: the measure of the budget, such as ``"parameters"``.
         share: the share that stays.
-        multiple_of: what new sizes are multiples of.
+        multiple_of: new sizes are multiples of this number.
     """
     if measure != "parameters" and widths.network is None:
-        raise ValueError(f"shrink: {measure} are known of traced widths only; trace the network")
+        raise ValueError(f"shrink: {measure} is known only for traced widths; trace the network")
     spent = getattr(Counts(widths), measure)
     whole = spent({})
     orders = {name: np.argsort(own, axis=-1, kind="stable") for name, own in scores.items()}
     ascending = {name: np.sort(own, axis=-1) for name, own in scores.items()}
-    steps: list[list[int]] = []  # the sizes that each group comes to, one after another
-    cuts: list[tuple[float, int]] = []  # what a step costs for what it saves, and its group
+    steps: list[list[int]] = []  # for each group, its sizes after each cut
+    cuts: list[tuple[float, int]] = []  # the loss per saving of each cut, and its group
     for number, names in enumerate(groups):
         size = widths[names[0]].size
         saved = whole - spent(dict.fromkeys(names, size - 1))
@@ -309,13 +311,13 @@ def _kept(
         units = "one unit" if multiple_of == 1 else f"{multiple_of} units"
         raise ValueError(
             listed(
-                f"shrink: cannot come to {share:.3g} of the {measure}: with {units} in each width "
-                f"that can give some, {spent(sizes(len(owners))) / whole:.3g} of them are left; "
-                "these stay",
+                f"shrink: cannot reach {share:.3g} of the {measure}: with {units} left in each "
+                f"width that can shrink, {spent(sizes(len(owners))) / whole:.3g} remains; "
+                "these widths stay",
                 [f"{name}: {why}" for name, why in stay.items() if name not in giving],
             )
         )
-    few, enough = 0, len(owners)  # cuts that do not do, and cuts that do
+    few, enough = 0, len(owners)  # numbers of cuts: not enough, and enough
     while enough - few > 1:
         middle = (few + enough) // 2
         few, enough = (few, middle) if spent(sizes(middle)) <= most else (middle, enough)
@@ -326,11 +328,11 @@ def _kept(
 
 
 def _narrowed(variables: PyTree, widths: Widths, keep: Kept) -> PyTree:
-    """Returns the network with the units that stay, after merging copies that go into them."""
-    also: Kept = {}  # units that stay until they are merged
+    """Returns the network with the units that stay, after merging removed copies into them."""
+    also: Kept = {}  # removed units that are kept until they are merged
     merge: dict[str, list[list[int]]] = {}
     for name, units in keep.items():
-        if np.ndim(units) > 1:  # other units in each layer
+        if np.ndim(units) > 1:  # different units in each layer
             continue
         stay = set(units)
         for group in copies(variables, widths, widths[name]):

@@ -1,4 +1,4 @@
-"""Find units that are alike, and how active each is: ``find_symmetric``, ``activity``."""
+"""Find equal units, and measure activities of units: ``find_symmetric``, ``activity``."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
@@ -27,11 +27,11 @@ from dogwood_jax._widths.widths import Width, Widths
 def find_symmetric(
     variables: PyTree, width: Width, *, tolerance: float = 1e-6, outgoing: bool = True
 ) -> tuple[tuple[int, ...], ...]:
-    """Finds groups of units that no training step can tell apart.
+    """Finds groups of units that no training step can make different.
 
     Units are symmetric if all their weights agree: incoming weights, biases *and* outgoing
     weights. They compute the same function and receive the same gradient, so a deterministic
-    optimizer keeps them equal for ever: a layer has as many *different* units as
+    optimizer keeps them equal. The number of *different* units is
     ``width.size - sum(len(group) - 1 for group in groups)``.
 
     Args:
@@ -39,18 +39,18 @@ def find_symmetric(
         width: the width whose units are compared, from ``trace`` or ``chain``.
         tolerance: a unit joins a group if ``|b - a| <= tolerance * (1 + |a|)`` holds for each of
             its weights b and the weights a of the group's first unit. Weights that are not finite
-            agree with none.
-        outgoing: whether outgoing weights have to agree, too. Without it, units of a group compute
-            the same function, but training may make them different. ``merge_symmetric`` makes one
-            unit of them.
+            agree with no other weights.
+        outgoing: whether outgoing weights must agree, too. If not, units of a group compute the
+            same function, but training may make them different. ``merge_symmetric`` merges such
+            units.
 
     Returns:
-        The groups of two or more units, each in ascending order, in the order of their first unit.
+        The groups of two or more units, each in ascending order, ordered by their first unit.
 
     Raises:
         TypeError: if arguments are of the wrong kind or swapped.
-        ValueError: if an array of the width is missing or has another size there, or the tolerance
-            is negative.
+        ValueError: if an array of the width is missing or has another size along it, or the
+            tolerance is negative.
 
     Example:
         >>> import jax.numpy as jnp
@@ -77,7 +77,7 @@ def activity(
     """Measures how much each unit contributes to a network's outputs.
 
     The contribution of a unit is the derivative of the outputs by a factor on all its outgoing
-    weights. If all that follows is linear, outputs change by this when the unit is silenced.
+    weights. If all later operations are linear, silencing the unit changes outputs by this amount.
 
     Args:
         apply: the function of variables and inputs that was traced.
@@ -87,8 +87,8 @@ def activity(
 
     Returns:
         By name of the width, the root mean square of the contribution over all floating-point
-        outputs, ``[units]``. Widths that are fixed or dimensions of inputs or outputs, and those
-        without outgoing weights, are left out.
+        outputs, ``[units]``. Left out are widths that are fixed, are dimensions of inputs or
+        outputs, or have no outgoing weights.
 
     Raises:
         TypeError: if arguments are of the wrong kind or swapped.
@@ -117,7 +117,7 @@ def activity(
 
 
 def hidden(widths: Widths) -> list[Width]:
-    """Returns the widths that may change, with outgoing weights."""
+    """Returns the widths that may change and have outgoing weights."""
     return [
         width
         for width in widths.values()
@@ -150,7 +150,7 @@ def _activity(
 def as_function_of(
     apply: Callable[..., Any], variables: PyTree, paths: Iterable[str]
 ) -> tuple[Callable[..., list[jax.Array]], dict[str, jax.Array]]:
-    """Returns a function from some arrays and the inputs to floating outputs; and these arrays."""
+    """Returns a function from some arrays and the inputs to floating outputs, and the arrays."""
     leaves, structure = leaves_by_path(variables), jax.tree.structure(variables)
 
     def outputs(arrays: Mapping[str, jax.Array], *inputs: Any) -> list[jax.Array]:
@@ -161,7 +161,7 @@ def as_function_of(
 
 
 def expect_width(caller: str, variables: Any, width: Any, tolerance: Any) -> None:
-    """Raises if variables or width are none, or do not belong together."""
+    """Raises if variables or width are of the wrong kind, or do not belong together."""
     call = f"{caller}(variables, width)"
     expect(call, variables=(VARIABLES, variables), width=(WIDTH, width))
     if not (isinstance(tolerance, int | float | np.number) and tolerance >= 0):
@@ -173,7 +173,7 @@ def expect_width(caller: str, variables: Any, width: Any, tolerance: Any) -> Non
 def expect_arrays_of(
     caller: str, variables: PyTree, widths: Iterable[Width], way_out: str = "trace again"
 ) -> None:
-    """Raises if an array of some widths is missing, or has another size there."""
+    """Raises if an array of some widths is missing, or has another size along them."""
     leaves = leaves_by_path(variables)
     known = {path: None for width in widths for path, _, _ in _places(width)}
     expect_arrays(caller, "variables", variables, leaves, known)
@@ -200,15 +200,15 @@ def expect_arrays_of(
 
 
 def _places(width: Width) -> list[tuple[str, int, Layout]]:
-    """Returns the axes along which a width lies, each once, whatever the roles of its units."""
+    """Returns the axes along which a width lies, each once even if it has units in both roles."""
     return list(dict.fromkeys((o.path, o.axis, o.layout) for o in width.occurrences))
 
 
 def _firsts(rows: np.ndarray, tolerance: float) -> np.ndarray:
-    """Returns for each row the first row that it agrees with, itself if there is none.
+    """Returns for each row the first row that it agrees with, or itself if there is none.
 
-    Only rows with close sketches are compared in full. A sketch sums up a row block by block, so
-    those of rows that agree differ by no more than a bound.
+    Only rows with close sketches are compared in full. A sketch holds weighted sums of blocks of a
+    row. If two rows agree, their sketches differ by no more than a bound.
     """
     units, weights = rows.shape
     firsts = np.arange(units)
@@ -219,7 +219,7 @@ def _firsts(rows: np.ndarray, tolerance: float) -> np.ndarray:
         finite = np.flatnonzero(np.isfinite(largest))
         firsts[finite] = finite[_firsts(rows[finite], tolerance)]
         return firsts
-    # Any fixed blocks and factors will do; random ones keep differences from cancelling.
+    # Any fixed blocks and factors work; random ones prevent differences from cancelling.
     rng = np.random.default_rng(0)
     blocks = np.zeros((weights, 32))
     blocks[np.arange(weights), rng.permutation(weights) % 32] = rng.uniform(1, 2, weights)
@@ -227,7 +227,7 @@ def _firsts(rows: np.ndarray, tolerance: float) -> np.ndarray:
     rounding = weights * np.finfo(rows.dtype).eps
     bound = (tolerance + rounding) * np.outer(1 + largest, blocks.sum(axis=0) + 1)
 
-    # Sorted by the sum that tells units apart best, those within reach of a unit are neighbours.
+    # Sort by the sum that separates units best: units within reach of a unit are its neighbours.
     best = np.argmax(np.ptp(sketch, axis=0) / bound.max(axis=0))
     sums, reach = sketch[:, best], bound[:, best].max()
     order = np.argsort(sums)
@@ -258,7 +258,7 @@ def weights_of(
         if np.iscomplexobj(array):
             array = np.stack([array.real, array.imag], axis=-1)
         units = units_along(layout, width.name, roles)
-        # Sorted by unit: each has as many positions along the axis as any other.
+        # Sorted by unit: all units have equally many positions along the axis.
         order = np.argsort(units, kind="stable")[np.count_nonzero(units < 0) :]
         rows = np.moveaxis(array.astype(np.float64), axis, 0)[order]
         columns.append(rows.reshape(width.size, rows.size // max(width.size, 1)))

@@ -1,9 +1,9 @@
-"""Modules that say sizes beside their arrays, in other sizes.
+"""Resizes modules that store sizes besides their arrays.
 
-In come a module, the arrays in it and new sizes. Out comes the module with its numbers changed,
-such as ``out_features``, or the problems, where it is not known which of its numbers are sizes.
-``fitting`` tries numbers. ``resizing`` finds those of modules that hold their arrays, as Equinox's
-do, and ``remaking`` makes such a module anew by its class; ``of_nnx`` does both for NNX, and
-``nnx_function`` has NNX modules as functions of their state. ``of_linen`` has Linen's, which hold
+The input is a module, its arrays and new sizes. The output is the module with changed numbers, such
+as ``out_features``, or problems if it is unclear which of its numbers are sizes. ``fitting`` tries
+numbers. ``resizing`` finds numbers of modules that hold their arrays, such as Equinox modules, and
+``remaking`` makes such a module again by its class. ``of_nnx`` does both for NNX modules, and
+``nnx_function`` makes them functions of their state. ``of_linen`` resizes Linen modules, which hold
 no arrays.
 """

@@ -1,7 +1,7 @@
-"""Numbers with which something makes arrays of the shapes that are wanted: ``fitting``.
+"""Finds numbers with which a module or a config makes arrays of wanted shapes: ``fitting``.
 
-Nothing says which numbers of a module, or of a config, are sizes. But a number that equals a size
-that changes may be one. So each such number is tried in its new sizes.
+Nothing marks the numbers of a module, or of a config, that are sizes. A number may be a size if it
+equals a size that changes. Each such number is therefore tried with its new sizes.
 """
 
 import itertools
@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 Shapes = Mapping[str, tuple[int, ...]]
-# The values of some numbers, by their index among all that is given.
+# New values of some numbers, by their index in ``given``.
 _Numbers = Mapping[int, int]
-# More ways to fill in numbers are not followed.
+# Upper limit on combinations of numbers that are tried for one array.
 _MOST_WAYS = 256
 
 
@@ -26,18 +26,19 @@ def fitting(
     *,
     strictly: bool = True,
 ) -> Iterator[list[Any]]:
-    """Yields what is given with other numbers, with which arrays get the shapes that are wanted.
+    """Yields variants of ``given`` with other numbers, which make arrays of the wanted shapes.
 
-    What keeps all numbers that decide no shape comes first, then what changes one of them.
+    Variants that keep all numbers without influence on shapes come first, then variants that change
+    one of these.
 
     Args:
-        shapes: takes what is given, perhaps with other numbers. Returns the shapes of the arrays
-            that are made of it, by path; None if nothing can be made.
-        given: what they are made of, in which integers may be sizes.
-        today: the shapes of the arrays that are made of it as it is.
-        sizes: what each size that changes may become.
-        wanted: the shapes, by path.
-        strictly: whether numbers that decide no shape may be others, too, one at a time.
+        shapes: takes a variant of ``given``. Returns the shapes of the arrays made from it, by
+            path; None if it cannot be made.
+        given: values that arrays are made from; integers among them may be sizes.
+        today: the shapes of the arrays made from ``given``, by path.
+        sizes: for each size that changes, its possible new sizes.
+        wanted: the wanted shapes, by path.
+        strictly: whether numbers without influence on shapes are changed, too, one at a time.
     """
     ways = {
         index: [number, *sorted({*sizes[number]} - {number})]
@@ -56,26 +57,26 @@ def fitting(
         return known[case]
 
     def told(its: Shapes, path: str) -> tuple[int, ...] | bool | None:
-        # More numbers may decide the shape of a new array than whether there is one.
+        # For a new array only its existence is compared; more numbers may decide its shape.
         return its.get(path) if path in today else path in its
 
     def shape(numbers: _Numbers, path: str) -> tuple[int, ...] | bool | None:
-        its = made(numbers)  # what cannot be made is not ruled out before all numbers are set
+        its = made(numbers)  # a variant that cannot be made is not ruled out until all are set
         return told(wanted if its is None else its, path)
 
-    # A number decides the same arrays, whichever size it becomes.
+    # A number influences the same arrays, whatever its new size.
     alone = {index: {index: its[1]} for index, its in ways.items() if len(its) > 1}
     paths = {**wanted, **dict.fromkeys(p for one in alone.values() for p in made(one) or ())}
     deciding = {
         path: [index for index, one in alone.items() if shape(one, path) != told(today, path)]
         for path in paths
     }
-    # Arrays that few numbers decide come first, so that few sizes are left for the next ones.
+    # Arrays that depend on few numbers come first, so that few sizes are left for later arrays.
     left = {index: ways[index] for index in dict.fromkeys(itertools.chain(*deciding.values()))}
     for path in sorted(paths, key=lambda path: len(deciding[path])):
         own = deciding[path]
         if own and all(len(left[index]) == 1 for index in own):
-            continue  # which the last look tells
+            continue  # the final comparison of all shapes checks this array
         tried = [dict(zip(own, way)) for way in _each_way(left, own)]
         found = [one for one in tried if shape(one, path) == told(wanted, path)]
         if not found:
@@ -93,11 +94,11 @@ def fitting(
 def _each_way(
     left: Mapping[int, Sequence[int]], indices: Iterable[int]
 ) -> Iterator[tuple[int, ...]]:
-    """Yields the sizes of some numbers in every way, but for more ways than are followed."""
+    """Yields combinations of the remaining sizes of some numbers, up to ``_MOST_WAYS``."""
     every = itertools.product(*(left[index] for index in indices))
     return itertools.islice(every, _MOST_WAYS)
 
 
 def is_size(value: Any) -> bool:
-    """Whether something may be a size: an integer of Python or NumPy."""
+    """Whether a value may be a size: a Python or NumPy integer, but not a boolean."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool)

@@ -1,4 +1,4 @@
-"""NNX modules as functions of their state, and back."""
+"""Converts NNX modules to functions of their state, and back."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ def function_of(model: nnx.Module) -> tuple[ModuleFunction, PyTree]:
 
 
 def with_state(model: Module, state: PyTree) -> Module:
-    """Returns a module like another one, with a state of the same structure."""
+    """Returns a copy of a module with another state of the same structure."""
     new: Module = nnx.merge(nnx.split(model)[0], state)
     return new
 
@@ -44,7 +44,7 @@ def with_state(model: Module, state: PyTree) -> Module:
 def in_evaluation(model: nnx.Module) -> tuple[Callable[..., Any], PyTree]:
     """Returns a module in evaluation mode as a function of its state, and the state.
 
-    The function returns outputs alone. The module stays in its own mode.
+    The function returns only outputs. The mode of ``model`` does not change.
     """
     copy = with_state(model, nnx.state(model))
     copy.eval()  # type: ignore[no-untyped-call]
@@ -61,7 +61,7 @@ def as_target(model: nnx.Module | None) -> dict[str, Any]:
 
 
 def traced_module(widths: Widths) -> nnx.Module | None:
-    """Returns the module that was traced, without values; None for widths of anything else."""
+    """Returns the traced module without values; None if the widths do not come from a module."""
     network = widths.network
     apply = None if network is None else without_references(network.apply)
     if network is None or not isinstance(apply, ModuleFunction):
@@ -71,14 +71,14 @@ def traced_module(widths: Widths) -> nnx.Module | None:
 
 
 def arrays_of(tree: PyTree) -> PyTree:
-    """Returns a tree with arrays in place of the variables that hold them."""
+    """Returns a tree with variables replaced by the arrays that they hold."""
     return jax.tree.map(
         lambda leaf: value_of(leaf) if _is_variable(leaf) else leaf, tree, is_leaf=_is_variable
     )
 
 
 def _is_variable(leaf: Any) -> bool:
-    return hasattr(leaf, "get_metadata")  # nnx.Variable, and what holds its state in old Flax
+    return hasattr(leaf, "get_metadata")  # nnx.Variable, and VariableState in older Flax
 
 
 def optimizer_of(
@@ -88,21 +88,21 @@ def optimizer_of(
     state: PyTree,
     step: Any,
 ) -> nnx.Optimizer[Any]:
-    """Returns the optimizer of a module, in a state.
+    """Returns an optimizer of a module, in a given state.
 
     Args:
         model: the module.
-        like: an optimizer of the same ``tx`` and ``wrt``.
-        begin: takes the parameters, and returns a state of the same structure.
+        like: an optimizer with the same ``tx`` and ``wrt``.
+        begin: takes the parameters and returns a state with the structure of ``state``.
         state: the state, with arrays in place of variables.
-        step: the number of its steps.
+        step: its number of steps.
     """
-    # An nnx.Optimizer makes variables of the arrays in its state when it is made.
+    # The constructor of nnx.Optimizer wraps the arrays of its state in variables.
     beginning = optax.GradientTransformationExtraArgs(begin, like.tx.update)
     new = nnx.Optimizer(model, beginning, wrt=like.wrt)
     new.tx = like.tx
     held = jax.tree.leaves((new.opt_state, new.step), is_leaf=_is_variable)
-    # Where a part of the parameters is masked, a variable holds no array.
+    # Variables of masked parameters hold no array.
     variables = [variable for variable in held if jax.tree.leaves(value_of(variable))]
     arrays = jax.tree.leaves((state, step))
     for variable, array in zip(variables, arrays, strict=True):
@@ -114,7 +114,7 @@ def optimizer_of(
 
 
 def expect_same_mode(call: str, model: nnx.Module, target: nnx.Module) -> None:
-    """Raises if a module is in training mode where the other one is in evaluation mode.
+    """Raises if one module is in training mode where the other is in evaluation mode.
 
     Args:
         call: the public function that takes both.
@@ -122,11 +122,11 @@ def expect_same_mode(call: str, model: nnx.Module, target: nnx.Module) -> None:
         target: the larger module.
 
     Raises:
-        ValueError: names where.
+        ValueError: names the places of different modes.
     """
     own, its = _flags(model), _flags(target)
     problems = [
-        f"{path}: is {flag} in the module that was traced, {its[path]} in target"
+        f"{path}: is {flag} in the traced module, {its[path]} in target"
         for path, flag in own.items()
         if its.get(path, flag) != flag
     ]
@@ -136,7 +136,7 @@ def expect_same_mode(call: str, model: nnx.Module, target: nnx.Module) -> None:
 
 
 def _flags(model: nnx.Module) -> dict[str, bool]:
-    """Returns what says the mode of a module, by path."""
+    """Returns the flags that hold the mode of a module, by path."""
     return {
         "/".join(map(str, (*keys, name))): flag
         for keys, node in nnx.iter_graph(model)

@@ -1,8 +1,8 @@
-"""Linen modules in other sizes: ``LinenMethod``, a method of a module that was traced.
+"""Resizes Linen modules: ``LinenMethod``, a method of a traced module.
 
-A Linen module is a dataclass. Its sizes are among the integers in its fields, in those of modules
-in it, and in configurations. Which integers they are, its initialization says: with the right ones
-it makes arrays of the shapes that are wanted.
+A Linen module is a dataclass. Its sizes are among the integers in its fields, in its submodules and
+in configurations. Its initialization shows which integers are sizes: with the right ones it makes
+arrays of the wanted shapes.
 """
 
 import copy
@@ -21,26 +21,26 @@ import jax
 from dogwood_jax._base.described import first_line, library_of
 from dogwood_jax._base.trees import apart, arrays_of, is_array, leaves_by_path
 from dogwood_jax._growth.modules.fitting import Shapes, fitting, is_size
-from dogwood_jax._growth.modules.remaking import Unknown
+from dogwood_jax._growth.modules.remaking import CannotRemake
 from dogwood_jax._program.kernels import WithReferences
 
-# Of Linen, which is not imported to find out that a function is no method of a module.
+# A Linen module. Linen is not imported only to find out that a function is not its method.
 LinenModule = Any
 Sizes = Mapping[int, Iterable[int]]
 
-# What ``apply`` takes beside what a module takes, and ``init`` does not.
+# Keyword arguments of ``apply`` that ``init`` does not take.
 _OF_APPLY = ("rngs", "mutable", "capture_intermediates")
-# Fields that Linen gives each module.
+# Fields that Linen adds to each module.
 _OF_LINEN = ("parent", "name")
-# So deep in a module its numbers are looked for.
+# Upper limit on the depth in a module at which numbers are searched.
 _DEEPEST = 8
-# So many ways to fill in its numbers are told.
+# Upper limit on choices of numbers that an error lists.
 _MOST_TOLD = 4
-# So many numbers may be multiples or parts of sizes, as the ratio of an MLP is.
+# Upper limit on numbers that scale with sizes, such as the ratio of an MLP.
 _MOST_RATIOS = 12
-# So many of its numbers are named.
+# Upper limit on numbers that an error lists.
 _MOST_NAMED = 8
-# So often a module is initialized, which takes as long as tracing it.
+# Upper limit on initializations of a module, each of which takes as long as tracing it.
 _MOST_INITS = 32
 
 
@@ -50,7 +50,7 @@ class LinenMethod(NamedTuple):
     Attributes:
         module: the module.
         of: returns the same method of another module.
-        keywords: what ``init`` is called with, beside a key and inputs.
+        keywords: further arguments of ``init``, besides a key and inputs.
     """
 
     module: LinenModule
@@ -69,25 +69,24 @@ class LinenMethod(NamedTuple):
 
         Args:
             own: the network's inputs.
-            inputs: those of the larger network.
+            inputs: the larger network's inputs.
             before: the shapes of the network's arrays, by path.
-            after: those of the larger network's.
-            sizes: what each size that changes may become.
+            after: the shapes of the larger network's arrays, by path.
+            sizes: for each size that changes, its possible new sizes.
 
         Raises:
-            Unknown: if there is no choice of its integers with which it makes these arrays, or if
-                there are several.
+            CannotRemake: if no choice of its integers makes these arrays, or if several do.
         """
         numbers, today = _Numbers(self.module), self._made(self.module, own)
         if isinstance(today, Exception):
-            raise Unknown(f"it cannot be initialized with these inputs: {first_line(today)}")
-        # A network may have the parameters alone as its variables.
+            raise CannotRemake(f"it cannot be initialized with these inputs: {first_line(today)}")
+        # A network's variables may be the bare parameters.
         start = "" if before.keys() & today.keys() else "params/"
         collections = {path.partition("/")[0] for path in before} if not start else {"params"}
         others = {path for path in today if path.removeprefix(start) not in before}
 
         def ours(made: Shapes) -> Shapes:
-            """Returns the arrays that a network has, without a cache that its variables lack."""
+            """Returns the shapes of arrays that the network has; its variables may lack a cache."""
             its = (path for path in made if path.partition("/")[0] in collections)
             return {path.removeprefix(start): made[path] for path in its if path not in others}
 
@@ -95,10 +94,10 @@ class LinenMethod(NamedTuple):
 
         def shapes(given: Sequence[int]) -> Shapes | None:
             if next(inits) > _MOST_INITS:
-                raise Unknown(f"too many of its numbers may be sizes: {numbers.some()}")
+                raise CannotRemake(f"too many of its numbers may be sizes: {numbers.some()}")
             try:
                 module = numbers.changed(given)
-            except Exception:  # which a class may raise that looks at its fields
+            except Exception:  # a class that validates its fields may raise anything
                 return None
             made = self._made(module, inputs)
             return None if isinstance(made, Exception) else ours(made)
@@ -106,9 +105,11 @@ class LinenMethod(NamedTuple):
         known = ours(today)
         if other := [path for path, shape in known.items() if shape != before[path]]:
             path = other[0]
-            raise Unknown(f"it makes {path} {known[path]}, but the network has {before[path]}")
+            raise CannotRemake(
+                f"it makes {path} of {known[path]}, but the network has {before[path]}"
+            )
         if not known:
-            raise Unknown("its initialization makes no array of the network")
+            raise CannotRemake("its initialization makes no array of the network")
         wanted = {path: after[path] for path in after if path in known or path not in before}
         # With larger inputs, the same numbers make larger arrays.
         is_same = _shapes(own) == _shapes(inputs)
@@ -121,11 +122,11 @@ class LinenMethod(NamedTuple):
                 return numbers.changed(found[0])
             if found:
                 told = "; or ".join(map(numbers.told, found))
-                raise Unknown(f"several choices of its numbers make these arrays: {told}")
-        raise Unknown(f"no choice of its numbers makes these arrays: {numbers.some()}")
+                raise CannotRemake(f"several choices of its numbers make these arrays: {told}")
+        raise CannotRemake(f"no choice of its numbers makes these arrays: {numbers.some()}")
 
     def _made(self, module: LinenModule, inputs: Sequence[Any]) -> dict[str, Any] | Exception:
-        """Returns the shapes of the arrays that a module makes, by path; or what it raised."""
+        """Returns the shapes of the arrays that a module makes, by path, or the error it raises."""
         arrays, back = apart(tuple(inputs))
 
         def init(*arrays: Any) -> Any:
@@ -135,7 +136,7 @@ class LinenMethod(NamedTuple):
             warnings.simplefilter("ignore")
             try:
                 made = jax.eval_shape(init, *arrays)
-            except Exception as error:  # which any module may raise
+            except Exception as error:  # a module may raise anything
                 return error
         return {path: tuple(a.shape) for path, a in arrays_of(leaves_by_path(made)).items()}
 
@@ -145,9 +146,9 @@ def _shapes(inputs: Sequence[Any]) -> list[tuple[int, ...]]:
 
 
 def method_of(function: Any) -> LinenMethod | None:
-    """Returns the method of a Linen module that a function is; None if it is none.
+    """Returns a function as a method of a Linen module; None if it is not such a method.
 
-    Some keywords may be given already, and ``jax.jit`` may be around it.
+    Recognizes methods inside of ``functools.partial`` with keywords, and of ``jax.jit``.
     """
     inner: LinenMethod | None
     if inspect.ismethod(function) and is_linen(function.__self__):
@@ -174,12 +175,12 @@ def method_of(function: Any) -> LinenMethod | None:
 
 
 def is_linen(value: Any) -> bool:
-    """Whether a value is a module of Flax Linen."""
+    """Whether a value is a Flax Linen module."""
     return not isinstance(value, type) and library_of(value) == "Flax Linen"
 
 
 def _ratios(given: Iterable[int], sizes: Sizes) -> Sizes:
-    """Returns what numbers become that follow sizes in proportion, as the ratio of an MLP does."""
+    """Returns new values of numbers that scale with a size, such as the ratio of an MLP."""
     pairs = {(old, new) for old, its in sizes.items() for new in its if old}
     found = {n: {n * new // old for old, new in pairs if n * new % old == 0} for n in given if n}
     return found if sum(map(len, found.values())) <= _MOST_RATIOS else {}
@@ -192,7 +193,7 @@ class _Numbers:
         module: the module.
 
     Attributes:
-        given: the integers, in the order in which they are met.
+        given: the integers, in the order of the search.
     """
 
     def __init__(self, module: LinenModule) -> None:
@@ -212,50 +213,50 @@ class _Numbers:
         return _Changed(lambda name, old: next(numbers)).of("", self._module)
 
     def told(self, given: Sequence[int]) -> str:
-        """Says which integers are others."""
+        """Returns a text with the integers that change, and their new values."""
         rows = zip(self._names, self.given, given, strict=True)
         return ", ".join(f"{name}={new}" for name, old, new in rows if old != new)
 
     def some(self) -> str:
-        """Says the first integers."""
+        """Returns a text with the first integers, and the number of further ones."""
         said = [f"{name}={number}" for name, number in zip(self._names, self.given, strict=True)]
         more = [f"and {len(said) - _MOST_NAMED} more"] if len(said) > _MOST_NAMED else []
-        return ", ".join([*said[:_MOST_NAMED], *more]) or "it says none"
+        return ", ".join([*said[:_MOST_NAMED], *more]) or "it has none"
 
 
 class _Changed:
-    """Makes what a module holds with other integers. What holds the same ones stays the same.
+    """Copies values with other integers. Values whose integers stay the same are not copied.
 
     Args:
-        number: takes the name of an integer, and the integer; returns the one in its place.
+        number: takes the name of an integer and the integer; returns its new value.
     """
 
     def __init__(self, number: Callable[[str, int], int]) -> None:
         self._number = number
-        # By identity, because a configuration may be in many modules.
+        # By identity, because many modules may share a configuration.
         self._known: dict[int, tuple[Any, Any]] = {}
 
     def of(self, name: str, value: Any, depth: int = 0) -> Any:
         """Returns a value with other integers.
 
         Args:
-            name: what it is called in the module.
+            name: its path in the module.
             value: the value.
-            depth: how deep in the module it is.
+            depth: its depth in the module.
         """
         if is_size(value):
             return self._number(name, value)
-        if isinstance(value, tuple):  # equal ones may be one object
+        if isinstance(value, tuple):  # equal tuples in different places may be one object
             return self._changed(name, value, depth)
         if id(value) not in self._known:
-            self._known[id(value)] = value, value  # it may hold itself
+            self._known[id(value)] = value, value  # a value may contain itself
             self._known[id(value)] = value, self._changed(name, value, depth)
         return self._known[id(value)][1]
 
     def _changed(self, name: str, value: Any, depth: int) -> Any:
         try:
             parts, make = _opened(value) if depth < _DEEPEST else ({}, _none)
-        except Exception:  # which any class may raise
+        except Exception:  # any class may raise anything
             return value
         changed = {key: self.of(_named(name, key), part, depth + 1) for key, part in parts.items()}
         is_same = all(changed[key] is part for key, part in parts.items())
@@ -272,7 +273,7 @@ _Parts = Mapping[Any, Any]
 
 
 def _opened(value: Any) -> tuple[_Parts, Callable[[_Parts], Any]]:
-    """Returns the parts of a value by name or index, and what makes such a value of other parts."""
+    """Returns the parts of a value by name or index, and a function that rebuilds the value."""
     if isinstance(value, type | enum.Enum) or is_array(value):
         return {}, _none
     if dataclasses.is_dataclass(value):
@@ -281,7 +282,7 @@ def _opened(value: Any) -> tuple[_Parts, Callable[[_Parts], Any]]:
         make: Callable[..., Any] = functools.partial(dataclasses.replace, value)  # type: ignore[type-var]
         make = value.clone if is_linen(value) else make  # type: ignore[union-attr]
         return fields, lambda parts: make(**parts)
-    if isinstance(value, dict | list):  # whose classes may take something else
+    if isinstance(value, dict | list):  # subclasses may have other constructors, so copy
 
         def filled(parts: _Parts) -> Any:
             new = copy.copy(value)
@@ -293,7 +294,7 @@ def _opened(value: Any) -> tuple[_Parts, Callable[[_Parts], Any]]:
     if isinstance(value, Mapping):
         return value, type(value)
     if isinstance(value, tuple):
-        of_items = getattr(type(value), "_make", type(value))  # a NamedTuple has one
+        of_items = getattr(type(value), "_make", type(value))  # NamedTuples have _make
         return dict(enumerate(value)), lambda parts: of_items(parts.values())
     if isinstance(value, functools.partial):
         arguments = dict(enumerate(value.args)) | value.keywords

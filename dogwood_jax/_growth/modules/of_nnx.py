@@ -1,7 +1,7 @@
-"""NNX modules in other sizes: ``resized_module``.
+"""Resizes NNX modules: ``resized_module``.
 
-A module keeps its numbers beside its variables. It is viewed as a tree with static data, like an
-Equinox module, and then resized like one (``resizing``).
+A module stores numbers next to its variables. It is viewed as a tree with static data, like an
+Equinox module, and then resized in the same way (``resizing``).
 """
 
 import inspect
@@ -18,7 +18,7 @@ from dogwood_jax._widths.widths import Leaf
 
 Module = TypeVar("Module", bound=nnx.Module)
 
-# Older versions of Flax keep modules in lists and dicts of Python.
+# Older versions of Flax keep modules in Python lists and dicts.
 _LISTS: Any = tuple({list, tuple, getattr(nnx, "List", list)})
 _DICTS: Any = tuple({dict, getattr(nnx, "Dict", dict)})
 
@@ -28,9 +28,9 @@ def resized_module(
     leaves: Iterable[Leaf],
     sizes: Mapping[str, int],
 ) -> tuple[Module, list[str]]:
-    """Returns a module in other sizes, and which modules in it have numbers that are not known.
+    """Returns a module in other sizes, and problems with numbers whose new values are unknown.
 
-    What changes shape is a ``jax.ShapeDtypeStruct`` in it.
+    Arrays that change shape are ``jax.ShapeDtypeStruct`` in the result.
 
     Args:
         model: the module; it is not changed.
@@ -53,11 +53,11 @@ def value_of(variable: Any) -> Any:
 class _View:
     """A module as a tree of its variables and modules.
 
-    Its fields are those of the module, with arrays in place of variables.
+    It has the fields of the module, with arrays in place of variables.
 
     Attributes:
         cls: the class of the module.
-        parts: names of the fields that hold variables and modules; the others are static.
+        parts: names of the fields that hold variables and modules; other fields are static.
     """
 
     __slots__ = ("__dict__", "cls", "parts")
@@ -82,7 +82,7 @@ jax.tree_util.register_pytree_with_keys(_View, _flatten, _unflatten)
 
 
 def _viewed(value: Any, seen: set[int]) -> Any:
-    """Returns modules as views, and variables as arrays; None where one is seen again."""
+    """Returns modules as views and variables as arrays; None for repeated occurrences."""
     if isinstance(value, nnx.Variable | nnx.Module):
         if id(value) in seen:
             return None
@@ -95,14 +95,14 @@ def _viewed(value: Any, seen: set[int]) -> Any:
         return {name: _viewed(item, seen) for name, item in value.items()}
     if not isinstance(value, nnx.Module):
         return value
-    # In the order of the module's state, so that what is shared is seen in the same place.
+    # In the order of the module's state, so that shared parts are kept at the same path.
     fields = {name: field for name, field in sorted(vars(value).items()) if _is_own(name, field)}
     parts = {name: _viewed(field, seen) for name, field in fields.items() if _is_part(field)}
     return _View(type(value), parts, {name: fields[name] for name in fields if name not in parts})
 
 
 def _is_own(name: str, field: Any) -> bool:
-    """Whether a field is the module's own rather than Flax's, or random keys."""
+    """Whether a field is the module's own: neither Flax's nor random keys."""
     is_random = isinstance(field, nnx.Rngs | nnx.RngStream)
     return not is_random and not name.startswith(("_pytree__", "_object__"))
 
@@ -117,7 +117,7 @@ def _is_part(field: Any) -> bool:
 
 
 def _adopt(value: Any, view: Any) -> None:
-    """Gives modules the numbers of their views."""
+    """Copies the numbers of views into their modules."""
     if isinstance(view, _View):
         for name, field in vars(view).items():
             if name in view.parts:
@@ -133,7 +133,7 @@ def _adopt(value: Any, view: Any) -> None:
 
 
 class _ModuleRemaker(Remaker):
-    """Makes views of modules anew."""
+    """Makes views of modules again by the modules' classes."""
 
     def class_of(self, node: PyTree) -> type:
         return node.cls if isinstance(node, _View) else type(node)

@@ -1,9 +1,9 @@
-"""Make modules anew in other sizes: ``Remaker``.
+"""Makes modules again in other sizes, by their classes: ``Remaker``.
 
-Nothing says which numbers of a module are sizes. But its class may make the same module again when
-it is called with the module's own fields. Then it also makes the larger module: the right numbers
-are those with which every array gets its new shape. If there are none, or several choices, it stays
-unknown which numbers change.
+Nothing marks the numbers of a module that are sizes. But its class may make an equal module if it
+is called with the module's own fields. The class then also makes the larger module: with the right
+numbers, every array gets its new shape. If no choice of numbers does that, or several do, the
+numbers that change stay unknown.
 """
 
 import inspect
@@ -18,16 +18,16 @@ import numpy as np
 from dogwood_jax._base.trees import PyTree, is_array, leaf_path, struct, struct_of
 from dogwood_jax._growth.modules.fitting import Shapes, fitting
 
-# What classes take to draw random numbers with.
+# Names of arguments for random keys.
 _KEYS = ("key", "rngs")
 
 
-class Unknown(Exception):
-    """Why it is not known what a module says in other sizes."""
+class CannotRemake(Exception):
+    """Raised with the reason why the numbers of a module in other sizes are unknown."""
 
 
 class Remaker:
-    """Makes modules anew, and remembers what it made: layers that are alike are made once."""
+    """Makes modules again, with a cache: equal layers are made once."""
 
     def __init__(self) -> None:
         self._made: dict[Any, PyTree | None] = {}
@@ -37,31 +37,31 @@ class Remaker:
         return type(node)
 
     def parameters(self, cls: type) -> Sequence[inspect.Parameter]:
-        """Returns what a class takes; ``ValueError`` or ``TypeError`` if that is not known."""
+        """Returns the parameters of a class; ValueError or TypeError if it has no signature."""
         return [*inspect.signature(cls).parameters.values()]
 
     def construct(self, cls: type, arguments: Mapping[str, Any], key: jax.Array) -> PyTree:
-        """Returns what a class makes of arguments, and of a key for random numbers."""
+        """Returns the module that a class makes from arguments and a random key."""
         takes_key = any(parameter.name == "key" for parameter in self.parameters(cls))
         return cls(**arguments, **({"key": key} if takes_key else {}))
 
     def remade(self, node: PyTree, wanted: Shapes, sizes: Mapping[int, Iterable[int]]) -> PyTree:
-        """Returns what the class of a module makes in new sizes.
+        """Returns a module in new sizes, made by its class.
 
         Args:
             node: the module.
             wanted: new shapes of all its arrays, by path.
-            sizes: what each size that changes becomes.
+            sizes: for each size that changes, its possible new sizes.
 
         Raises:
-            Unknown: if that does not show what the module says in the new sizes.
+            CannotRemake: if this does not determine the module's numbers in the new sizes.
         """
         cls = self.class_of(node)
         arguments = self._arguments(cls, node)
         again = None if arguments is None else self._again(cls, arguments, node)
         stack = None if again is None else _stack(again, node)
         if stack is None:
-            raise Unknown(self._why_not_again(cls, node))
+            raise CannotRemake(self._why_not_again(cls, node))
         wanted = {path: shape[len(stack) :] for path, shape in wanted.items()}
         given, structure = jax.tree.flatten(arguments)
 
@@ -76,14 +76,14 @@ class Remaker:
             *map(make, itertools.islice(fitting(shapes, given, shapes_in(again), sizes, wanted), 2))
         ]
         if not found:
-            raise Unknown("its class makes none with arrays of the new shapes")
+            raise CannotRemake("its class makes no module with arrays of the new shapes")
         if len(found) > 1:
-            raise Unknown("the new shapes leave open which of its numbers change")
+            raise CannotRemake("the new shapes leave open which of its numbers change")
         return _with_own(found[0], again, node, stack)
 
     def _why_not_again(self, cls: type, node: PyTree) -> str:
-        """Says why the class of a module cannot make it anew."""
-        why = "its class cannot be called with its own fields to make it anew"
+        """Returns the reason why the class of a module cannot make it again."""
+        why = "calling its class with its own fields does not make an equal module"
         try:
             parameters = self.parameters(cls)
         except (TypeError, ValueError):
@@ -101,10 +101,10 @@ class Remaker:
         return f"{why}, because it does not store its {arguments} (self.{missing[0]} = ...)"
 
     def _arguments(self, cls: type, node: PyTree) -> dict[str, Any] | None:
-        """Returns the fields of a module that its class takes; None if it takes others, too.
+        """Returns the fields of a module that its class takes; None if a required one is missing.
 
-        An argument with a default is left out if the module's field holds an array or None. (A tree
-        that was partitioned has None in place of what was taken out.)
+        An argument with a default is left out if the module's field holds an array or None. (A
+        partitioned tree has None in place of leaves in the other part.)
         """
         try:
             parameters, fields = self.parameters(cls), vars(node)
@@ -122,7 +122,7 @@ class Remaker:
         return arguments
 
     def _again(self, cls: type, arguments: Mapping[str, Any], node: PyTree) -> PyTree | None:
-        """Returns what a class makes, as far as a module holds it; None if it refuses."""
+        """Returns the module that a class makes, with only leaves of ``node``; None on errors."""
         leaves, structure = jax.tree.flatten(arguments)
         case: Any = (cls, structure, tuple((type(leaf), leaf) for leaf in leaves))
         try:
@@ -139,7 +139,7 @@ class Remaker:
         )
 
     def _shapes_of(self, cls: type, arguments: Mapping[str, Any]) -> PyTree | None:
-        """Returns what a class makes, with ``jax.ShapeDtypeStruct`` for arrays; None if nothing."""
+        """Returns the module of a class, with shapes in place of arrays; None on errors."""
         made: PyTree = None
 
         def make(key: jax.Array) -> None:
@@ -147,7 +147,7 @@ class Remaker:
             try:
                 made = self.construct(cls, arguments, key)
                 made = jax.tree.map(lambda leaf: struct_of(leaf) if is_array(leaf) else leaf, made)
-            except Exception:  # which any class may raise
+            except Exception:  # any class may raise anything
                 made = None
 
         with warnings.catch_warnings():
@@ -157,7 +157,7 @@ class Remaker:
 
 
 def is_number(value: Any) -> bool:
-    """Whether something is a number of Python or NumPy."""
+    """Whether a value is a Python or NumPy number, but not a boolean."""
     return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
 
 
@@ -171,15 +171,15 @@ def _by_path(tree: PyTree) -> dict[str, Any]:
 
 
 def _stack(made: PyTree, node: PyTree) -> tuple[int, ...] | None:
-    """Returns the leading axes that count stacked modules; None if the module made differs.
+    """Returns the sizes of leading axes of stacked modules; None if ``made`` differs otherwise.
 
     Layers over which a loop runs may be stacked in the arrays of one module, along leading axes. A
-    single module has none, ``()``.
+    single module has no such axes, ``()``.
     """
     try:
         if jax.tree.structure(made) != jax.tree.structure(node):  # type: ignore[operator]
             return None
-    except Exception:  # which static data that cannot be compared may raise
+    except Exception:  # static data that cannot be compared may raise anything
         return None
     one, own = shapes_in(made), shapes_in(node)
     stacks = {own[path][: len(own[path]) - len(shape)] for path, shape in one.items()}
@@ -188,7 +188,7 @@ def _stack(made: PyTree, node: PyTree) -> tuple[int, ...] | None:
 
 
 def _with_own(made: PyTree, again: PyTree, node: PyTree, stack: tuple[int, ...]) -> PyTree:
-    """Returns what a class made in new sizes, with the leaves of the module where they fit."""
+    """Returns a module made in new sizes, with the old module's leaves where they fit."""
 
     def one(leaf: Any, before: Any, own: Any) -> Any:
         if is_array(leaf):

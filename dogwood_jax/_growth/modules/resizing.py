@@ -1,8 +1,8 @@
-"""Give modules other sizes, in their arrays and in the numbers beside them: ``Resizing``.
+"""Resizes modules, both their arrays and the numbers stored next to them: ``Resizing``.
 
-An Equinox module carries numbers such as ``num_heads`` in the structure of its tree, and nothing
-says which of them are sizes. A number may be a size if it equals a size that changes. Then the
-module's class is asked (``remaking``). If that gives no answer, only the larger model can.
+An Equinox module stores numbers such as ``num_heads`` in the structure of its tree, and nothing
+marks those that are sizes. A number may be a size if it equals a size that changes. The module's
+class then decides (``remaking``). If it cannot, the larger model is needed.
 """
 
 import itertools
@@ -13,22 +13,22 @@ from typing import Any
 import jax
 
 from dogwood_jax._base.trees import Keys, PyTree, is_array, leaf_path, level, struct
-from dogwood_jax._growth.modules.remaking import Remaker, Unknown, is_number, shapes_in
+from dogwood_jax._growth.modules.remaking import CannotRemake, Remaker, is_number, shapes_in
 from dogwood_jax._widths.layout import Layout, Units, size_of, units_of
 from dogwood_jax._widths.widths import Leaf
 
 
 class Resizing:
-    """Gives trees other sizes.
+    """Resizes trees.
 
     Args:
         leaves: the arrays of the network, with the layouts of their axes.
         sizes: new sizes by name of the width.
-        collection: what the network's paths have before the paths of the trees.
-        remaker: makes modules anew.
+        collection: prefix of the network's paths that the paths of the trees lack.
+        remaker: makes modules again by their classes.
 
     Attributes:
-        problems: which modules hold numbers that are not known in the new sizes, and why.
+        problems: modules with numbers whose new values are unknown, and why.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Resizing:
                 self._changes[path], self._along[path] = changes, changes_along(leaf, sizes)
 
     def resized(self, tree: PyTree) -> PyTree:
-        """Returns a tree in its new sizes, with ``jax.ShapeDtypeStruct`` for what changes shape.
+        """Returns a tree in its new sizes; arrays that change shape are ``jax.ShapeDtypeStruct``.
 
         Args:
             tree: pytree of arrays or ``jax.ShapeDtypeStruct``.
@@ -63,11 +63,11 @@ class Resizing:
         return self._resized(tree, ()) if says_numbers(tree) else self.reshaped(tree)
 
     def reshaped(self, tree: PyTree, keys: Keys = ()) -> PyTree:
-        """Returns a tree with the new shapes, all else as it is.
+        """Returns a tree with the new shapes; everything else stays the same.
 
         Args:
             tree: pytree of arrays or ``jax.ShapeDtypeStruct``, or a part of one.
-            keys: where that part lies in the tree.
+            keys: the keys of that part in the whole tree.
         """
 
         def one(inside: Keys, leaf: Any) -> Any:
@@ -90,17 +90,17 @@ class Resizing:
         same_tree = self.reshaped(node, keys)
         try:
             return self._remaker.remade(node, shapes_in(same_tree), sizes)
-        except Unknown as why:
+        except CannotRemake as why:
             stay = {size for path in paths for size, _ in self._stay.get(path, ())}
             along = {old for path in paths for old, _ in self._along.get(path, ())}
-            if outdated <= stay - along:  # these are sizes that stay, and equal products by chance
+            if outdated <= stay - along:  # sizes that stay, equal to changing products by chance
                 return self._resized_parts(node, keys)
             where = f"{leaf_path(keys)}: " if keys else ""
             name, said = self._remaker.class_of(node).__name__, ", ".join(_named(node, outdated))
             pairs = {pair for path in paths for pair in self._stay.get(path, ())}
             alike = sorted(width for size, width in pairs if size in outdated)
             more = f"; grow {', '.join(alike)}, too, if they have one size" if alike else ""
-            self.problems.append(f"{where}{name} says {said}, and {why}{more}")
+            self.problems.append(f"{where}{name} stores {said}, but {why}{more}")
             return same_tree
 
     def _resized_parts(self, node: PyTree, keys: Keys) -> PyTree:
@@ -112,7 +112,7 @@ class Resizing:
 def outdated_leaves(
     leaves: Mapping[str, Any], known: Iterable[Leaf], sizes: Mapping[str, int]
 ) -> list[str]:
-    """Returns which leaves are numbers that equal a size of the arrays beside them that changes.
+    """Returns problems: leaves that are numbers and equal a changing size of nearby arrays.
 
     Args:
         leaves: the leaves of a tree, by path.
@@ -125,23 +125,23 @@ def outdated_leaves(
         if not is_number(number):
             continue
         start, beside = path, set[int]()
-        while start and not beside:  # in the smallest part of the tree in which arrays change
+        while start and not beside:  # find the smallest part of the tree in which arrays change
             start = start.rpartition("/")[0]
             inside = (p for p in changes if not start or p.startswith(f"{start}/"))
             beside = {old for p in inside for old, _ in changes[p]}
         if number in beside:
-            problems.append(f"{path}: is {number}, as a size that changes")
+            problems.append(f"{path}: is {number}, which equals a size that changes")
     return problems
 
 
 def says_numbers(tree: PyTree) -> bool:
-    """Whether a tree holds any number that is no array, leaving keys of dicts aside."""
+    """Whether a tree holds any number besides its arrays; keys of dicts do not count."""
     leaves, structure = jax.tree.flatten(tree)
     return any(map(is_number, leaves)) or modules_say_numbers(structure)
 
 
 def modules_say_numbers(structure: Any) -> bool:
-    """Whether the structure of a tree holds any number, as one of Equinox modules does."""
+    """Whether the structure of a tree holds any number, as in Equinox modules."""
     kind = structure.node_data()
     if kind is not None and kind[0] is not dict and any(True for _ in _numbers(kind[1])):
         return True
@@ -149,9 +149,9 @@ def modules_say_numbers(structure: Any) -> bool:
 
 
 def changes_of(leaf: Leaf, sizes: Mapping[str, int]) -> set[tuple[int, int]]:
-    """Returns sizes of an array that change, and what they become.
+    """Returns the sizes of an array that change, as pairs (old, new).
 
-    These are the sizes of its axes, of the parts of an axis, and the products of neighbouring axes,
+    Considers the sizes of its axes, of the parts of axes, and the products of neighbouring axes,
     such as heads * head_dim.
     """
     pairs = changes_along(leaf, sizes)
@@ -163,13 +163,13 @@ def changes_of(leaf: Leaf, sizes: Mapping[str, int]) -> set[tuple[int, int]]:
 
 
 def changes_along(leaf: Leaf, sizes: Mapping[str, int]) -> set[tuple[int, int]]:
-    """Returns sizes of axes and of their parts that change, and what they become."""
+    """Returns the sizes of axes and of their parts that change, as pairs (old, new)."""
     pairs = {pair for axis in leaf.axes for pair in sizes_in(axis, sizes)}
     return {(old, new) for old, new in pairs if old != new}
 
 
 def sizes_in(layout: Layout, sizes: Mapping[str, int]) -> Iterator[tuple[int, int]]:
-    """Yields the old and new sizes of an axis and of what it is made of."""
+    """Yields the old and new sizes of an axis and of its parts."""
     yield size_of(layout), size_of(layout, sizes)
     for part in () if isinstance(layout, Units) else layout.parts:
         yield from sizes_in(part, sizes)
@@ -179,12 +179,12 @@ def sizes_in(layout: Layout, sizes: Mapping[str, int]) -> Iterator[tuple[int, in
 
 
 def _said(node: PyTree) -> Iterator[float]:
-    """Yields the numbers that a node says itself, or by parts of it that hold no arrays."""
+    """Yields the numbers that a node stores itself, or in parts without arrays."""
     if isinstance(node, dict | list | tuple) and not hasattr(node, "_fields"):
         return  # a number in a plain container is the caller's own
     parts, structure = level(node)
     if (kind := structure.node_data()) is not None:
-        # Of a dict and its like, the structure says the keys.
+        # The structure of a dict or similar node holds its keys.
         keys = {key.key for (key,), _ in parts if isinstance(key, jax.tree_util.DictKey)}
         yield from (number for number in _numbers(kind[1]) if number not in keys)
         for _, part in parts:
@@ -193,7 +193,7 @@ def _said(node: PyTree) -> Iterator[float]:
 
 
 def _all_said(tree: PyTree) -> Iterator[float]:
-    """Yields all numbers in a tree that are no arrays."""
+    """Yields all numbers in a tree, except those in arrays."""
     if is_number(tree):
         yield tree
     yield from _said(tree)
@@ -207,7 +207,7 @@ def _holds_arrays(tree: PyTree) -> bool:
 
 
 def _numbers(value: Any, depth: int = 8) -> Iterator[float]:
-    """Yields the numbers in static data, such as a configuration; not those in functions."""
+    """Yields the numbers in static data, such as a configuration, but not those in functions."""
     if is_number(value):
         yield value
     elif isinstance(value, Mapping):
@@ -220,7 +220,7 @@ def _numbers(value: Any, depth: int = 8) -> Iterator[float]:
 
 
 def _named(node: PyTree, numbers: set[float]) -> list[str]:
-    """Returns the numbers as the fields of a module say them, as far as fields do."""
+    """Returns the numbers as ``field=value``, or alone if no field of the module holds them."""
     return [*_fields(node, numbers, "")] or [f"{number:g}" for number in sorted(numbers)]
 
 
@@ -229,7 +229,7 @@ def _fields(value: Any, numbers: set[float], name: str, depth: int = 8) -> Itera
         path = f"{name}.{key}" if name else key
         if _holds_arrays(field) or numbers.isdisjoint(_numbers(field)):
             continue
-        if hasattr(field, "__dict__"):  # which may refer to what it is a part of
+        if hasattr(field, "__dict__"):  # it may refer back to its owner, so the depth is limited
             yield from _fields(field, numbers, path, depth - 1)
         else:
             yield f"{path}={field!r}"

@@ -1,7 +1,7 @@
-"""Why no filling makes new layers do nothing: ``explanation``.
+"""Explains why no filling makes new layers compute the identity: ``explanation``.
 
-The deeper network is evaluated with the fillings that are tried first. Where a value that the
-network has, too, becomes one that it has not, the deeper network leaves its ways.
+The deeper network is evaluated with the fillings that are tried first. It departs from the network
+at the equation that turns a value that both networks compute into one that only it computes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,12 +19,12 @@ from dogwood_jax._program.subprograms import sub_programs
 _ONE_BY_ONE = (
     "widths grow, too: grow them first, or insert the layers first, each in a growth of its own"
 )
-# Larger numbers mask others. Beside them all others are alike.
+# Arrays with larger entries are not compared: next to these, all other entries look equal.
 _MASKED = 1e9
 
 
 def explanation(trial: Trial) -> str:
-    """Says where the deeper network leaves what the network computes."""
+    """Returns an error text: where the deeper network computes something else than the network."""
     if not trial.samples:
         return "the network is finite for none of the samples, so nothing shows that outputs stay"
     case, starts = trial.case, [*trial.starts()]
@@ -32,7 +32,7 @@ def explanation(trial: Trial) -> str:
     if not trial.is_finite(starts[1]) and (cause := not_finite(case.old, case.new, zeros)):
         return f"zeros in new layers do not silence them, {cause}"
     found = []
-    for filling in () if case.growth.changes else starts:  # else all values are others
+    for filling in () if case.growth.changes else starts:  # wider values are never equal
         seen = [_departures(trial, filling, sample) for sample in trial.samples]
         found.append(min(seen, key=lambda one: one.step))
     words = max(found, key=lambda one: one.step).words if found else _ONE_BY_ONE
@@ -40,9 +40,9 @@ def explanation(trial: Trial) -> str:
     if not strange:
         return words
     return (
-        f"{words}; it computes with {', '.join(strange)}, which the old network does not: numbers "
-        "of old layers must stay, also those that follow from how many layers there are, as "
-        "1 / sqrt(layers) does"
+        f"{words}; it computes with {', '.join(strange)}, which the old network does not: "
+        "constants of old layers must stay, including those that depend on the number of layers, "
+        "such as 1 / sqrt(layers)"
     )
 
 
@@ -53,7 +53,7 @@ def _departures(trial: Trial, filling: Filling, sample: Drawn) -> "_Departures":
 
 
 class _Values(Watch):
-    """Collects what a network computes of inputs, each with the name of what computes it."""
+    """Collects the values that a network computes from inputs, with the name of the operation."""
 
     def __init__(self, inputs: Sequence[Any]) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class _Values(Watch):
             self._add(results, None if sub_programs(eqn) else _name(eqn, callers))
 
     def name_of(self, array: Any) -> str | None:
-        """Returns the name of what computes a value in the network; None if nothing does."""
+        """Returns the name of the operation that computes a value in the network, or None."""
         if not _tells(array):
             return None
         size = np.abs(array).max()
@@ -83,11 +83,11 @@ class _Values(Watch):
 
 
 class _Departures(Readings):
-    """Finds where a deeper network leaves the values of the network, and does not come back.
+    """Finds where a deeper network departs from the values of the network for good.
 
     Attributes:
-        step: the number of the equation; that of the last one if there is none.
-        words: what is said of it.
+        step: number of the equation; the number of the last equation if there is no departure.
+        words: the text of the error.
     """
 
     def __init__(self, arrays: Mapping[str, Any], new: Mapping[str, Any], network: _Values) -> None:
@@ -136,12 +136,12 @@ class _Departures(Readings):
 
 
 def _base(array: Any) -> Any:
-    """Returns the array that another one is a part of."""
+    """Returns the array that a view is part of, or None."""
     return getattr(array, "base", None)
 
 
 def _name(eqn: Any, callers: Sequence[Any]) -> str:
-    """Returns what readers call an equation: the innermost function around it of one array."""
+    """Returns a readable name of an equation: that of the innermost elementwise call around it."""
     for caller in reversed(callers):
         name = caller.params.get("name")
         if isinstance(name, str) and len(caller.invars) == len(caller.outvars) == 1:
@@ -151,7 +151,7 @@ def _name(eqn: Any, callers: Sequence[Any]) -> str:
 
 
 def _tells(array: Any) -> bool:
-    """Whether a value is known again by its numbers."""
+    """Whether a value can be recognized by its entries."""
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fc" or array.size < 2:
         return False
     sizes = np.abs(array)
@@ -159,5 +159,5 @@ def _tells(array: Any) -> bool:
 
 
 def _close(array: Any, other: Any, size: float) -> bool:
-    is_close = abs(array.flat[0] - other.flat[0]) <= 1e-6 * size  # of most arrays, none is
+    is_close = abs(array.flat[0] - other.flat[0]) <= 1e-6 * size  # rules out most arrays
     return is_close and bool(np.allclose(array, other, 1e-6, 1e-9 * size))

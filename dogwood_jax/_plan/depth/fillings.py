@@ -22,22 +22,22 @@ def new_layers(
     copy: bool = False,
     interleave: bool = False,
 ) -> Iterator[tuple[Edit, ...]]:
-    """Proposes what the arrays of new layers are filled with.
+    """Proposes fillings for the arrays of new layers.
 
     Args:
         widths: the network's widths, with its program.
-        larger: those of the deeper network.
+        larger: the deeper network's widths, with its program.
         rename: see ``deepen``.
         copy: see ``deepen``.
         interleave: see ``deepen``.
 
     Yields:
-        All arrays of the deeper network that are new, moved, or have new layers, in its order.
-        Those of the best proposal come first. Later ones are for a caller who has refused all
-        before.
+        One edit for each array of the deeper network that is new, moved, or has new layers, in the
+        network's order. The best proposal comes first. Later ones are for a caller that refused
+        all earlier ones.
 
     Raises:
-        ValueError: if nothing leaves outputs as they are.
+        ValueError: if no filling keeps outputs.
     """
     assert larger.network is not None
     program, options = larger.network.traced.program, {"copy": copy, "interleave": interleave}
@@ -54,12 +54,12 @@ def new_layers(
 
 
 class Fillings:
-    """The edits of a growth with fillings for new layers, the most likely ones first.
+    """Iterates over the edits of a growth with fillings for new layers, most likely ones first.
 
     Args:
         growth: the growth, whose new layers are free.
         network: the network's widths, with its program.
-        larger: those of the deeper network.
+        larger: the deeper network's widths, with its program.
         quickly: whether to try only a few fillings.
     """
 
@@ -86,5 +86,5 @@ class Fillings:
 
     @property
     def why_none(self) -> str:
-        """Why no filling leaves outputs as they are."""
+        """Why no filling keeps outputs."""
         return self._trial if isinstance(self._trial, str) else explanation(self._trial)

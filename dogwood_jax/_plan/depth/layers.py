@@ -1,7 +1,6 @@
 """Which layers of a deeper model are new: ``placements``.
 
-Names and shapes say it, and often leave a choice. What the new layers are filled with is found out
-by ``fillings``.
+Names and shapes decide, and often leave a choice. ``fillings`` fills the new layers.
 """
 
 import itertools
@@ -35,9 +34,9 @@ def placements(
     interleave: bool = False,
     wider: bool = False,
 ) -> Iterator[tuple[Edit, ...]]:
-    """Yields which arrays of a deeper network are new, moved, or have new layers, in its order.
+    """Yields the arrays of a deeper network that are new, moved, or have new layers, in its order.
 
-    All that is new is free. The most likely way comes first.
+    All new arrays and layers are free. The most likely choice comes first.
 
     Args:
         widths: the network's widths, with its program.
@@ -48,7 +47,7 @@ def placements(
         wider: whether old arrays may also be larger.
 
     Raises:
-        ValueError: if the arrays of the network are not among those of the deeper one.
+        ValueError: if arrays of the network have no counterpart in the deeper network.
     """
     problems, known, is_placed = list[str](), None, False
     for blocks in (False, True):
@@ -69,10 +68,11 @@ class _Problem:
     """The arrays of two networks.
 
     Attributes:
-        old: those of the network.
-        new: those of the deeper one.
+        old: the network's arrays by path.
+        new: the deeper network's arrays by path.
         reading_order: the paths of the network's arrays in the order in which they are read.
-        stacked: arrays with entries for each layer: the axis, and how many layers there are.
+        stacked: by path of an array with entries for each layer: the axis, and the old number of
+            layers.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class _Problem:
                     self.stacked[path] = axis, n
 
     def fits(self, path: str, place: str) -> bool:
-        """Whether an array of the deeper network can be this one of the old network."""
+        """Whether the array at ``place`` in the deeper network can be the old one at ``path``."""
         old, new = self.old[path].shape, self.new[place].shape
         axis = self.stacked.get(path, (None,))[0] if path == place else None
         return len(old) == len(new) and all(
@@ -115,11 +115,11 @@ class _Problem:
         )
 
     def described(self, places: Mapping[str, str], *, copy: bool) -> tuple[Edit, ...]:
-        """Returns what becomes of every array that is not an old one in its place.
+        """Returns an edit for each array except old arrays that keep their path and layers.
 
         Args:
             places: new paths of the old arrays.
-            copy: whether new arrays are copies, where there is something to copy.
+            copy: whether new arrays are copies, if there is a layer to copy.
         """
         sources, dtypes = {new: old for old, new in places.items()}, self._dtypes(places)
         orders, found = _orders(places, self.new), []
@@ -155,7 +155,7 @@ class _Problem:
         return replace(edit, layers=Layers(axis, order))
 
     def _dtypes(self, places: Mapping[str, str]) -> dict[str, jnp.dtype]:
-        """Returns the dtypes of old arrays where they go, and the same ones for new arrays."""
+        """Returns dtypes by new path: those of old arrays, and matching ones for new arrays."""
         dtypes = {path: array.dtype for path, array in self.new.items()}
         seen: dict[jnp.dtype, set[jnp.dtype]] = {}
         for path, place in places.items():
@@ -173,7 +173,7 @@ def _arrays(program: Program) -> Shapes:
 def axis_of_layers(widths: Widths, leaf: Leaf) -> tuple[int | None, bool]:
     """Returns the axis of an array that counts layers, and whether a loop runs over the axis.
 
-    Else each layer is taken by its number. None if there is no such axis.
+    Without a loop, the program indexes each layer. The axis is None if the array has none.
     """
     for axis, layout in enumerate(leaf.axes):
         reasons = _reasons(widths, leaf, axis)
@@ -185,12 +185,12 @@ def axis_of_layers(widths: Widths, leaf: Leaf) -> tuple[int | None, bool]:
 
 
 def _reasons(widths: Widths, leaf: Leaf, axis: int) -> set[str | None]:
-    """Returns why the widths along an axis of an array do not grow."""
+    """Returns the reasons why the widths along an axis are fixed; None for those that are not."""
     return {widths[units.width].fixed for units in units_of(leaf.axes[axis])}
 
 
 def with_kinds(found: Sequence[Edit], larger: Widths) -> tuple[Edit, ...]:
-    """Returns edits whose free values say what they are drawn as.
+    """Returns edits whose fillings hold how free values are drawn.
 
     Args:
         found: the edits.
@@ -200,7 +200,7 @@ def with_kinds(found: Sequence[Edit], larger: Widths) -> tuple[Edit, ...]:
 
 
 def _order(old: int, new: int, interleave: bool) -> tuple[int, ...]:
-    """Returns for each layer of a deeper stack the old one that it is, or -1."""
+    """Returns, for each layer of a deeper stack, the old layer in its place, or -1."""
     if not interleave:
         return (*range(old), *[-1] * (new - old))
     places = {(i * new) // old: i for i in range(old)}
@@ -210,7 +210,7 @@ def _order(old: int, new: int, interleave: bool) -> tuple[int, ...]:
 def _orders(
     places: Mapping[str, str], new: Iterable[str]
 ) -> dict[tuple[int, int], tuple[int, ...]]:
-    """Returns the orders that layers with numbered names have, by their numbers before and after.
+    """Returns the orders of layers with numbered names, by the numbers of layers before and after.
 
     Args:
         places: new paths of the old arrays.
@@ -234,11 +234,11 @@ def _orders(
 
 
 def more_numbers(old: Iterable[str], new: Iterable[str]) -> set[tuple[int, int]]:
-    """Returns how many parts with numbered names there are before and after, where more are.
+    """Returns the numbers of parts with numbered names, before and after, where they grow.
 
     Args:
         old: the paths of the network's arrays.
-        new: those of the larger one's.
+        new: the paths of the larger network's arrays.
     """
     found: list[dict[str, set[int]]] = [{}, {}]
     for numbers, paths in zip(found, (old, new), strict=True):
@@ -249,7 +249,7 @@ def more_numbers(old: Iterable[str], new: Iterable[str]) -> set[tuple[int, int]]
 
 
 def _numbered(path: str) -> Iterator[tuple[str, int]]:
-    """Yields the parts of a path that end in a number, as what is around it, and the number."""
+    """Yields the parts of a path that end in a number, as the path before it, and the number."""
     parts = _split(path)
     for i, part in enumerate(parts):
         name, number = split_number(part)
@@ -258,7 +258,7 @@ def _numbered(path: str) -> Iterator[tuple[str, int]]:
 
 
 def _model(path: str, shapes: Shapes, sources: Mapping[str, str]) -> str | None:
-    """Returns the old array that a new one copies, in the closest layer of the same arrays."""
+    """Returns the old array that a new one copies: that of the closest layer with equal arrays."""
     # A module has its arrays under the same path in each collection.
     start = 1 if any(p.startswith("params/") for p in shapes) else 0
     parts = path.split("/")
@@ -274,10 +274,10 @@ def _model(path: str, shapes: Shapes, sources: Mapping[str, str]) -> str | None:
 
 
 def _numbered_alike(name: str, others: Iterable[str]) -> Iterator[str]:
-    """Yields the names that differ in one number, ``block_1_up`` for ``block_2_up``.
+    """Yields the names that differ in one number, such as ``block_1_up`` for ``block_2_up``.
 
-    Smaller numbers come first, and of these the closest. If a name has several numbers, the last is
-    tried first.
+    Smaller numbers come first, and the closest of these. If a name has several numbers, the last
+    is tried first.
     """
     for found in reversed([*re.finditer(r"\d+", name)]):
         number, around = int(found[0]), (name[: found.start()], name[found.end() :])

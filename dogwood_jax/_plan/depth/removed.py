@@ -1,4 +1,4 @@
-"""Layers with numbers in their names that go: ``without_layers_of``, ``smaller_program``."""
+"""Removes layers with numbers in their names: ``without_layers_of``, ``smaller_program``."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -32,26 +32,26 @@ def whole_program(network: Network) -> Program:
 def without_layers_of(growth: Growth, keep: Mapping[str, Any], *, check: bool) -> Growth:
     """Returns a growth that also removes layers with numbers in their names.
 
-    The layers that stay get the first numbers. Outputs move.
+    The layers that stay are renumbered from the first number on. Outputs change.
 
     Args:
-        growth: what becomes of units.
-        keep: by name of the layers, the ones that stay: indices, or a boolean mask.
-        check: whether to accept only layers that the network shows how to do without: its own
-            function takes the variables without them, or its program can be written without them.
+        growth: the changes of units.
+        keep: by name of the layers, the layers that stay: indices, or a boolean mask.
+        check: whether the network must be able to run without the other layers: its own function
+            accepts the variables without them, or its program can be rewritten without them.
 
     Raises:
-        Refused: if layers cannot go.
+        Refused: if layers cannot be removed.
     """
     widths, network, problems = growth.widths, growth.widths.network, list[str]()
     every = layers_of(widths)
-    # Layers of layers first, because names begin with those of what they are in.
+    # Inner layers come first, because their names begin with those of the outer layers.
     asked = sorted(keep, key=len, reverse=True)
     kept = tuple(_kept(every[name], keep[name], problems) for name in asked)
     if network is None:
         problems.append(
-            f"{', '.join(asked)}: layers go only from a network whose function is known; use "
-            "dw.trace"
+            f"{', '.join(asked)}: layers are removed only from a network whose function is known; "
+            "use dw.trace"
         )
     if problems or network is None:
         raise Refused(problems)
@@ -66,14 +66,13 @@ def without_layers_of(growth: Growth, keep: Mapping[str, Any], *, check: bool) -
     if smaller is None:
         raise Refused(
             [
-                f"{', '.join(asked)}: nothing shows how the network does without these layers: its "
-                "function does not take variables without them, and in its program other layers do "
-                "not read what the layers before them have made; name all arrays of a layer, as in "
-                'keep={"up": ..., "down": ...}, or pass check=False to remove their arrays all the '
-                "same"
+                f"{', '.join(asked)}: nothing shows how the network runs without these layers: its "
+                "function does not take variables without them, and in its program, later layers "
+                "do not read the results of the layers before them; name all arrays of a layer, as "
+                'in keep={"up": ..., "down": ...}, or pass check=False to remove the arrays anyway'
             ]
         )
-    # Layers of layers have other names in the smaller network.
+    # Inner layers have other names in the smaller network.
     outer = [
         its
         for its in kept
@@ -83,13 +82,13 @@ def without_layers_of(growth: Growth, keep: Mapping[str, Any], *, check: bool) -
         note for its in outer for note in _of_other_kinds(whole_program(network), smaller, its)
     ]
     if own is None and modules_say_numbers(found.structure):
-        # One of the numbers may be how many layers there are.
+        # One of these numbers may be the number of layers.
         found = replace(found, structure=None)
     return replace(found, notes=(*found.notes, *notes))
 
 
 def _kept(layers: NumberedLayers, asked: Any, problems: list[str]) -> KeptLayers:
-    """Returns the layers that stay, after checking that they are some."""
+    """Returns the layers that stay; adds a problem if ``asked`` is not valid."""
     units = np.asarray(asked)
     if units.dtype == bool and units.shape == (len(layers),):
         units = np.flatnonzero(units)
@@ -107,7 +106,8 @@ def _removing(growth: Growth, network: Network, kept: tuple[KeptLayers, ...]) ->
     """Returns the growth that also removes layers.
 
     Raises:
-        Refused: if they are held by something else than dicts, lists and tuples.
+        Refused: if layers are not in dicts, lists or tuples, or a width should grow whose arrays
+            are all removed.
     """
     widths, variables = growth.widths, network.variables
     leaves = leaves_by_path(variables)
@@ -120,15 +120,15 @@ def _removing(growth: Growth, network: Network, kept: tuple[KeptLayers, ...]) ->
     places = {path: place for place, path in leaves_by_path(called).items()}
     problems = [*resizing.problems]
     problems += [
-        f"{path}: is held by an attribute of a class, so it cannot go; layers go from dicts, lists "
-        "and tuples"
+        f"{path}: is in an attribute of a class, so it cannot be removed; layers are removed only "
+        "from dicts, lists and tuples"
         for path in places
         if found.place(path) is None
     ]
     stay = (leaf for leaf in widths.leaves if leaf.path in places)
     left = {units.width for leaf in stay for layout in leaf.axes for units in units_of(layout)}
     problems += [
-        f"{change.width}: is to grow, but it is in layers that go alone"
+        f"{change.width}: should grow, but it is only in layers that are removed"
         for change in growth.changes
         if change.width not in left and change.new > change.old
     ]
@@ -142,10 +142,10 @@ def _removing(growth: Growth, network: Network, kept: tuple[KeptLayers, ...]) ->
 
 
 def smaller_program(growth: Growth) -> Program | None:
-    """Returns the program of a network without the layers that a growth removes; None for none.
+    """Returns the program of a network without the layers that a growth removes, or None.
 
-    It is that of the network's own function, if this takes the variables that are left. Else it is
-    the network's program, written without the layers.
+    This is the program of the network's own function, if it accepts the remaining variables.
+    Otherwise it is the network's program, rewritten without the layers.
     """
     network = growth.widths.network
     assert network is not None
@@ -162,19 +162,19 @@ def _own_program(growth: Growth, network: Network) -> Program | None:
     whole = whole_program(network)
     try:
         found = Program(network.apply, rebuilt(growth.structure, left), whole.inputs)
-    except Exception:  # any function may raise that knows how many layers it has
+    except Exception:  # a function with a fixed number of layers may raise anything
         return None
-    # Arrays that nothing reads any more are of the layers, too, and were not named.
+    # Arrays that are no longer read belong to the layers, too, but were not named.
     read = {place for path in whole.reading_order() if (place := growth.place(path))}
     return found if read <= {*found.reading_order()} else None
 
 
 def _without_removed(growth: Growth, network: Network) -> Program | None:
-    """Returns a network's program without the layers that a growth removes, with the new paths."""
+    """Returns a network's program, rewritten without the removed layers, with the new paths."""
     program, kept = whole_program(network), growth.layers
     found = _without_all(program, kept)
     if found is None and len({(len(its.layers), its.kept) for its in kept}) == 1:
-        # Arrays of one layer with several names, such as up_0 and down_0.
+        # The arrays of one layer may have several names, such as up_0 and down_0.
         together = kept[0].layers.beside(its.layers for its in kept[1:])
         found = _without_all(program, [KeptLayers(together, kept[0].kept)])
     return found and found.called([p and growth.place(p) for p, _ in found.arguments])
@@ -194,7 +194,7 @@ def _note(its: KeptLayers) -> str:
 
 
 def _of_other_kinds(program: Program, smaller: Program, its: KeptLayers) -> list[str]:
-    """Says which layers compute something else than what stands at the place that they get."""
+    """Returns a note on layers that compute something else than the old layers of their numbers."""
     were = kinds_of_layers(program, its.layers)
     become = kinds_of_layers(smaller, replace(its.layers, count=len(its.kept)))
     others = [
@@ -205,7 +205,7 @@ def _of_other_kinds(program: Program, smaller: Program, its: KeptLayers) -> list
     if not others:
         return []
     return [
-        f"layers {', '.join(others)} of {its.layers.name} compute something else than layers with "
-        "their new numbers: what the smaller model says of layers by number must say so of the new "
-        "numbers"
+        f"layers {', '.join(others)} of {its.layers.name} compute something else than the layers "
+        "whose numbers they get: settings of the smaller model by number of the layer must follow "
+        "the new numbers"
     ]

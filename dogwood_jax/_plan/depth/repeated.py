@@ -1,8 +1,8 @@
 """New layers that do not compute the identity: ``repeated_layers``, ``scaled_layers``.
 
-A repeated layer has a number in its name, ``block_2``, or is an entry of a stack over which a loop
-runs. A ``DepthStrategy`` says, by these numbers alone, which old layer each layer of the deeper
-network is or copies. Nothing is proved, because outputs change.
+A repeated layer has a number in its name, such as ``block_2``, or is an entry of a stack over which
+a loop runs. A ``DepthStrategy`` decides, by these numbers alone, which old layer each layer of the
+deeper network is or copies. Nothing is evaluated, because outputs change.
 """
 
 import re
@@ -31,7 +31,7 @@ def repeated_layers(
         old: shapes of the network by path.
         new: shapes of the deeper network by path.
         stacked: the axis that counts layers, by the path of each array that has one.
-        layers: which layers are copies of which.
+        layers: the strategy, which decides what new layers copy.
 
     Raises:
         ValueError: if the networks differ in more than the number of repeated layers.
@@ -49,15 +49,15 @@ def repeated_layers(
 def scaled_layers(
     copied: Iterable[Edit], silenced: Iterable[Edit], order: Sequence[str]
 ) -> tuple[Edit, ...]:
-    """Returns copies of layers that add less: each of n alike adds 1 / sqrt(n) of what one did.
+    """Returns scaled copies of layers: each of n equal layers adds 1 / sqrt(n) of what one added.
 
     Args:
-        copied: what becomes of the arrays of a deeper network, whose new layers are copies.
-        silenced: the same, but new layers are filled so that they add nothing.
+        copied: the edits of a deeper network whose new layers are copies.
+        silenced: the same edits with fillings for which new layers add nothing.
         order: the paths of the deeper network's arrays.
 
     Raises:
-        ValueError: if something else than zeros silences new layers, because they add to nothing.
+        ValueError: if new layers are not silenced by zeros, so that they add to no residual stream.
     """
     found = {one.path: one for one in copied}
     filled = [e for e in silenced if e.fill and e.fill.kind in ("constant", "identity")]
@@ -81,14 +81,14 @@ def scaled_layers(
 
 
 NO_STREAM = (
-    "strategies.interpose(scaled=True) scales what layers add to a residual stream, and zeros do "
-    "not silence these layers, so they add to none; pass strategies.interpose()"
+    "strategies.interpose(scaled=True) scales what layers add to a residual stream, but zeros do "
+    "not silence these layers, so they add to no stream; pass strategies.interpose()"
 )
 
 
 @dataclass
 class _StackReading:
-    """Two trees of layers, read side by side."""
+    """Pairs two trees of layers: those of the network and of the deeper network."""
 
     old: Shapes
     new: Shapes
@@ -97,19 +97,21 @@ class _StackReading:
     problems: list[str] = field(default_factory=list)
 
     def pairs(self, old: Any, new: Any, *, is_copy: bool = False) -> Iterator[tuple[str, Edit]]:
-        """Yields what becomes of the arrays of a part of the deeper network, by path.
+        """Yields the edits of the arrays in a part of the deeper network, with their paths.
 
         Args:
-            old: a part of the network, a path or a mapping of parts.
+            old: a part of the network: a path or a mapping of parts.
             new: a part of the deeper network.
-            is_copy: whether the layer is a copy of the old one rather than itself.
+            is_copy: whether the part is a copy of the old one, not the old one itself.
         """
         if isinstance(old, str) and isinstance(new, str):
             if (edit := self._array(old, new, is_copy)) is not None:
                 yield new, edit
             return
         if isinstance(old, str) or isinstance(new, str):
-            self.problems.append(f"{old if isinstance(old, str) else new}: an array in one network")
+            self.problems.append(
+                f"{old if isinstance(old, str) else new}: array in one network only"
+            )
             return
         kept: set[str] = set()
         self._expect_same_growth(list(old), list(new))
@@ -127,9 +129,9 @@ class _StackReading:
     def _sources(
         self, old: Sequence[str], new: Sequence[str]
     ) -> dict[str, tuple[str | None, bool]]:
-        """Returns for each part the old one that it is or copies, and whether it is a copy.
+        """Returns, for each part, the old part that it is or copies, and whether it is a copy.
 
-        A number in a name counts layers if the deeper network has more of it.
+        A number in a name counts layers if the deeper network has more such numbers.
         """
         found: dict[str, tuple[str | None, bool]] = {}
         for kind in dict.fromkeys(map(without_numbers, new)):
@@ -152,7 +154,7 @@ class _StackReading:
         return found
 
     def _expect_same_growth(self, old: Sequence[str], new: Sequence[str]) -> None:
-        """Notes a problem if what is beside each other does not count the same layers."""
+        """Adds a problem if neighboring names do not grow by the same number of layers."""
         counts: dict[tuple[int, int], str] = {}
         for kind in dict.fromkeys(map(without_numbers, new)):
             ours, theirs = (
@@ -170,7 +172,7 @@ class _StackReading:
             )
 
     def _counted(self, old: list[int], new: list[int]) -> dict[int, tuple[int | None, bool]]:
-        """Returns for each number of a layer the old number, and whether it is a copy's.
+        """Returns, for each number of a layer, the old number, and whether the layer is a copy.
 
         Args:
             old: the numbers in one place of the old names.
@@ -201,7 +203,7 @@ class _StackReading:
         return None if path == place else found
 
     def _stack(self, edit: Edit, old: int, axis: int) -> Edit:
-        """Returns what becomes of an array with an entry for each layer."""
+        """Returns the edit of an array with an entry for each layer."""
         sources = self.layers.sources(old, edit.shape[axis])
         first = {source: place for place, source in reversed([*enumerate(sources)])}
         kept = (-1 if s is None or first[s] != i else s for i, s in enumerate(sources))

@@ -1,9 +1,9 @@
-"""Give inserted normalizations the statistics of a batch: ``with_statistics``.
+"""Gives inserted normalizations the statistics of a batch: ``with_statistics``.
 
 With running mean 0, variance 1 and the scale that undoes them, a normalization is the identity in
-evaluation. But in training it uses the statistics of the batch, so training would start elsewhere.
-With the statistics of a batch, and the scale and bias that undo them, it is the identity in
-evaluation, and in training on this batch.
+evaluation. But training uses the statistics of the batch, so it would start with other outputs.
+With the statistics of a batch, and the scale and bias that undo them, a normalization is the
+identity in evaluation, and in training on this batch.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,9 +33,9 @@ def with_statistics(
 
     Args:
         apply: the deeper network, a function of variables and inputs, in evaluation.
-        variables: its variables, with new layers.
-        inserted: what their new arrays were filled with.
-        batch: its inputs, arrays.
+        variables: the deeper network's variables, with new layers.
+        inserted: the edits of new arrays, with their fillings.
+        batch: the network's inputs, arrays.
 
     Raises:
         ValueError: if no normalization by running statistics was inserted.
@@ -44,7 +44,7 @@ def with_statistics(
     if not norms:
         raise ValueError(
             "batch= gives inserted normalizations their statistics, but none was inserted that has "
-            "a mean, a variance, a scale and a bias; leave it out"
+            "a mean, a variance, a scale and a bias; leave batch= out"
         )
     leaves, program = leaves_by_path(variables), Program(apply, variables, batch)
 
@@ -82,13 +82,13 @@ def with_statistics(
     if scales:
         raise ValueError(
             f"batch=: found no values that the inserted normalizations of {', '.join(scales)} "
-            "normalize, as in a loop over layers; leave it out and set their statistics yourself"
+            "normalize, as in a loop over layers; leave batch= out and set the statistics yourself"
         )
     return in_order_of(variables, rebuilt(jax.tree.structure(variables), leaves | filled))
 
 
 def _norms(inserted: Sequence[Edit]) -> dict[str, dict[str, Edit]]:
-    """Returns the arrays of inserted normalizations by the path of what may be the mean."""
+    """Returns the arrays of inserted normalizations by role, for each path that may be the mean."""
     constant = [edit for edit in inserted if edit.is_whole and _value(edit) is not None]
     norms: dict[str, dict[str, Edit]] = {}
     for mean in constant:
@@ -110,18 +110,18 @@ def _norms(inserted: Sequence[Edit]) -> dict[str, dict[str, Edit]]:
 
 
 def _value(edit: Edit) -> float | None:
-    """Returns the constant that an array is filled with; None if it is not one."""
+    """Returns the constant that an array is filled with, or None."""
     return edit.fill.value if edit.fill else None
 
 
 @dataclass(frozen=True)
 class _Measured:
-    """An array, and what its entries are if they are means of an inserted normalization.
+    """An array, which may hold means of an inserted normalization.
 
     Attributes:
         array: the array.
-        path: path of the means; None if it holds none.
-        numbers: for each of its entries, which entry of the means it is.
+        path: path of the means; None if the array holds no means.
+        numbers: for each entry of the array, its index among the means.
     """
 
     array: Any
@@ -135,13 +135,13 @@ def _run(
     arguments: Sequence[_Measured],
     found: dict[str, tuple[Array, Array]],
 ) -> list[_Measured]:
-    """Runs a program, and measures the values from which it subtracts an inserted mean.
+    """Runs a program and measures the values from which it subtracts an inserted mean.
 
     Args:
         jaxpr: the program.
-        consts: its constants.
-        arguments: its arguments.
-        found: the means and variances, by path; added to.
+        consts: the program's constants.
+        arguments: the program's arguments.
+        found: receives means and variances, by path of the mean.
     """
 
     def equation(eqn: Any, operands: list[_Measured]) -> list[_Measured]:

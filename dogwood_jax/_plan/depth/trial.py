@@ -1,9 +1,9 @@
-"""Tries what the arrays of new layers may be filled with: ``Trial``.
+"""Tries fillings for the arrays of new layers: ``Trial``.
 
-Fillings are tried: both networks are evaluated on a few samples, and what leaves outputs as they
-were is proposed. Zeros come first. Zeros that a new layer does not need are taken back. Identities
-and scales follow. An evaluation on many samples decides among the proposals. Nothing is known here
-of what primitives do with zeros.
+Both networks are evaluated on a few samples, and fillings that leave outputs as they were are
+proposed. Zeros come first; zeros that a new layer does not need are removed again. Identities and
+scales follow. An evaluation on many samples then decides among the proposals. No rules are needed
+for what primitives do with zeros.
 """
 
 import contextlib
@@ -45,21 +45,21 @@ from dogwood_jax._widths.widths import Widths
 W = TypeVar("W", bound=Watch)
 Filling = Mapping[str, Edit]  # by path, without arrays that are free
 
-# New biases and scales are random, because any values must do where arrays are free.
+# New biases and scales are random, because free arrays may hold any values.
 _FAMILY = SampleFamily("fan", 1.0, 1.0, biases=True)
 _SAMPLES = 3
-# Up to so many arrays are taken back one by one, more of them by their names.
+# Up to this many arrays are freed one by one, more of them in groups of like names.
 _ONE_BY_ONE = 64
-# So many groups are zero in pairs.
+# Zeros in pairs of groups are tried among at most this many groups.
 _PAIRS = 12
-# So many vectors and entries of short ones are zero or one independently of each other.
+# At most this many vectors, or entries of short vectors, are zero or one independently.
 _CHOICES = 7
 _SHORT = 4
-# By how much outputs may differ, relative to the largest entry.
+# How far outputs may differ, relative to the largest entry.
 _DOUBLE = 1e-10
-# What is the output of a loop that does not end: it is like no other.
+# The output of a loop that does not end: unlike any other array.
 _UNDECIDED = np.zeros((0, 0, 0), complex)
-# How far a scale is moved to see what follows from it, and how often it is corrected.
+# Step of finite differences along a scale, and the number of corrections.
 _STEP, _STEPS = 1e-4, 8
 
 
@@ -67,8 +67,8 @@ class Trial:
     """Tries fillings of new layers.
 
     Attributes:
-        case: the claim, in small sizes if the network is large and finite in these sizes.
-        samples: what is evaluated. There is none if the network is finite for none.
+        case: the claim, in small sizes if the network is large and finite in small sizes.
+        samples: the samples drawn so far; empty if the network is finite for none.
         new: the arrays of new layers that may be filled, in the order in which they are read.
     """
 
@@ -92,7 +92,7 @@ class Trial:
     def _take(self, case: Case) -> None:
         self.case = case
         self._small = {edit.path: edit for edit in case.growth.inserted}
-        # Constants that only one of both has are rounded, each in its own dtype.
+        # Constants that only one of the two programs has are rounded, each in its own dtype.
         self._rounded = rounded_in_one(case)
         self._rounding = max(self._rounded.values(), default=0.0) + _DOUBLE
         self._drawn = self._draw()
@@ -118,7 +118,7 @@ class Trial:
     def watched(
         self, filling: Filling, watching: Callable[[Mapping[str, Any]], W], sample: Drawn
     ) -> W:
-        """Returns what has seen an evaluation of the deeper network, made from its arrays."""
+        """Returns a watch, made from the deeper network's arrays, after an evaluation with it."""
         arrays = self.arrays(sample, filling)
         watch = watching(arrays)
         with contextlib.suppress(Undecided):
@@ -126,7 +126,7 @@ class Trial:
         return watch
 
     def arrays(self, sample: Drawn, filling: Filling) -> dict[str, Any]:
-        """Returns the arrays of the deeper network."""
+        """Returns the arrays of the deeper network with a filling."""
         filled = {path: self._filled(sample.wide[path], one) for path, one in filling.items()}
         return sample.wide | filled
 
@@ -136,7 +136,7 @@ class Trial:
         return np.where(small.new, _value(edit.fill, small), array)
 
     def _outputs(self, sample: Drawn, filling: Filling) -> Iterator[tuple[Any, Any, Any]]:
-        """Yields outputs of the network, as they are and nudged, and those of the deeper one."""
+        """Yields for each output: the network's, the nudged network's, and the deeper network's."""
         try:
             results = run(self.case.new, self.arrays(sample, filling), sample.larger, Watch())
         except Undecided:
@@ -147,7 +147,7 @@ class Trial:
             yield sample.old[output.old], sample.new[output.old], found
 
     def fits(self, filling: Filling) -> bool:
-        """Whether outputs stay on all samples."""
+        """Whether outputs stay the same on all samples."""
         for number in range(_SAMPLES):
             if number == len(self.samples):
                 self.samples += itertools.islice(self._drawn, 1)
@@ -163,10 +163,10 @@ class Trial:
         return self._moved(filling) is not None
 
     def that_fit(self, *, quickly: bool) -> Iterator[Filling]:
-        """Yields fillings with which outputs stay, without arrays that need not be filled.
+        """Yields fillings that keep outputs, without arrays that need not be filled.
 
         Args:
-            quickly: whether to try only a few.
+            quickly: whether to try only a few fillings.
         """
         known = list[Filling]()
         more = () if quickly else (self._few_zeros(), self._by_entries())
@@ -182,7 +182,7 @@ class Trial:
                 yield found
 
     def starts(self) -> Iterator[Filling]:
-        """Yields nothing, zeros everywhere, zeros in vectors, and identities with scales of one."""
+        """Yields no filling, zeros everywhere, zeros in vectors, identities with scales of one."""
         yield {}
         yield _zeros(self.new.values())
         vectors = [*filter(_is_vector, self.new.values())]
@@ -205,7 +205,7 @@ class Trial:
             yield found
 
     def _few_zeros(self) -> Iterator[Filling]:
-        """Yields zeros in one or two groups of arrays. The groups that are read last come first."""
+        """Yields zeros in one or two groups of arrays; groups that are read last come first."""
         for names in (_alike, _by_last_name):
             groups = [*reversed(_grouped(self.new.values(), names))]
             yield from map(_zeros, groups)
@@ -213,7 +213,7 @@ class Trial:
                 yield _zeros(itertools.chain(*pair))
 
     def _by_entries(self) -> Iterator[Filling]:
-        """Yields zeros and ones in vectors, independently in the entries of short ones."""
+        """Yields zeros and ones in vectors, independently for each entry of short vectors."""
         groups = _grouped(filter(_is_vector, self.new.values()), _by_last_name)
         sizes = [math.prod(group[0].layer) for group in groups]
         counts = [size if 1 < size <= _SHORT else 1 for size in sizes]
@@ -228,7 +228,7 @@ class Trial:
                 yield found
 
     def _needed(self, filling: Filling) -> Filling:
-        """Returns a filling without what is not needed, as far as possible of what is read last."""
+        """Returns a filling without unneeded arrays; those read first are dropped first."""
         alone = len(self.new) <= _ONE_BY_ONE
         for group in _grouped(self.new.values(), (lambda i: i.path) if alone else _alike):
             paths = {i.path for i in group}
@@ -238,7 +238,7 @@ class Trial:
         return filling
 
     def _scaled(self, filling: Filling) -> Filling | None:
-        """Returns a filling with the scale that undoes what the other values do, if one does."""
+        """Returns a filling with a scale that undoes the effect of the other values, or None."""
         ones = [edit for edit in filling.values() if edit.fill and edit.fill.value == 1]
         for group in reversed(_grouped(ones, _by_last_name)):
             value = 1.0
@@ -257,7 +257,7 @@ class Trial:
         return None
 
     def _moved(self, filling: Filling) -> Any:
-        """Returns by how much outputs of the first sample move; None if that is not finite."""
+        """Returns the differences of outputs on the first sample; None if not all are finite."""
         found = [np.zeros(0)]
         for old, _, new in self._outputs(self.samples[0], filling):
             if not are_alike(old, new):
@@ -269,21 +269,21 @@ class Trial:
 
 
 class Readings(Watch):
-    """Notes when arrays are read.
+    """Records when arrays are read.
 
     Attributes:
-        read: the number of the last equation that reads an array, by its path.
-        steps: how many equations there were.
+        read: number of the last equation that reads an array, by path of the array.
+        steps: number of equations so far.
     """
 
     def __init__(self, arrays: Mapping[str, Any]) -> None:
         super().__init__()
         self._paths = {id(array): path for path, array in arrays.items()}
-        self._kept = list[Any]()  # so that nothing else gets the same id
+        self._kept = list[Any]()  # keeps their ids from being used again
         self.read, self.steps = dict[str, int](), 0
 
     def path_of(self, operand: Any) -> str | None:
-        """Returns the path of the array that an operand is, is a part of, or is computed of."""
+        """Returns the path of the array that an operand is, is a view of, or is computed from."""
         base = getattr(operand, "base", None)
         return self._paths.get(id(operand)) or self._paths.get(id(base))
 
@@ -304,7 +304,7 @@ class Readings(Watch):
 
 
 def _apart(array: Any) -> Any:
-    """Returns an array that is no part of another one."""
+    """Returns a copy of an array, so that it is no view of another one."""
     return array.copy() if isinstance(array, np.ndarray) else array
 
 
@@ -344,7 +344,7 @@ def _zeros(edits: Iterable[Edit]) -> dict[str, Edit]:
 
 
 def _value(fill: Fill, small: Edit) -> Any:
-    """Returns what new layers are filled with, as it is spread over an array."""
+    """Returns the values of a filling, broadcast or repeated for the new layers of an array."""
     if fill.value is not None:
         return fill.value
     is_constant, layer = fill.kind == "constant", small.layer
@@ -358,30 +358,30 @@ def _value(fill: Fill, small: Edit) -> Any:
 
 @functools.cache
 def _identity(shape: tuple[int, ...], axes: tuple[int, int]) -> Any:
-    with jax.ensure_compile_time_eval():  # also where jit traces the caller
+    with jax.ensure_compile_time_eval():  # the caller may be traced by jit
         return np.asarray(identity(shape, axes), np.float64)
 
 
 def _identities(shape: Sequence[int]) -> list[tuple[int, int]]:
-    """Returns the pairs of axes, contracted and produced, that an identity can have."""
+    """Returns the pairs of axes, (contracted, produced), that an identity can have."""
     n = len(shape)
     pairs = [(0, 1)] if n == 2 else [(n - 2, n - 1), (1, 0)]
     return [(i, o) for i, o in pairs if shape[i] and shape[o] % shape[i] == 0]
 
 
 def _alike(edit: Edit) -> Any:
-    """Returns what arrays of like layers have in common: names without numbers, and shapes."""
+    """Returns a key that arrays of like layers share: path without numbers, and shape."""
     return re.sub(r"\d+", "", edit.path), edit.shape
 
 
 def _by_last_name(edit: Edit) -> str:
-    """Returns what the arrays of one kind are called in all layers."""
+    """Returns the last part of an array's path, without numbers."""
     names = re.sub(r"\d+", "", edit.path).split("/")
     return next((name for name in reversed(names) if name), "")
 
 
 def _grouped(edits: Iterable[Edit], name: Any) -> list[list[Edit]]:
-    """Returns groups of arrays of one name, in the order of their first ones."""
+    """Returns arrays in groups with the same name, in the order of first appearance."""
     groups: dict[Any, list[Edit]] = {}
     for edit in edits:
         groups.setdefault(name(edit), []).append(edit)

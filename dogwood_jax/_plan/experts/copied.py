@@ -1,12 +1,12 @@
-"""How experts are copied, and in which ways that is tried: ``Copied`` and ``ways_to_copy``.
+"""Ways to copy experts, to be tried in turn: ``Copied`` and ``ways_to_copy``.
 
-Every expert is copied, with the router's weights that make its logit. If as many times more experts
-are chosen for each token, all copies of an expert are chosen where the expert was, and share its
-gate. After a softmax, each copy has a part of the gate, so outputs stay. Of sigmoids, each copy has
-the whole gate, so the outputs of experts have to be divided. If one expert is chosen before and
-after, one of its copies is chosen, and outputs may have to be multiplied.
+Every expert is copied, with the router's weights that make its logit. If the number of chosen
+experts grows by the same factor, all copies of an expert are chosen where the expert was. With a
+softmax, the copies share the gate of the expert, so outputs stay. With sigmoids, each copy has the
+whole gate, so the outputs of experts must be divided. If one expert is chosen before and after, one
+of its copies is chosen, and outputs may have to be multiplied.
 
-The evaluation decides which of these is the case: the first way is taken that it shows.
+An evaluation decides: the first way that is shown to keep outputs is used.
 """
 
 import itertools
@@ -17,28 +17,28 @@ from typing import NamedTuple, TypeVar
 
 from dogwood_jax import strategies
 from dogwood_jax._growth.growth import Change, Growth
-from dogwood_jax._plan.experts.mixtures import Experts, factors_of_outputs
+from dogwood_jax._plan.experts.found_mixtures import RoutedExperts, factors_of_outputs
 from dogwood_jax._widths.widths import Recipe, Widths
 from dogwood_jax.strategies import Start
 
 T = TypeVar("T")
 
-STAYS = "outputs stay, as both programs show"  # against what was expected
+STAYS = "outputs stay, as both programs show"  # although they were expected to change
 
 
 class Attempts(NamedTuple):
     """Growths that are tried in turn, until an evaluation shows that one keeps outputs.
 
     Attributes:
-        growths: the growths, each with the notes of one that is not shown to keep outputs.
-        notes: the notes of one that is.
+        growths: the growths, with the notes for the case that outputs are not shown to stay.
+        notes: the notes for a growth that is shown to keep outputs.
     """
 
     growths: Sequence[Growth] = ()
     notes: Sequence[str] = ()
 
 
-_MOST = 24  # ways for networks whose routers are of several kinds
+_MOST = 24  # upper limit on ways for networks with several kinds of routers
 
 
 def tried(
@@ -46,13 +46,13 @@ def tried(
 ) -> Iterator[dict[str, T]]:
     """Yields the first alternative of each router, then the second of each, and so on.
 
-    A router that has fewer of them keeps its last one. Without routers, there is one way. If
-    routers are of several kinds, as softmax in one layer and sigmoids in another, each kind has
-    alternatives of its own after that.
+    A router with fewer alternatives keeps its last one. Without routers, there is one way. If
+    routers are of several kinds, such as softmax in one layer and sigmoids in another, ways with
+    different alternatives for each kind follow.
 
     Args:
         alternatives: what is tried for each router, by name.
-        kinds: what kind each router is of; all of them are of one if there are none.
+        kinds: the kind of each router, by name; if empty, all routers are of the same kind.
     """
     most = max(map(len, alternatives.values()), default=1)
     of_kinds = [*dict.fromkeys(kinds.get(name) for name in alternatives)]
@@ -70,19 +70,19 @@ CARRY_NOISE = "outputs change, because copies carry noise"
 
 @dataclass(frozen=True)
 class Copied:
-    """The experts of one router, and how many there are to be.
+    """The experts of one router, and their new number.
 
     Attributes:
         experts: the experts.
-        new: how many there are to be.
+        new: the number of experts after the growth.
         larger: the same experts in the larger model; None if its program is not known.
-        sources: the old expert that each of the new ones copies, see ``in_turn``.
-        strategy: how their widths grow.
+        sources: for each expert after the growth, the old expert that it copies, see ``in_turn``.
+        strategy: how the widths of the experts grow.
     """
 
-    experts: Experts
+    experts: RoutedExperts
     new: int
-    larger: Experts | None
+    larger: RoutedExperts | None
     sources: tuple[int, ...]
     strategy: Start = strategies.UPCYCLE
 
@@ -95,7 +95,7 @@ class Copied:
 
     @property
     def reasons(self) -> list[str]:
-        """Why outputs change, as far as that is known without an evaluation."""
+        """Why outputs change, if that is known without an evaluation."""
         reasons, old = [], self.experts.count
         if len({self.sources.count(expert) for expert in range(old)}) > 1:
             reasons.append("some experts get more copies than others, and so more weight")
@@ -104,32 +104,32 @@ class Copied:
             if theirs * old != ours * self.new:
                 reasons.append(
                     f"the larger model chooses {theirs} of {self.new} experts, and not all "
-                    f"{ours * self.new // old} copies of those chosen before"
+                    f"{ours * self.new // old} copies of the experts chosen before"
                 )
         return reasons
 
     @property
     def note(self) -> str:
-        """What is said where outputs stay."""
+        """The note if outputs stay."""
         if self.is_still_one:
             return (
-                f"outputs stay because the larger model chooses {self._choice}, and copies do the "
-                "same. Of equal logits the first is chosen, so let noise= of dw.upcycle tell "
-                "copies apart"
+                f"outputs stay because the larger model chooses {self._choice}, and copies compute "
+                "the same. Copies have equal logits, so the first is always chosen; use noise= of "
+                "dw.upcycle to make them differ"
             )
         why = "if" if self.larger is None else "because"
         return f"outputs stay {why} the larger model chooses {self._choice}"
 
     @property
     def unshown(self) -> str:
-        """What is said where nothing shows that outputs stay."""
+        """The note if outputs are not shown to stay."""
         if self.reasons:
             return f"outputs change, because {' and '.join(self.reasons)}"
-        does = "is to choose" if self.larger is None else "chooses"
+        does = "must choose" if self.larger is None else "chooses"
         return f"the larger model {does} {self._choice}"
 
     def recipes(self, widths: Widths) -> Iterator[Recipe | None]:
-        """Yields ways to rescale the outputs of copies, no way first."""
+        """Yields recipes that rescale the outputs of copies; the first is None, no rescaling."""
         yield None
         power = 1.0 if self.is_still_one else -1.0
         for paths in factors_of_outputs(widths, self.experts):
@@ -137,7 +137,7 @@ class Copied:
 
     @property
     def _choice(self) -> str:
-        """How many experts the larger model chooses, if copies do what experts did."""
+        """A text with the number of experts that the larger model chooses if outputs stay."""
         old, new, chosen = self.experts.count, self.new, self.experts.choice.chosen
         if self.is_still_one:
             return f"one of {new} experts, as one of {old} before"
@@ -151,12 +151,12 @@ class Copied:
 
 
 def in_turn(old: int, new: int) -> tuple[int, ...]:
-    """Returns the old expert that each of the new ones copies, if all are copied in turn."""
+    """Returns the old expert that each expert after the growth copies, if all copy in turn."""
     return tuple(expert % old for expert in range(new))
 
 
 def ways_to_copy(widths: Widths, every: Sequence[Copied]) -> list[dict[str, Change]]:
-    """Returns how widths change, in ways to be tried in turn: copies alone, then rescaled ones.
+    """Returns changes by width, to be tried in turn: plain copies first, then rescaled ones.
 
     Args:
         widths: the network's widths.
@@ -172,10 +172,10 @@ def ways_to_copy(widths: Widths, every: Sequence[Copied]) -> list[dict[str, Chan
 
 
 def with_noise(growth: Growth, noise: float) -> Growth:
-    """Returns a growth with noise on copies of experts, which an evaluation has shown without it.
+    """Returns a growth with noise on copies of experts.
 
     Args:
-        growth: the growth.
+        growth: the growth, evaluated without noise.
         noise: see ``upcycle``.
     """
     changes = tuple(
@@ -188,7 +188,7 @@ def with_noise(growth: Growth, noise: float) -> Growth:
 
 
 def notes_of(texts: Mapping[str, str]) -> list[str]:
-    """Returns what is said of routers, by name, with like layers together."""
+    """Returns notes on routers from texts by name; routers with the same text share a note."""
     together: dict[str, list[str]] = {}
     for name, text in texts.items():
         together.setdefault(text, []).append(name)

@@ -1,4 +1,4 @@
-"""More experts by a larger model's arrays or by numbers: ``more_experts``."""
+"""More experts, by a larger model's arrays or by number: ``more_experts``."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -16,7 +16,7 @@ from dogwood_jax._plan.experts.copied import (
     notes_of,
     ways_to_copy,
 )
-from dogwood_jax._plan.experts.mixtures import Experts, Mixtures, closest
+from dogwood_jax._plan.experts.found_mixtures import Mixtures, RoutedExperts, closest
 from dogwood_jax._plan.target import sizes_of_target
 from dogwood_jax._widths.layout import Concat, Units
 from dogwood_jax._widths.widths import Widths
@@ -33,14 +33,14 @@ def more_experts(
 ) -> Attempts:
     """Returns the growths to more experts, without the target's structure.
 
-    They have widths in which every axis that counts experts is one width.
+    In their widths, every axis that counts experts is one width.
 
     Args:
         widths: the network's widths.
-        larger: those of the larger model, if its program is known.
+        larger: the larger model's widths, or None if its program is not known.
         shapes: the shapes of the larger model's arrays, by path; empty if ``sizes`` are given.
         sizes: new numbers of experts by name of the width, or None.
-        problems: receives what speaks against it.
+        problems: receives a line for each problem.
         usefulness: see ``upcycle``.
     """
     longer = _longer(widths, shapes)
@@ -49,26 +49,26 @@ def more_experts(
     whole, widths = widths, network.widths
     new = dict(sizes) if sizes is not None else _sizes(widths, shapes, problems)
     every = list[Copied]()
-    # An axis that is longer in a target may be another one than of experts.
+    # An axis that is longer in a target may count something else than experts.
     unsure = whole if sizes is None else ()
     groups = _groups(widths, network.experts, new, unsure, problems)
     for group in groups:
         own = theirs.like(group) if theirs is not None else None
         if theirs is not None and own is None:
-            problems.append(f"{group.router}: the larger model chooses no experts by its arrays")
+            problems.append(f"{group.router}: the larger model has no router with the same arrays")
             continue
         count = new[group.router]
         sources = _sources(widths, group, count, usefulness, problems)
         every.append(Copied(group, count, own, sources))
     if not every and not problems:
-        problems.append("there are as many experts as in the network")
+        problems.append("there are as many experts as before")
     notes = notes_of({copied.experts.router: copied.note for copied in every})
     unshown = tuple(notes_of({copied.experts.router: copied.unshown for copied in every}))
     growths = [
         Growth(widths, tuple(way[name] for name in widths if name in way), unshown)
         for way in ways_to_copy(widths, every)
     ]
-    if any(copied.reasons for copied in every):  # with rescaled outputs, too
+    if any(copied.reasons for copied in every):  # even if they are rescaled
         return Attempts(growths[:1], [STAYS])
     return Attempts(growths, notes)
 
@@ -76,8 +76,8 @@ def more_experts(
 def counted_in_one(widths: Widths, shapes: Mapping[str, Any]) -> Widths:
     """Returns widths in which each axis that counts experts is one width, if experts are added.
 
-    A program may take experts out of their array one by one. Such an axis is as long as a router's,
-    before and after.
+    A program may take experts out of their array one by one. Such an axis has the length of a
+    router's axis, before and after the growth.
 
     Args:
         widths: the network's widths.
@@ -107,7 +107,7 @@ def counted_in_one(widths: Widths, shapes: Mapping[str, Any]) -> Widths:
 def _longer(widths: Widths, shapes: Mapping[str, Any]) -> list[tuple[str, int]]:
     """Returns the axes that have another length in a target, each by path and axis.
 
-    An array with more axes or fewer has none that can be told.
+    Arrays with another number of axes are left out.
     """
     return [
         (leaf.path, axis)
@@ -119,22 +119,22 @@ def _longer(widths: Widths, shapes: Mapping[str, Any]) -> list[tuple[str, int]]:
 
 
 def _sizes(widths: Widths, shapes: Mapping[str, Any], problems: list[str]) -> dict[str, int]:
-    """Returns the sizes of the widths that are longer or shorter in a target."""
+    """Returns the sizes of the widths that change in a target."""
     sizes = sizes_of_target(widths, shapes, {}, problems)
     return {name: size for name, size in sizes.items() if size != widths[name].size}
 
 
 def _groups(
     widths: Widths,
-    every: Sequence[Experts],
+    every: Sequence[RoutedExperts],
     sizes: dict[str, int],
     unsure: Collection[str],
     problems: list[str],
-) -> list[Experts]:
-    """Returns the experts that grow; adds the sizes of widths that grow along with a router's.
+) -> list[RoutedExperts]:
+    """Returns the experts that grow; adds the sizes of widths that grow with a router's width.
 
-    Widths that the program does not tie to a router belong to the one whose arrays are closest by
-    path, unless it is not sure that they count experts.
+    Widths that the program does not tie to a router belong to the router with the closest arrays by
+    path, unless it is not certain that they count experts.
     """
     routers = [group for group in every if group.router in sizes]
     stacks = {name: group for group in every for name in group.stacks}
@@ -145,7 +145,7 @@ def _groups(
             group = closest(widths, name, routers)
         if group is None or group.router not in found:
             problems.append(
-                f"{name}: no router that grows is seen to choose along it; the routers are "
+                f"{name}: no router that grows chooses along this width; the routers are "
                 f"{[group.router for group in every]}; other widths grow by dw.plan"
             )
             continue
@@ -163,16 +163,16 @@ def _groups(
         for name in group.stacks:
             if (widths[name].size, sizes.setdefault(name, new)) != (old, new):
                 problems.append(
-                    f"{name}: is to grow from {widths[name].size} to {sizes[name]}, but its router "
+                    f"{name}: would grow from {widths[name].size} to {sizes[name]}, but its router "
                     f"{group.router} from {old} to {new}"
                 )
     return [] if problems else list(found.values())
 
 
 def _sources(
-    widths: Widths, group: Experts, new: int, usefulness: PyTree, problems: list[str]
+    widths: Widths, group: RoutedExperts, new: int, usefulness: PyTree, problems: list[str]
 ) -> tuple[int, ...]:
-    """Returns the expert that each new one copies, by usefulness if it is known."""
+    """Returns the old expert that each expert after the growth copies, by usefulness if given."""
     old = group.count
     if usefulness is None:
         return in_turn(old, new)
@@ -187,7 +187,7 @@ def _sources(
                 others = tuple(other for other in range(len(leaf.shape)) if other != axis)
                 score += np.sum(np.asarray(values[leaf.path], float), axis=others)
     extra = []
-    for _ in range(new - old):  # the next copy is of the expert with most to do for each copy
+    for _ in range(new - old):  # copy the expert with the most usefulness per copy
         extra.append(int(np.argmax(np.abs(score) / copies)))
         copies[extra[-1]] += 1
     return (*range(old), *extra)

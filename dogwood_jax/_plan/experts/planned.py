@@ -1,15 +1,15 @@
-"""More experts in growths by ``plan``: ``copies_of_experts``, and how many are then chosen."""
+"""More experts in growths by ``plan``: ``copies_of_experts``, and how many are chosen then."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from dogwood_jax import strategies
-from dogwood_jax._check.choices import Choice, Chosen
+from dogwood_jax._check.choices import Chosen, RouterChoice
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._plan.asked import Asked, Copies
 from dogwood_jax._plan.depth.layers import more_numbers
 from dogwood_jax._plan.experts.copied import CARRY_NOISE, Copied, notes_of, ways_to_copy
-from dogwood_jax._plan.experts.mixtures import Mixtures
+from dogwood_jax._plan.experts.found_mixtures import Mixtures
 from dogwood_jax._plan.experts.routers import Router, routers_of
 from dogwood_jax._program.dims import PICKED, Dim, atoms
 from dogwood_jax._program.subprograms import Key
@@ -20,13 +20,14 @@ from dogwood_jax._widths.widths import Widths
 
 def choices_of(
     growth: Growth, larger: Traced | None, *, as_it_is: bool = False
-) -> Iterator[tuple[Choice, ...]]:
-    """Yields what may be how many experts both programs choose; one empty tuple if none are copied.
+) -> Iterator[tuple[RouterChoice, ...]]:
+    """Yields possible choices of experts in both programs; one empty tuple if none are copied.
 
     Args:
-        growth: the growth, of widths that know their program.
-        larger: the larger program as it was read; None for the network's own in larger sizes.
-        as_it_is: whether the larger program chooses what it does. Else it is to choose all copies.
+        growth: the growth, whose widths hold the program.
+        larger: the larger program as it was read; None for the network's program in larger sizes.
+        as_it_is: whether the larger program keeps its own number of chosen experts. If not, it must
+            choose all copies.
     """
     copied = {change.width: change for change in growth.changes if change.strategy.is_gated}
     if not copied or growth.widths.network is None:
@@ -42,12 +43,12 @@ def choices_of(
                 change = copied[name]
                 new = its.chosen if as_it_is else router.chosen * change.new // change.old
                 sides = _chosen(ours, router, everywhere), _chosen(larger or ours, its, everywhere)
-                choices.append(Choice(change.width, *sides, new))
+                choices.append(RouterChoice(change.width, *sides, new))
         yield tuple(choices)
 
 
 def _chosen(traced: Traced, router: Router, everywhere: bool) -> Chosen:
-    """Returns where a program holds how many experts a router chooses."""
+    """Returns the dimensions and steps in which a program holds the number of chosen experts."""
     count, dims = router.chosen, {router.choices.root}
     if not everywhere or count == 1:  # a size of one is everywhere
         return Chosen(count, frozenset(dims))
@@ -70,14 +71,14 @@ def _atoms(values: Iterable[Value]) -> set[Dim]:
 
 
 _MODULES = (
-    "experts that are modules of their own, as experts_0 and experts_1, are not copied; keep the "
+    "experts that are separate modules, such as experts_0 and experts_1, are not copied; keep the "
     "arrays of all experts in one, [experts, in, out]"
 )
-_COPIES = "dw.upcycle copies experts all the same"
+_COPIES = "dw.upcycle copies experts anyway"
 
 
 def experts_instead(widths: Widths, shapes: Mapping[str, Any]) -> Iterator[str]:
-    """Yields what to call in place of ``plan``, if a larger model has experts for an MLP."""
+    """Yields advice on ``upcycle`` if a larger model seems to have experts in place of an MLP."""
     known = {leaf.path for leaf in widths.leaves}
     new = [tuple(array.shape) for path, array in shapes.items() if path not in known]
     for leaf in widths.leaves:
@@ -91,14 +92,15 @@ def experts_instead(widths: Widths, shapes: Mapping[str, Any]) -> Iterator[str]:
 
 
 def copies_of_experts(asked: Asked) -> Copies:
-    """Returns how the widths of experts change, where outputs may stay.
+    """Returns changes of the widths of experts with which outputs may stay.
 
-    Only experts whose widths all grow alike count, without a strategy or by copies.
+    Only experts whose widths all grow to the same size count. They have no strategy, or one that
+    copies.
     """
     widths, larger = asked.widths, asked.larger.widths
     given = {name: strategy.for_experts for name, strategy in asked.starts.items()}
     sizes = {n: size for n, size in asked.sizes.items() if given.get(n, strategies.UPCYCLE)}
-    # Where a router chooses, the largest are picked. Without one, its program need not be read.
+    # A router picks the largest along a width. Without such a width, no program has to be read.
     if widths.network is None or not any(
         PICKED in widths[name].notes for name, new in sizes.items() if new > widths[name].size
     ):
@@ -117,7 +119,7 @@ def copies_of_experts(asked: Asked) -> Copies:
             continue
         if {sizes.get(name) for name in experts.names} != {new}:
             problems.append(
-                f"{experts.router}: its experts grow along, {', '.join(experts.stacks)}; "
+                f"{experts.router}: its experts must grow with it, {', '.join(experts.stacks)}; "
                 "dw.upcycle plans both"
             )
             continue

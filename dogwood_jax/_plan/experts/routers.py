@@ -1,11 +1,11 @@
-"""The routers of a program, and the arrays that their choices find: ``routers_of``.
+"""The routers of a program, and the arrays that their choices index: ``routers_of``.
 
 A router gives each expert a logit, and picks the largest ones by ``top_k``. Gates are computed from
-the logits. What is computed from the picks alone, such as one-hot vectors or the order of tokens,
-finds the experts of each token.
+the logits. Values that are computed from the picks alone, such as one-hot vectors or the order of
+tokens, select the experts of each token.
 
-This is enough to propose that all experts are copied. How gates change then is not followed here,
-because both programs are evaluated.
+This is enough to propose copies of all experts. The effect on gates is not derived here, because
+both programs are evaluated.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,12 +22,12 @@ class Router:
     Attributes:
         experts: the dimension of the logits.
         choices: the dimension of the chosen experts.
-        leaves: the arrays that make the logits, by their numbers.
-        stacks: dimensions of the experts' arrays, as far as the program shows where tokens find
-            their experts.
-        dispatch: the steps that only find out which tokens go to which experts.
-        gates: names of the primitives that compute gates, or compute with them. Gates that are
-            computed alike become alike if experts are copied.
+        leaves: indices of the arrays that make the logits.
+        stacks: the dimensions that count experts in arrays, as far as the program shows which
+            arrays the choices index.
+        dispatch: indices of the steps that only assign tokens to experts.
+        gates: names of the primitives that compute gates or use them. Gates with the same names
+            change in the same way if experts are copied.
     """
 
     experts: Dim
@@ -39,12 +39,12 @@ class Router:
 
     @property
     def chosen(self) -> int:
-        """How many experts are chosen for each token."""
+        """The number of experts that are chosen for each token."""
         return self.choices.size
 
 
 def routers_of(trace: Trace) -> list[Router]:
-    """Returns the routers of a program: where the largest are picked of what parameters produce.
+    """Returns the routers of a program: each ``top_k`` or ``approx_top_k``, in program order.
 
     Args:
         trace: the program as it was read, with all dimensions known.
@@ -88,7 +88,7 @@ def _router(steps: Sequence[Step], index: int) -> Router:
 
 
 def _makes(steps: Sequence[Step], logits: Value, experts: Dim) -> tuple[frozenset[int], set[int]]:
-    """Returns the arrays and the activations along experts that logits are computed from."""
+    """Returns the arrays, and the activations along experts, from which logits are computed."""
     leaves, found = set[int](), {id(logits)}
     for step in reversed(steps):
         if any(id(value) in found for value in step.results):
@@ -99,10 +99,10 @@ def _makes(steps: Sequence[Step], logits: Value, experts: Dim) -> tuple[frozense
 
 
 def _found(step: Step, known: Sequence[bool], experts: Dim, chosen: Dim) -> Iterator[Dim]:
-    """Yields the dimensions of experts along which a step finds the chosen experts.
+    """Yields the dimensions of experts along which a step indexes the chosen experts.
 
     Args:
-        step: a step that takes what follows from the choice.
+        step: a step with an operand that is computed from the choice.
         known: whether each operand is computed from the choice or from gates.
         experts: the dimension of the logits.
         chosen: the dimension of the chosen experts.
@@ -126,7 +126,7 @@ def _found(step: Step, known: Sequence[bool], experts: Dim, chosen: Dim) -> Iter
 
 
 def _positions(steps: Sequence[Step], dispatch: set[int]) -> set[int]:
-    """Returns the steps that make constants for ``dispatch`` alone, such as positions."""
+    """Returns the steps that make constants only for steps in ``dispatch``, such as positions."""
     found, wanted = set[int](), set[int]()  # constants that other steps take, too
     for index, step in reversed(list(enumerate(steps))):
         is_constant = all(value.origin == "constant" for value in step.results)

@@ -1,4 +1,4 @@
-"""Plan more experts, or the first ones: ``upcycle``."""
+"""Plans more experts, or the first ones: ``upcycle``."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -20,9 +20,9 @@ from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import PyTree, arrays_of, leaves_by_path
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._plan.experts.copied import with_noise
-from dogwood_jax._plan.experts.mixture import mixture
-from dogwood_jax._plan.experts.mixtures import Mixtures
+from dogwood_jax._plan.experts.found_mixtures import Mixtures
 from dogwood_jax._plan.experts.more_experts import more_experts
+from dogwood_jax._plan.experts.new_mixture import mixture
 from dogwood_jax._plan.shown import what_shows
 from dogwood_jax._plan.sizes import named_sizes
 from dogwood_jax._program.kernels import kernels_of
@@ -43,60 +43,62 @@ def upcycle(
 ) -> Growth:
     """Plans more experts in a mixture of experts, or a mixture in place of an MLP.
 
-    **From E to m E experts**, by ``experts`` or ``target``. Every expert is copied, and so are the
-    router's weights for it. Outputs stay if the larger model chooses m times as many experts for
-    each token. Then all copies of an expert are chosen where the expert was, and together they have
-    its gate. Where gates are not divided by their sum, as by a softmax over all experts, over the
-    chosen ones, or by a renormalization, each copy has the whole gate: then the arrays that make
-    the experts' outputs are divided by m. Outputs also stay if one expert is chosen for each token,
-    before and after. Of the copies, whose logits are equal, the first is chosen. After a softmax
-    over all experts, its gate is 1/m of the old one, so the same arrays are multiplied by m. If as
-    many experts are chosen as before, but more than one, the copies of fewer experts take all
-    places, and outputs change.
+    **From E to m E experts**, by ``experts`` or ``target``. Every expert is copied, with the
+    router's weights for it.
+
+    - If the larger model chooses m times as many experts for each token, outputs stay: all copies
+      of an expert are chosen where the expert was. If gates sum to one or come from a softmax over
+      all experts, the copies share the gate of the expert. Otherwise each copy has the whole gate,
+      and the arrays that make the experts' outputs are divided by m.
+    - If one expert is chosen for each token before and after, outputs stay, too. The copies have
+      equal logits, and the first of them is chosen. After a softmax over all experts, its gate is
+      1/m of the old one, so the arrays that make the experts' outputs are multiplied by m.
+    - If as many experts are chosen as before, but more than one, copies of fewer experts take all
+      places, and outputs change.
 
     **From an MLP to experts**, by ``target`` and ``target_apply``. Every expert is a copy of the
     MLP, and the router is new. Outputs stay if the gates of each token sum to one, because all
-    experts compute the same. If the larger model has the MLP beside the experts, as a shared
-    expert, the experts are new: the arrays that make their outputs are zero, so outputs stay with
-    any gates.
+    experts compute the same. If the larger model keeps the MLP as a shared expert, the other
+    experts are new: the arrays that make their outputs are zero, so outputs stay with any gates.
 
-    Both programs are evaluated, as by ``plan``, and the first of these growths is taken that keeps
-    outputs. Its notes say what the larger model must choose, and its ``evidence`` what was shown.
-    If none keeps outputs, it is the growth that keeps them for most samples, and a note names the
-    first output that differs. Without ``target_apply``, the larger program is the network's own one
-    with as many times more experts chosen. If that cannot be evaluated, the growth says so in its
-    first line, and its strategies are not exact.
+    Both programs are evaluated, as by ``plan``, and the first growth that keeps outputs is
+    returned. Its notes state what the larger model must choose, and its ``evidence`` what was
+    shown. If no growth keeps outputs, the one that keeps them for most samples is returned, and a
+    note names the first output that differs. Without ``target_apply``, the larger program is the
+    network's own one with m times as many experts chosen. If that program cannot be evaluated, the
+    first line of the growth states this, and its strategies are not exact.
 
-    Copies with equal weights that are always chosen together learn alike, and where one is chosen,
-    it is always the first. Let them part by ``noise``, or by gates that are computed with noise in
-    training.
+    Copies with equal weights that are always chosen together learn the same. If one expert is
+    chosen, it is always the first copy. Make copies differ by ``noise``, or by gates that are
+    computed with noise in training.
 
     Args:
         widths: the widths of the network, from ``trace``.
         experts: the new number of experts by name of a router's width, or by ``(path, axis)``. The
-            width of the experts' arrays grows along. Where the program does not show which one this
-            is, name it, too.
-        target: a pytree of arrays or ``jax.ShapeDtypeStruct`` of the larger model, instead. Every
-            axis that is longer in it must count experts. The result has its tree structure.
+            width of the experts' arrays grows with it. If the program does not show which width
+            this is, name that width, too.
+        target: a pytree of arrays or ``jax.ShapeDtypeStruct`` of the larger model, instead of
+            ``experts``. Every axis that is longer in it must count experts. The result has its tree
+            structure.
         target_apply: the larger model's function of variables and inputs. It shows how many experts
             are chosen.
-        rename: for arrays of an MLP whose names do not tell which array of the experts they become:
-            ``{"mlp/fc1": "moe/w_in"}``, parts of paths.
-        usefulness: a pytree like the variables, with a number for each weight: for example, weights
-            times the gradient of a loss on a batch, which summed up over an expert is what the loss
-            would change by without it, at first order. The more useful an expert, by the absolute
-            value of its sum, the more copies it gets. Outputs change, because experts with more
-            copies get more weight.
+        rename: parts of paths, ``{"mlp/fc1": "moe/w_in"}``, for arrays of an MLP whose names do not
+            show which array of the experts they become.
+        usefulness: a pytree like the variables, with a number for each weight. An example is
+            weights times the gradient of a loss on a batch: the sum over an expert is the change of
+            the loss without that expert, at first order. Experts with a larger absolute value of
+            this sum get more copies. Outputs change, because experts with more copies get more
+            weight.
         noise: standard deviation of normal noise on the copies, relative to the array's; it changes
-            outputs, unless it is zero.
+            outputs unless it is zero.
         anew: the share of hidden units that are drawn anew in each expert that is a copy of an MLP,
-            with the mean and the standard deviation of the arrays. It changes outputs, unless it is
-            zero. New hidden units that change nothing have outgoing weights of zero: widen the MLP
-            by ``plan`` first.
+            with the mean and the standard deviation of the arrays. It changes outputs unless it is
+            zero. For new hidden units that change no outputs, widen the MLP by ``plan`` first: the
+            outgoing weights of its new units are zero.
 
     Returns:
         The growth, for ``grow`` and ``grow_opt_state``. In the optimizer's state, copies share the
-        moments of what they copy, as they share its gradient.
+        moments of the expert that they copy, as they share its gradient.
 
     Raises:
         TypeError: if arguments are of the wrong kind.

@@ -1,19 +1,19 @@
-"""``searched``: what becomes of arrays, found by evaluating both networks.
+"""``searched``: factors and new entries of arrays, found by evaluating both networks.
 
-In come a growth and what it claims, two programs in small sizes. Out come growths in which arrays
-are rescaled, and new entries filled, so that outputs are those of the network. No file knows a
-primitive. What is found is a proposal: the check decides about it on samples of its own.
+The input is a growth and its claim: two programs in small sizes. The output is growths with
+rescaled arrays and filled new entries, in which outputs equal the network's. The search needs no
+rules for primitives. Its results are proposals, which the check evaluates on samples of its own.
 
 | file | what it does |
 |---|---|
-| ``starts`` | what new entries of a width may begin with, in the order in which it is tried |
-| ``unknowns`` | which factors on arrays may make up for a size, in the order of preference |
-| ``problem`` | by how much outputs differ for some factors |
-| ``together`` | evaluates a program for several arguments at once |
-| ``solve`` | the factors for which they do not differ, read as powers of ratios |
-| ``weighed`` | arrays that scale, one by one, the units that others write |
-| ``search`` | starts and factors together |
+| ``starts`` | initial values for new entries of a width, in the order in which they are tried |
+| ``unknowns`` | which factors on arrays may compensate for a size, in the order of preference |
+| ``problem`` | how far outputs differ for given factors |
+| ``together`` | evaluates a program for several lists of arguments at once |
+| ``solve`` | the factors for which outputs do not differ, as powers of ratios |
+| ``weighed`` | arrays that scale the units written by other arrays, one by one |
+| ``search`` | combines starts and factors |
 
-Where to add: a way to grow that no start leads to is one more line of ``starts``. It must win
-growths of several networks.
+Where to add: a way to grow that no start reaches is one more line of ``starts``. It must make
+growths of several networks possible.
 """

@@ -1,4 +1,4 @@
-"""By how much outputs of a larger network differ, for some factors on its arrays: ``Problem``."""
+"""How far outputs of a larger network differ, for given factors on its arrays: ``Problem``."""
 
 import copy
 import functools
@@ -33,31 +33,31 @@ _FAMILIES = (
     SampleFamily("mixed", 1.0, 1.0, biases=True),
 )
 _SEED = 50
-# More samples are drawn until there are so many numbers for each unknown, and so many at most.
+# Samples are drawn until outputs have this many entries for each unknown; upper limit on samples.
 _FOR_EACH, _MOST = 2, 8
-# A residual that is as small, relative to outputs, is that of a solution.
+# Largest residual of a solution, relative to outputs.
 SOLVED = 1e-7
-FAR = 1e6  # the residual of what is not finite
-# The largest epsilon, and how large epsilons are made.
+FAR = 1e6  # the residual of entries that are not finite
+# The largest number that counts as an epsilon, and the size to which epsilons are raised.
 _EPSILON, _LARGE = 1e-2, 0.1
 
 
-# A number of the network in the place of one of the larger network, and that one as it is before
-# it is rounded, as 3.4641 is rounded to 3.46875.
+# For a constant of the larger network: the network's constant in its place, and its own value
+# before rounding, such as 3.4641 for 3.46875.
 Other = tuple[float, float]
 
 
 class LargeEpsilons(Watch):
-    """Makes epsilons large, in both networks alike: else outputs would hardly depend on them.
+    """Raises epsilons in the same way in both networks, so that outputs depend on them.
 
-    Behind a norm, units that are scaled show by its epsilon alone.
+    After a norm, a scale on its units shows only through the epsilon of the norm.
 
     Args:
-        others: numbers of the larger network, each with that of the network in its place, and with
-            what it is before it is rounded.
+        others: constants of the larger network, each with the network's constant in its place and
+            its own value before rounding.
 
     Attributes:
-        ordered: floats of which no float is computed, such as floats that are compared.
+        ordered: float arrays from which no floats are computed, such as operands of comparisons.
     """
 
     def __init__(self, others: Mapping[float, Other] = MappingProxyType({})) -> None:
@@ -68,7 +68,7 @@ class LargeEpsilons(Watch):
     def equation(self, eqn: Any, operands: list[Any], callers: Sequence[Any]) -> list[Any]:
         is_sum = eqn.primitive.name in ("add", "add_any", "max")
         operands = [self._in_its_place(operand, is_sum) for operand in operands]
-        if not any(map(is_float, (var.aval for var in eqn.outvars))):  # they hide by how much
+        if not any(map(is_float, (var.aval for var in eqn.outvars))):  # results hide differences
             self.ordered += (its for its in operands if is_float(its) and its.size > 1)
         return operands
 
@@ -90,7 +90,7 @@ class NetworkSample(NamedTuple):
 
     Attributes:
         family: the kind of sample.
-        samples: the samples that it is one of.
+        samples: the source of the sample's arrays.
         variables: the network's arrays.
         inputs: the larger network's inputs.
         before: the network's outputs.
@@ -106,11 +106,11 @@ class NetworkSample(NamedTuple):
 
 
 def network_sample(case: Case, number: int) -> NetworkSample | None:
-    """Returns a sample of a network; None if it is not finite, or a loop does not end.
+    """Returns a sample of a network; None if it is not finite or a loop does not end.
 
     Args:
         case: the claim.
-        number: which sample it is.
+        number: index of the sample.
     """
     family = _FAMILIES[number % len(_FAMILIES)]
     try:
@@ -128,13 +128,13 @@ def network_sample(case: Case, number: int) -> NetworkSample | None:
 
 
 class _Sample(NamedTuple):
-    """A sample. Arrays of the larger network are affine in what is open: ``base + by * move``.
+    """A sample. Arrays of the larger network are affine in the unknowns: ``base + by * move``.
 
     Attributes:
         network: the sample of the network.
         base: the larger network's arrays.
-        others: the same with other new entries.
-        moves: for each unknown, what a change of it adds to an array.
+        others: the same arrays with other new entries.
+        moves: for each unknown, what a unit change of it adds to its array.
     """
 
     network: NetworkSample
@@ -148,17 +148,17 @@ class _Sample(NamedTuple):
 
 
 class Problem:
-    """A claim of which some numbers are open. The residual is zero where old outputs stay.
+    """A claim with unknown factors. Its residual is zero if old outputs stay.
 
     Args:
         case: the claim.
-        unknowns: what is open.
-        together: evaluates its larger program.
+        unknowns: the unknowns.
+        together: evaluates the larger program of the claim.
         others: see ``LargeEpsilons``.
-        draw: returns a sample of the network by number, see ``network_sample``.
+        draw: returns a sample of the network by index, see ``network_sample``.
 
     Attributes:
-        unknowns: what is open.
+        unknowns: the unknowns.
     """
 
     def __init__(
@@ -172,7 +172,7 @@ class Problem:
         numbers = len({(u.kind, u.alike) for u in unknowns})
         self.unknowns = unknowns
         self._case, self._larger, self._together = case, grown(case), together
-        # Results that mirror variables are rescaled as these are.
+        # Results that mirror variables are rescaled like these variables.
         self._mirrors = mirrored(case.old) if unknowns else {}
         self._others, self._is_hidden_seen = others, False
         self._samples: list[_Sample] = []
@@ -203,7 +203,7 @@ class Problem:
         )
 
     def _move(self, u: Unknown, variables: Arrays, old: Arrays, none: Arrays, ones: Arrays) -> Any:
-        """Returns what a change of an unknown adds to its array."""
+        """Returns what a unit change of an unknown adds to its array."""
         growth = self._case.growth
         place = growth.held[u.path].path
         if u.kind == "factor":
@@ -223,49 +223,50 @@ class Problem:
         return self._larger({**variables, u.path: part}, none)[place]
 
     def with_ordered(self) -> Self | None:
-        """Returns the problem that compares what hides by how much it differs, if there is any."""
+        """Returns the same problem that also compares ``ordered`` arrays; None without any."""
         problem = copy.copy(self)
         problem._is_hidden_seen = True
         return problem if any(sample.network.ordered for sample in self._samples) else None
 
     @property
     def start(self) -> np.ndarray:
-        """The logarithms of factors before anything is known, and how much of a mean is taken."""
+        """The first values of all unknowns: logarithms of factors, and shares of means."""
         return np.array([1.0 if u.kind == "mix" else 0.0 for u in self.unknowns])
 
     def depends_on_new(self) -> bool:
-        """Whether outputs depend on new entries that are drawn, so that no factors mend them."""
+        """Whether outputs depend on drawn new entries, so that no factors can restore them."""
         if not self._samples or any(u.kind == "mix" for u in self.unknowns):
             return not self._samples
         return any(map(differs, apart(self.evaluated(lambda one, other: [one, other]))))
 
     def evaluated(self, arrays: Callable[[Arrays, Arrays], Sequence[Arrays]]) -> list[np.ndarray]:
-        """Returns by how much old parts of outputs differ from the network's, for each sample.
+        """Returns the differences of old parts of outputs from the network's, for each sample.
 
         Args:
-            arrays: returns arrays of the larger network, from those with two draws of new entries.
+            arrays: returns sets of arrays to evaluate, from the larger network's arrays with two
+                draws of new entries.
         """
         return self._evaluated([(s, its) for s in self._samples for its in arrays(*s.drawn)])
 
     def dependences(self, xs: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Returns by how much outputs depend on new entries, as ``residuals`` do.
+        """Returns the differences of outputs between two draws of new entries, one row for each x.
 
         Args:
-            xs: each with the logarithm of each factor, and how much of a mean is taken.
+            xs: values of all unknowns: logarithms of factors, and shares of means.
         """
         ways = [(s, self._wide(s, its, x)) for x in xs for s in self._samples for its in s.drawn]
         every, count = apart(self._evaluated(ways)), len(self._samples)
         return [np.concatenate(every[n : n + count]) for n in range(0, len(every), count)]
 
     def residuals(self, xs: Sequence[np.ndarray], *, of_first: bool = False) -> list[np.ndarray]:
-        """Returns by how much old parts of outputs differ, relative to outputs.
+        """Returns the differences of old parts of outputs from the network's, relative to outputs.
 
         Args:
-            xs: each with the logarithm of each factor, and how much of a mean is taken.
-            of_first: whether to evaluate the first sample alone.
+            xs: values of all unknowns: logarithms of factors, and shares of means.
+            of_first: whether to evaluate only the first sample.
 
         Returns:
-            A row for each; an infinity alone where a loop does not end.
+            A row for each x; the row holds infinities if a loop does not end.
         """
         samples = self._samples[: 1 if of_first else None]
         if not samples:
@@ -275,7 +276,7 @@ class Problem:
         return [np.concatenate(every[n : n + count]) for n in range(0, len(every), count)]
 
     def _evaluated(self, ways: Sequence[tuple[_Sample, Arrays]]) -> list[np.ndarray]:
-        """Returns by how much old parts of outputs differ from the network's, for each sample."""
+        """Returns the differences of old parts of outputs from the network's, for each way."""
         if not ways:
             return []
         try:
@@ -321,9 +322,9 @@ class Problem:
 
 
 def other_numbers(case: Case) -> dict[float, float]:
-    """Returns the numbers that only the larger program has, each with the network's in its place.
+    """Returns constants that only the larger program has, each with the network's in its place.
 
-    If it is open which one that is, it is one: the network multiplies by none.
+    If the counterpart is not known, it is 1, as if the network multiplied by 1 there.
     """
     ours, theirs = (numbers_of(side.jaxpr) for side in (case.old, case.new))
     if len(ours) != len(theirs):  # new layers have numbers, too
@@ -339,17 +340,17 @@ def other_numbers(case: Case) -> dict[float, float]:
 
 
 def is_float(array: Any) -> bool:
-    """Whether an array is one of floats, and not of integers or keys."""
+    """Whether an array holds floats, not integers or keys."""
     return getattr(getattr(array, "dtype", None), "kind", "") in ("f", "c", "V")
 
 
 def differs(by: np.ndarray) -> bool:
-    """Whether a difference, relative to outputs, is more than rounding."""
+    """Whether a difference, relative to outputs, is larger than rounding."""
     return bool(np.any(np.abs(by) > 1e-6))
 
 
 def apart(rows: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Returns by how much two and two rows differ. What is not finite is no difference."""
+    """Returns the difference of each pair of rows; entries that are not finite count as equal."""
     both = zip(rows[::2], rows[1::2])
     return [np.where(np.maximum(a, b) < FAR, a - b, 0) for a, b in both]
 

@@ -1,4 +1,4 @@
-"""Ways to fill in and rescale arrays with which outputs stay: ``searched``."""
+"""Searches for new entries and factors on arrays with which outputs stay: ``searched``."""
 
 import functools
 import itertools
@@ -22,7 +22,7 @@ from dogwood_jax._widths.layout import units_of
 from dogwood_jax._widths.widths import Recipe
 from dogwood_jax.strategies import Start
 
-_MOST = 12  # combinations of starts
+_MOST = 12  # upper limit on combinations of starts
 
 Candidates = Mapping[str, Candidate]
 
@@ -34,15 +34,15 @@ def searched(
     alike: Sequence[Callable[[str], str]],
     heard: Collection[str],
 ) -> Iterator[Growth]:
-    """Yields growths in which outputs are likely to be those of the network.
+    """Yields growths whose outputs are likely to equal the network's.
 
     Args:
         growth: the growth, without recipes.
-        case: what it claims, perhaps in smaller sizes.
+        case: the claim of the growth, perhaps in smaller sizes.
         strategies: the caller's strategies by width.
-        alike: return what arrays have in common that may have the same numbers, in the order in
-            which they are tried.
-        heard: the widths of which outputs may depend on silent units.
+        alike: functions that map the paths of arrays with the same factors to the same text, in
+            the order in which they are tried.
+        heard: the widths for which starts are tried, since outputs may depend on their new units.
     """
     together, others = Together(case.new), other_numbers(case)
     draw = functools.cache(functools.partial(network_sample, case))
@@ -63,7 +63,7 @@ def searched(
             chosen = {**chosen, **weighing}
             if not any(start.recipe.weighed for start in chosen.values()):
                 continue
-        # Numbers of a program stay in smaller sizes, and so do the ratios that they follow.
+        # Constants of a program stay in smaller sizes, so the ratios are those of the full sizes.
         begins = begun(case.growth, chosen)
         every = [*ratios(begun(growth, chosen), numbers, rounding)]
         exact = {new: (old, _unrounded(new, old, every, rounding)) for new, old in others.items()}
@@ -82,7 +82,7 @@ def searched(
             if found is not None:
                 larger = begun(growth, chosen)
                 yield _with_recipes(larger, _recipes(begins, chosen, found, every))
-                # Perhaps other factors have the same outputs, and hide nothing.
+                # Other factors may give the same outputs and also keep values that are compared.
                 if (other := problem.with_ordered()) is not None:
                     powers = Solver(other, groups, every).powers()
                     if powers is not None and powers != found:
@@ -91,7 +91,7 @@ def searched(
 
 
 def _unrounded(new: float, old: float, every: Sequence[Ratio], rounding: float) -> float:
-    """Returns a number as it follows from the network's by powers of ratios, if it does."""
+    """Returns the network's number times powers of ratios if this is near the new number."""
     if not 0 < new / (old or inf) < inf:
         return new
     near = RatioPowers(every).near(log(new / old))
@@ -101,7 +101,7 @@ def _unrounded(new: float, old: float, every: Sequence[Ratio], rounding: float) 
 def _combinations(
     growth: Growth, strategies: Mapping[str, Start], heard: Collection[str]
 ) -> Iterator[Candidates]:
-    """Yields a start for each width that is heard. Like widths start alike."""
+    """Yields combinations of a start for each width in ``heard``; like widths share a start."""
     widths = growth.widths
     growing = [c for c in growth.changes if c.new > c.old and c.recipe is None]
     ways = {
@@ -110,7 +110,7 @@ def _combinations(
         if c.width in heard
         if (its := [*candidates(widths, widths[c.width], c.new, strategies.get(c.width))])
     }
-    if not ways:  # as they are, with factors alone
+    if not ways:  # no other starts, only factors
         yield {c.width: Candidate() for c in growing}
         return
     alike: dict[str, list[str]] = {}
@@ -127,7 +127,7 @@ def _combinations(
 
 
 def _weighed(case: Case, name: str, start: Candidate) -> Candidate:
-    """Returns a start with the arrays that weigh its means."""
+    """Returns a start with the arrays that weight its means."""
     pairs = tuple(weighed_pairs(case, name))
     scales = {scale for _, scale in pairs}
     blank = tuple(path for path in start.recipe.blank if path not in scales)
@@ -146,8 +146,8 @@ def _recipes(
 
     Args:
         growth: the growth that was searched.
-        chosen: what new entries begin with.
-        powers: the powers of each ratio for what is open.
+        chosen: the starts by width.
+        powers: for each unknown, the power of each ratio.
         every: the ratios.
     """
     found = {name: start.recipe for name, start in chosen.items()}
@@ -163,11 +163,11 @@ def _recipes(
             name = next(
                 units.width for units in units_of(leaf.axes[u.axis]) if units.width in found
             )
-            is_zero = leaf.kind == "zeros"  # in a new network, too
+            is_zero = leaf.kind == "zeros"  # the array is zero in a new network, too
             add(name, *(("blank", u.path) if is_zero else ("zeros", (u.path, "incoming"))))
         if u.kind == "mix":
             continue
-        if u.kind == "part" and any(its):  # a power of the ratio of what is along the axis
+        if u.kind == "part" and any(its):  # a power of the ratio of the width along the axis
             along = [units.width for units in units_of(leaf.axes[u.axis])]
             own = next(c for c in growth.changes if c.width in along and c.new > c.old)
             by = sum(power * ratio.logarithm for power, ratio in zip(its, every, strict=True))

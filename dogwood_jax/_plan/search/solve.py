@@ -1,7 +1,7 @@
-"""The factors with which a larger network computes the same, read as powers: ``Solver``.
+"""The factors with which a larger network computes the same, as powers of ratios: ``Solver``.
 
-They are looked for by Gauss-Newton, on their logarithms. What is found is read as powers of the
-ratios of sizes, and only what is read counts: a number that a solver found depends on samples.
+Gauss-Newton on the logarithms of factors finds approximate factors. These are rounded to powers of
+the ratios of sizes, and only the rounded factors are used: raw solutions depend on the samples.
 """
 
 import itertools
@@ -17,16 +17,16 @@ from dogwood_jax._plan.search.unknowns import Unknown
 from dogwood_jax._widths.layout import Units, size_of, units_of
 
 _STEP = 1e-6  # of finite differences
-_DEPENDENT = 1e-4  # what is left of a column that depends on others, relative to the column
+_DEPENDENT = 1e-4  # a column depends on others if less of it is left, relative to its size
 _ROUNDS, _STALLS = 12, 3
-_GUESSED = 3  # how many groups have a power each that is guessed
-_MOST_EACH = 20  # how many numbers are looked for near a guess
+_GUESSED = 3  # at most this many groups get a guessed power each
+_MOST_EACH = 20  # at most this many values are searched near a guess
 _DAMPINGS = (1e-16, 1e-5, 1e-3, 1e-1)
-_LONGEST = 0.7  # how far a logarithm moves in a step
-_FARTHEST = 6.0  # old units that are so large hide new ones
-# What slopes may leave of a residual where arrays may make up for it, if powers are guessed, too.
+_LONGEST = 0.7  # upper limit on the change of a logarithm in a step
+_FARTHEST = 6.0  # upper limit on logarithms: larger old units hide new ones
+# Newton and guesses are tried if slopes leave at most this share of a residual unexplained.
 _LEFT, _LEFT_OF_GUESS = 0.3, 0.6
-_NEAR = 0.2  # how far a logarithm may be from that of a power, relative to the smallest ratio
+_NEAR = 0.2  # largest distance of a logarithm from a power's, relative to the smallest ratio's
 _POWERS = tuple(sorted((n / 4 for n in range(-8, 9)), key=lambda p: (p * 4 % 2, abs(p))))
 _FEW_POWERS = (0.0, 0.5, -0.5, 1.0, -1.0)
 
@@ -36,10 +36,10 @@ class Ratio:
     """A ratio whose powers are factors.
 
     Attributes:
-        width: the width whose size it is of.
+        width: the width that the ratio belongs to.
         kind: the field of ``Recipe`` for its powers, ``"powers"`` or ``"copies"``.
-        logarithm: its logarithm.
-        times: which power it is of the ratio of the width's own sizes.
+        logarithm: logarithm of the ratio.
+        times: the logarithm divided by that of the width's own ratio.
     """
 
     width: str
@@ -49,12 +49,12 @@ class Ratio:
 
 
 def ratios(growth: Growth, numbers: Iterable[float], rounding: float) -> Iterator[Ratio]:
-    """Yields the ratios of a growth: of sizes, of axes, and how many copies there are of a unit.
+    """Yields the ratios of a growth: of sizes, of axes, of constants, and the number of copies.
 
     Args:
         growth: the growth.
-        numbers: how many times larger numbers of the larger program are.
-        rounding: by how much numbers may be rounded, relative to them.
+        numbers: ratios of constants of the larger program to those of the network.
+        rounding: upper limit on the rounding of a constant, relative to the constant.
     """
     own: dict[str, float] = {}
     for change in growth.changes:
@@ -72,8 +72,9 @@ def ratios(growth: Growth, numbers: Iterable[float], rounding: float) -> Iterato
         for units in units_of(layout)
         if units.width in own
     }
-    # Ratios of sizes come first, because copies have another ratio. Then come those of whole axes,
-    # such as a head of which only some units are rotated, and of numbers such as alpha / rank.
+    # Plain ratios of sizes come first, because widths with copies have another ratio. Then come
+    # ratios of whole axes, such as a head with only some rotated units, and of constants such as
+    # alpha / rank.
     others = [(name, growth.change[name].new / growth.change[name].old) for name in own]
     others += sorted(wholes) + [(width, ratio) for width in [*own][:1] for ratio in numbers]
     known = [*own.values()]
@@ -91,7 +92,7 @@ class RatioPowers:
         every: the ratios.
 
     Attributes:
-        logarithms: those of the ratios.
+        logarithms: the logarithms of the ratios.
     """
 
     def __init__(self, every: Sequence[Ratio]) -> None:
@@ -107,7 +108,7 @@ class RatioPowers:
         self._far = _NEAR * min(map(abs, self.logarithms), default=0.0)
 
     def near(self, logarithm: float) -> tuple[tuple[float, ...], float] | None:
-        """Returns the powers in a factor and the logarithm of these; None if it is near none."""
+        """Returns the nearest powers of ratios and their logarithm; None if none is near."""
         far = np.round(np.abs(logarithm - self._made), 9)
         best = int(np.argmin(far))
         if far[best] > self._far:
@@ -119,12 +120,12 @@ Powers = Mapping[Unknown, tuple[float, ...]]
 
 
 class Solver:
-    """Looks for what is open in a problem, in groups of which like layers share their numbers.
+    """Solves a problem for its unknowns, group by group; like layers share their values.
 
     Args:
-        problem: by how much outputs differ.
-        groups: what is open, see ``unknowns``.
-        every: the ratios whose powers factors are.
+        problem: returns how far outputs differ.
+        groups: the unknowns, see ``unknowns``.
+        every: the ratios whose powers are factors.
     """
 
     def __init__(
@@ -132,7 +133,7 @@ class Solver:
     ) -> None:
         self._problem, self._powers = problem, RatioPowers(every)
         places = {u: n for n, u in enumerate(problem.unknowns)}
-        # One column for each number that is open.
+        # One column for each shared value.
         self._columns: list[np.ndarray] = []
         self._groups: list[list[int]] = []
         for group in groups:
@@ -150,9 +151,9 @@ class Solver:
         return np.asarray(self._problem.start + np.array(self._columns).T @ numbers)
 
     def powers(self) -> Powers | None:
-        """Returns a power of each of the ratios for what is open; how much of a mean mixes are.
+        """Returns the power of each ratio by unknown; for a mix, the share of the mean instead.
 
-        It is None if outputs cannot be the old ones.
+        Returns None if no solution is found.
         """
         numbers = self._solved()
         if numbers is None:
@@ -165,7 +166,7 @@ class Solver:
         }
 
     def _solved(self) -> np.ndarray | None:
-        """Returns the numbers, read as powers; None if there are none."""
+        """Returns the values, rounded to powers; None if there is no solution."""
         found = self._mixed()
         if found is None:
             return None
@@ -173,7 +174,7 @@ class Solver:
         if self._holds(residual):
             return numbers
         basis, slopes, is_guessed = list[int](), list[np.ndarray](), False
-        known = np.any(numbers)  # how much of means new entries are
+        known = np.any(numbers)  # whether the shares of means are already chosen
         groups = [its for its in self._groups if not (known and self._is_mix(its[0]))]
         every = [n for group in groups for n in group]
         slope_of = dict(zip(every, self._slopes(numbers, residual, every).T))
@@ -196,10 +197,10 @@ class Solver:
         return None
 
     def _guessed(self, numbers: np.ndarray, groups: Sequence[Sequence[int]]) -> np.ndarray | None:
-        """Returns the numbers for which the residual is zero, near those of the best guess.
+        """Returns values for which the residual is zero, at or near the best guess; else None.
 
-        In a guess each group has one power, as where all norms are alike. Nothing needs to be
-        smooth on the way to it, as the choice of experts is not.
+        A guess gives each group one power, which fits if all norms are alike. Unlike Newton, it
+        also works if outputs are not smooth, for example with a choice of experts.
         """
         few = [self._alone(group) for group in groups if not self._is_mix(group[0])][:_GUESSED]
         # The simplest powers first, and of these, those of earlier groups.
@@ -226,16 +227,17 @@ class Solver:
         return self._newton([each[n] for n in kept], best, residual, slopes[:, kept], _STALLS)
 
     def _alone(self, group: Sequence[int]) -> list[int]:
-        """Returns the numbers of a group, of a scale's two that of one plus the scale alone."""
+        """Returns the values of a group; a scale with an offset counts only with the offset."""
         kinds = {n: self._unknown(n) for n in group}
         offsets = {u.path for u in kinds.values() if u.kind == "offset"}
         return [n for n, u in kinds.items() if u.kind == "offset" or u.path not in offsets]
 
     def _mixed(self) -> np.ndarray | None:
-        """Returns the numbers with which outputs do not depend on new entries that are drawn.
+        """Returns the mixes with which outputs do not depend on drawn new entries; None if none.
 
-        Behind a norm, new entries of vectors must be zero, and means where units are written. One
-        after the other becomes the other as long as outputs depend less. Factors do not matter.
+        After a norm, new entries of vectors must be zero; where units are written, they must be
+        means. One mix at a time is switched, as long as outputs depend less on new entries. Factors
+        do not matter here.
         """
         numbers = np.zeros(len(self._columns))
         mixes = [n for n in range(numbers.size) if self._is_mix(n)]
@@ -278,14 +280,14 @@ class Solver:
         slopes: np.ndarray | None,
         patience: int,
     ) -> np.ndarray | None:
-        """Returns the numbers for which the residual is zero, read as powers; None if none are.
+        """Returns values for which the residual is zero, rounded to powers; None if not found.
 
         Args:
-            basis: the numbers that are open.
-            numbers: where it begins.
-            residual: the residual there.
-            slopes: those of the residual there, along each of the numbers that are open.
-            patience: how often the residual may hardly become smaller.
+            basis: indices of the values to solve for.
+            numbers: the first values.
+            residual: the residual for the first values.
+            slopes: the slopes of that residual along each value in ``basis``, or None.
+            patience: upper limit on successive steps that hardly reduce the residual.
         """
         stalls = 0
         for _ in range(_ROUNDS):
@@ -316,7 +318,7 @@ class Solver:
         return None
 
     def _read(self, numbers: np.ndarray) -> np.ndarray | None:
-        """Returns numbers as powers make them; None if one is near none."""
+        """Returns values rounded to the nearest powers; None if one of them is near no power."""
         found = numbers.copy()
         for n, number in enumerate(numbers):
             if self._is_mix(n):
@@ -331,13 +333,13 @@ class Solver:
         return self._unknown(n).kind == "mix"
 
     def _unknown(self, n: int) -> Unknown:
-        """Returns the first of what has a number."""
+        """Returns the first unknown that has a value."""
         return self._problem.unknowns[int(np.argmax(self._columns[n]))]
 
     def _clean(self, numbers: np.ndarray, basis: Sequence[int]) -> np.ndarray:
-        """Returns a solution in which later numbers are zero where earlier ones can make up.
+        """Returns a solution in which later values are zero if earlier ones can replace them.
 
-        Far from a solution, outputs may depend independently on more arrays than there.
+        The basis was chosen far from the solution, where more columns may be independent.
         """
         used = [n for n in basis if not self._is_mix(n)]
         if np.count_nonzero(numbers[used]) < 2:
@@ -356,7 +358,7 @@ class Solver:
 
 
 def _independent(slopes: np.ndarray) -> list[int]:
-    """Returns the columns that do not depend on those before."""
+    """Returns the indices of the columns that do not depend on earlier columns."""
     kept = list[int]()
     for place in range(slopes.shape[1]):
         if _is_independent(slopes[:, place], [*slopes[:, kept].T]):
@@ -372,7 +374,7 @@ def _is_independent(slope: np.ndarray, others: Sequence[np.ndarray]) -> bool:
 
 
 def _unexplained(slopes: Sequence[np.ndarray], residual: np.ndarray) -> float:
-    """Returns what is left of a residual, relative to it, if slopes explain it where they can."""
+    """Returns the share of a residual that no combination of slopes explains."""
     size = float(np.linalg.norm(residual))
     if not slopes or not size:
         return 1.0 if size else 0.0

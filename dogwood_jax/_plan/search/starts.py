@@ -1,4 +1,4 @@
-"""What new entries of a width may begin with: ``candidates``."""
+"""Initial values for new entries of a width: ``candidates``."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -11,13 +11,13 @@ from dogwood_jax.strategies import Start
 
 @dataclass(frozen=True)
 class Candidate:
-    """What new entries of a width begin with, before factors are looked for.
+    """Initial values for new entries of a width, before factors are searched.
 
     Attributes:
-        start: what they begin with; that of the change, if there is none.
-        recipe: which arrays are filled otherwise.
-        mixes: whether vectors' new entries may be zero in the place of means.
-        weighs: whether means may be weighed by the arrays that scale them, see ``weighed``.
+        start: the initial values; None for those of the change.
+        recipe: the arrays that are filled differently.
+        mixes: whether new entries of vectors may be zero instead of means.
+        weighs: whether means may be weighted by the arrays that scale them, see ``weighed``.
     """
 
     start: Start | None = None
@@ -26,11 +26,11 @@ class Candidate:
     weighs: bool = False
 
     def of(self, change: Change, chosen: Start | None = None) -> Change:
-        """Returns a change that begins so.
+        """Returns a change with these initial values.
 
         Args:
             change: the change.
-            chosen: what the caller's strategy begins with, or None.
+            chosen: the initial values of the caller's strategy, or None.
         """
         start = chosen or self.start or change.strategy
         sources = start.sources(change.old, change.new)
@@ -38,13 +38,13 @@ class Candidate:
 
 
 def candidates(widths: Widths, width: Width, new: int, chosen: Start | None) -> Iterator[Candidate]:
-    """Yields what new entries of a width may begin with, in the order in which it is tried.
+    """Yields initial values for new entries of a width, in the order in which they are tried.
 
     Args:
         widths: the network's widths.
-        width: one of them.
+        width: the width that grows.
         new: its new size.
-        chosen: what the caller's strategy begins with, or None.
+        chosen: the initial values of the caller's strategy, or None.
     """
     written, read = dict[str, None](), dict[tuple[str, str], None]()
     for occurrence in width.occurrences:

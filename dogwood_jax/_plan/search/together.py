@@ -1,4 +1,4 @@
-"""Evaluates a program for several arguments at once: ``Together``."""
+"""Evaluates a program for several lists of arguments at once: ``Together``."""
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -13,16 +13,16 @@ from dogwood_jax._check.claim import Side
 from dogwood_jax._check.evaluate import Undecided, evaluate
 from dogwood_jax._program.subprograms import entries
 
-# How many evaluations at once, and how many numbers they may have together.
+# Upper limits on evaluations at once, and on the entries of their arrays together.
 _MOST, _NUMBERS = 48, 4e6
 
 
 class Together:
-    """Evaluates a program for several arguments at once, because most of its arrays are small.
+    """Evaluates a program for several lists of arguments at once; fast, as most arrays are small.
 
     Args:
         side: the program.
-        least: so many arguments, and no more, are evaluated one by one.
+        least: up to this many lists of arguments are evaluated one by one.
     """
 
     def __init__(self, side: Side, least: int = 2) -> None:
@@ -32,12 +32,13 @@ class Together:
     def __call__(
         self, every: Sequence[Sequence[Any]], watch: Callable[[], Any], *, always: bool = False
     ) -> list[list[Any]]:
-        """Returns the results for each list of arguments, and what is ordered in the evaluation.
+        """Returns, for each list of arguments, the results and then the ``ordered`` arrays.
 
         Args:
             every: the lists of arguments.
-            watch: makes what sees an evaluation, see ``LargeEpsilons``.
-            always: whether to evaluate few of them at once, too: one by one, more is ordered.
+            watch: makes the watch of an evaluation, see ``LargeEpsilons``.
+            always: whether to evaluate even a few lists at once; evaluations one by one record more
+                ``ordered`` arrays.
 
         Raises:
             Undecided: if a loop does not end.
@@ -48,7 +49,7 @@ class Together:
                 return self._at_once(every, watch)
             except Undecided:
                 raise
-            except Exception:  # a loop cannot end for some and go on for others
+            except Exception:  # a batched loop cannot end for some lists only
                 self._batched = None
         found = []
         for arguments in every:
@@ -71,16 +72,16 @@ class Together:
 
     @cached_property
     def _batched(self) -> Any:
-        """The program with a leading axis on everything; None if there is none."""
+        """The program with a leading batch axis on all arrays; None if it cannot be batched."""
         if self._side.draws:
             return None
         structs = [struct((self._size, *a.shape), a.dtype) for _, a in self._side.arguments]
         run = jex.core.jaxpr_as_fun(self._side.jaxpr)
 
-        def each(*arguments: Any) -> Any:  # JAX would print ``run``, which takes as long as tracing
+        def each(*arguments: Any) -> Any:  # else JAX prints ``run``, as slow as tracing it
             return run(*arguments)
 
         try:
             return jax.make_jaxpr(jax.vmap(each))(*structs)
-        except Exception:  # a primitive need not have a rule for it
+        except Exception:  # a primitive may have no batching rule
             return None

@@ -1,4 +1,4 @@
-"""Which factors on arrays may make up for a size: ``unknowns``."""
+"""Which factors on arrays may compensate for a size: ``unknowns``."""
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
@@ -12,15 +12,15 @@ from dogwood_jax._widths.widths import Leaf
 
 @dataclass(frozen=True)
 class Unknown:
-    """A number by which an array of the larger network is open.
+    """An unknown number for an array of the larger network.
 
     Attributes:
-        path: the array.
-        kind: what it multiplies: ``"factor"`` all old entries, ``"part"`` those along a part of an
-            axis, ``"offset"`` one plus the array. ``"mix"`` is how much of their mean new entries
-            are.
+        path: path of the array.
+        kind: what the number multiplies: ``"factor"`` all old entries, ``"part"`` the entries along
+            a part of an axis, ``"offset"`` one plus the array. For ``"mix"``, it is the share of
+            the mean that new entries have: 0 or 1.
         axis: the axis of the part or of the new entries.
-        alike: the arrays of like layers, which have the same.
+        alike: a text that arrays of like layers share; they have the same number.
     """
 
     path: str
@@ -37,18 +37,18 @@ def unknowns(
     *,
     every: bool,
 ) -> list[list[Unknown]]:
-    """Returns what is open, in groups: what an earlier group explains, a later one does not.
+    """Returns the unknowns in groups by preference: later groups are used only if needed.
 
-    Scales come first, then what writes units, then biases, then what reads units. Where new units
-    are silent behind their outgoing weights, what reads units comes first.
+    Scales come first, then arrays that write units, then biases, then arrays that read units. If
+    outgoing weights silence new units, arrays that read units come first.
 
     Args:
-        growth: the growth, with a recipe for what new entries begin with.
-        floats: the paths of arrays that are not of integers or keys, which nothing rescales.
-        mixing: the widths of which vectors' new entries may be zero in the place of means.
-        alike: returns what the arrays of like layers have in common.
-        every: whether to take scales as a number plus the array, too, fused arrays as a whole, and
-            vectors that do not grow.
+        growth: the growth, with recipes for the initial values of new entries.
+        floats: the paths of float arrays; arrays of integers or keys are not rescaled.
+        mixing: the widths for which new entries of vectors may be zero instead of means.
+        alike: maps the paths of arrays in like layers to the same text.
+        every: whether to add scales as one plus the array, fused arrays as a whole, and vectors
+            that do not grow.
     """
     found: dict[int, list[Unknown]] = {}
     for leaf in (leaf for leaf in growth.widths.leaves if leaf.path in floats):
@@ -60,7 +60,7 @@ def unknowns(
 def _of_array(
     growth: Growth, leaf: Leaf, mixing: Collection[str], every: bool
 ) -> Iterator[tuple[int, str, int]]:
-    """Yields what is open of one array, each with its rank."""
+    """Yields the unknowns of one array: rank, kind and axis of each."""
     grows = growth.change
     units = [(axis, u) for axis, layout in enumerate(leaf.axes) for u in units_of(layout)]
     own = [(a, u) for a, u in units if u.width in grows and grows[u.width].old < grows[u.width].new]

@@ -1,4 +1,4 @@
-"""Arrays that scale, one by one, the units that others write: ``weighed_pairs``."""
+"""Arrays that scale the units written by other arrays, one by one: ``weighed_pairs``."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -23,12 +23,12 @@ _NEAR = 1e-3
 def weighed_pairs(case: Case, name: str) -> Iterator[tuple[str, str]]:
     """Yields arrays that write units of a width, each with the array that scales these units.
 
-    If a scale is multiplied by a number for each unit, and what it scales is divided by it, the
-    network computes the same. So the slopes of outputs along both are the same.
+    If a scale is multiplied by a number for each unit, and the scaled arrays are divided by it, the
+    network computes the same. Therefore the slopes of outputs along both are the same.
 
     Args:
-        case: the claim, of which only the network counts.
-        name: the width.
+        case: the claim; only its smaller network is used.
+        name: name of the width.
     """
     samples = samples_of(case)
     found = (finite(case, replace(samples, seed=_SEED + n), _FAMILY) for n in range(4))
@@ -52,12 +52,12 @@ def weighed_pairs(case: Case, name: str) -> Iterator[tuple[str, str]]:
         for leaf in case.growth.widths.leaves
         if len(axes := [*_written(leaf, name)]) == 1
     }
-    # Slopes along what writes units and along all that scale them would depend on each other.
+    # Scales are no writers: slopes along writers and their scales depend on each other.
     writers = {one.path: one for one in case.growth.widths.leaves if one.kind != "ones"}
     for leaf in case.growth.widths.leaves:
         is_last = [*_written(leaf, name)] == [len(leaf.shape) - 1]
         if leaf.path in slopes and is_vector(leaf) and is_last:
-            layers = leaf.shape[:-1]  # of stacked ones
+            layers = leaf.shape[:-1]  # the axes of stacked layers
             alike = (p for p in slopes.keys() & writers.keys() - {leaf.path} if np.any(slopes[p]))
             others = [p for p in sorted(alike) if writers[p].shape[: len(layers)] == layers]
             for path in _sum_of(slopes[leaf.path], [slopes[p] for p in others], others):
@@ -71,7 +71,7 @@ def _written(leaf: Leaf, name: str) -> Iterator[int]:
 
 
 def _sum_of(slope: np.ndarray, others: Sequence[np.ndarray], paths: Sequence[str]) -> list[str]:
-    """Returns the paths whose slopes add up to one; none if there are no such."""
+    """Returns the paths whose slopes add up to a slope; an empty list if none do."""
     if not others or not np.any(slope):
         return []
     matrix, size = np.stack(others, 1), _NEAR * float(np.linalg.norm(slope))

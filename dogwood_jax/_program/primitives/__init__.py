@@ -3,7 +3,7 @@
 | file | primitives |
 |---|---|
 | ``entries`` | functions of single entries, such as ``tanh``, ``add`` and ``select_n`` |
-| ``moves`` | move, cut and join axes: ``reshape``, ``transpose``, ``concatenate`` |
+| ``axis_moves`` | move, cut and join axes: ``reshape``, ``transpose``, ``concatenate`` |
 | ``lookups`` | look up or write at computed places: ``gather``, ``scatter``, ``dynamic_slice`` |
 | ``sums`` | contractions and reductions: ``dot_general``, ``reduce_sum``, ``cumsum`` |
 | ``windows`` | convolutions and pooling |
@@ -14,7 +14,7 @@
 
 ``record`` has the class, with what each attribute means, and the table; ``table`` fills it.
 ``axes`` names axes as in ``einsum``; ``reading`` reads a program and has what its readers share;
-``sides`` are the sides of a choice; ``sizes`` has shapes and boundaries in other sizes.
+``sides`` are the sides of a choice; ``new_sizes`` has shapes and boundaries in other sizes.
 
 Where to add: say that JAX gets a primitive ``halve``, which divides each entry by two.
 

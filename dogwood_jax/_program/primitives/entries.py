@@ -517,7 +517,7 @@ class _Holds(Sides):
         return any(moving)
 
 
-class _Comparison(OfEntries):
+class _Compares(OfEntries):
     """Compares operands."""
 
     takes = 2
@@ -538,15 +538,15 @@ class _Comparison(OfEntries):
 
 
 PRIMITIVES |= {
-    "eq": _Comparison(np.equal),
-    "eq_to": _Comparison(),
-    "ge": _Comparison(np.greater_equal, sides=_Holds(np.greater_equal)),
-    "gt": _Comparison(np.greater, sides=_Holds(np.greater)),
-    "le": _Comparison(np.less_equal, sides=_Holds(np.less_equal)),
-    "le_to": _Comparison(),
-    "lt": _Comparison(np.less, sides=_Holds(np.less)),
-    "lt_to": _Comparison(),
-    "ne": _Comparison(np.not_equal),
+    "eq": _Compares(np.equal),
+    "eq_to": _Compares(),
+    "ge": _Compares(np.greater_equal, sides=_Holds(np.greater_equal)),
+    "gt": _Compares(np.greater, sides=_Holds(np.greater)),
+    "le": _Compares(np.less_equal, sides=_Holds(np.less_equal)),
+    "le_to": _Compares(),
+    "lt": _Compares(np.less, sides=_Holds(np.less)),
+    "lt_to": _Compares(),
+    "ne": _Compares(np.not_equal),
 }
 
 

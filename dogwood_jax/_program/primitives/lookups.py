@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from dogwood_jax._program.dims import DROPPED, Dim, unify
+from dogwood_jax._program.primitives.new_sizes import SizeOf, moved, shape_out
 from dogwood_jax._program.primitives.reading import (
     mixed,
     origin_of,
@@ -16,7 +17,6 @@ from dogwood_jax._program.primitives.reading import (
     with_axis,
 )
 from dogwood_jax._program.primitives.record import PRIMITIVES, Primitive, describes
-from dogwood_jax._program.primitives.sizes import SizeOf, moved, shape_out
 from dogwood_jax._program.values import Along, Step, Trace, Value
 
 

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from dogwood_jax._program.dims import PICKED, PICKS, Dim, unify
+from dogwood_jax._program.primitives.new_sizes import SizeOf
 from dogwood_jax._program.primitives.reading import mixed, shapes_out
 from dogwood_jax._program.primitives.record import PRIMITIVES, Primitive, describes
-from dogwood_jax._program.primitives.sizes import SizeOf
 from dogwood_jax._program.primitives.sums import Reduction
 from dogwood_jax._program.values import Step, Trace, Value
 

@@ -7,9 +7,9 @@ import jax
 import numpy as np
 
 from dogwood_jax._program.dims import Dim
+from dogwood_jax._program.primitives.new_sizes import SizeOf, new_shape, shape_out
 from dogwood_jax._program.primitives.reading import DRAWN, mixed, origin_of, shapes_out
 from dogwood_jax._program.primitives.record import Primitive, describes
-from dogwood_jax._program.primitives.sizes import SizeOf, new_shape, shape_out
 from dogwood_jax._program.values import Step, Trace, Value
 
 
@@ -31,7 +31,7 @@ class _Empty(_Opaque):
 
 
 @describes("random_split")
-class _Split(_Opaque):
+class _KeySplit(_Opaque):
     def resized(self, step: Step, operands: list[Any], size_of: SizeOf) -> Mapping[str, Any]:
         return {"shape": shape_out(step, size_of)[len(operands[0].shape) :]}
 

@@ -8,15 +8,15 @@ import numpy as np
 
 from dogwood_jax._program.dims import Dim, unify
 from dogwood_jax._program.primitives.axes import Axes, Shape, named
+from dogwood_jax._program.primitives.new_sizes import SizeOf
 from dogwood_jax._program.primitives.outside import arbitrary
 from dogwood_jax._program.primitives.reading import mixed, origin_of, pick, shapes_out, unknown
 from dogwood_jax._program.primitives.record import PRIMITIVES, Primitive, describes
-from dogwood_jax._program.primitives.sizes import SizeOf
 from dogwood_jax._program.values import Step, Trace, Value, joined, marks
 
 
 @describes("dot_general")
-class _Contraction(Primitive):
+class _DotGeneral(Primitive):
     contracts = True
 
     def axes(self, params: Mapping[str, Any], operands: Sequence[Shape], result: Shape) -> Axes:
@@ -150,7 +150,7 @@ def _contraction(
 # Sums and other reductions ------------------------------------------------------------------------
 
 
-class _Reduced(Primitive):
+class _ReducedAxes(Primitive):
     def axes(self, params: Mapping[str, Any], operands: Sequence[Shape], result: Shape) -> Axes:
         names = [f"{axis}" for axis in range(len(operands[0]))]
         kept = [name for axis, name in enumerate(names) if axis not in params["axes"]]
@@ -158,7 +158,7 @@ class _Reduced(Primitive):
 
 
 @describes("reduce_sum")
-class _Sum(_Reduced):
+class _Sum(_ReducedAxes):
     linear = True
 
     def read(self, trace: Trace, eqn: Any, x: Value) -> list[Value]:
@@ -198,7 +198,7 @@ def _summed(trace: Trace, x: Value, axes: set[int]) -> Value:
     return kept.but(number=number, index=False, contracted=contracted, summed=summed)
 
 
-class Reduction(_Reduced):
+class Reduction(_ReducedAxes):
     """Reduces axes.
 
     Args:

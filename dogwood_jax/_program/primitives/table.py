@@ -1,10 +1,10 @@
 """All primitives: to import this fills the table ``PRIMITIVES``."""
 
 from dogwood_jax._program.primitives import (  # noqa: F401
+    axis_moves,
     control,
     entries,
     lookups,
-    moves,
     order,
     outside,
     random_numbers,

@@ -9,10 +9,10 @@ import numpy as np
 from dogwood_jax._program import dims as _dims
 from dogwood_jax._program.dims import SPATIAL, Dim, unify
 from dogwood_jax._program.primitives.axes import Axes, Shape
-from dogwood_jax._program.primitives.moves import padded
+from dogwood_jax._program.primitives.axis_moves import padded
+from dogwood_jax._program.primitives.new_sizes import SizeOf
 from dogwood_jax._program.primitives.reading import mixed, origin_of, shapes_out
 from dogwood_jax._program.primitives.record import PRIMITIVES, Primitive, describes
-from dogwood_jax._program.primitives.sizes import SizeOf
 from dogwood_jax._program.values import Step, Trace, Value
 
 

@@ -1,15 +1,15 @@
-"""A folder of Hugging Face in, a folder out: what the command line does without a line of Python.
+"""The command line's work on Hugging Face folders, without a line of Python.
 
-Comes in: a folder whose model ``decoder`` computes, and new numbers for its ``config.json``.
-Goes out: a folder that transformers loads, and a text that says what was done.
+Input: a folder with a model that ``decoder`` computes, and new values for its ``config.json``.
+Output: a folder that transformers loads, and a text that reports the changes.
 
-| file | what it does |
+| file | content |
 |---|---|
-| ``numbers`` | which numbers may be set, and what follows from them |
-| ``models`` | the model of a folder, traced, and a larger one's shapes |
+| ``numbers`` | the settings that ``--set`` accepts, and the settings that follow from them |
+| ``models`` | the model of a folder, traced, and the shapes of the new model |
 | ``grow`` | more units, heads, layers and tokens |
-| ``upcycle`` | experts in place of an MLP, or more of them |
+| ``upcycle`` | experts in place of an MLP, or more experts |
 | ``shrink`` | fewer hidden units and layers |
-| ``scores`` | which of them the model misses least |
-| ``maxtext`` | a step of MaxText in, a step out, and the numbers for its config |
+| ``scores`` | scores that select the units and layers to keep |
+| ``maxtext`` | grows a MaxText step, and writes the config of the larger model |
 """

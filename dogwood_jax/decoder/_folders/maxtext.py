@@ -1,4 +1,4 @@
-"""Grow a step of MaxText to larger numbers of its config: ``grow``. MaxText has to be installed."""
+"""Grow a MaxText step to larger values of its config: ``grow``. MaxText must be installed."""
 
 import os
 import re
@@ -18,13 +18,14 @@ from dogwood_jax._widths.trace import trace
 from dogwood_jax.checkpoint.draft import expect_free
 from dogwood_jax.decoder._folders.models import expect_new, key_of
 
-# Where MaxText keeps parameters. It makes keys of random numbers anew; there is one for each layer.
+# Paths of MaxText's parameters. PRNG keys are left out: there is one per layer, and MaxText makes
+# new ones.
 _NAMES = {"params/params/{*rest}": "{*rest}", "nnx_aux/{*rest}": None}
-# What the network is traced with: the batch and the tokens of a text, their positions and segments.
+# The network is traced with int32[batch, time] for tokens, positions and segments.
 _TOKENS = [struct((2, 16), jnp.int32)] * 3
-# How many devices an axis of the mesh has.
+# Settings for the number of devices along each mesh axis.
 _AXIS = re.compile(r"(ici|dcn)_.*_parallelism")
-# One device, nothing of Google's cloud, and attention that can be read.
+# Settings for tracing on one device, without Google Cloud, and with attention that can be traced.
 _HERE = {
     "attention": "dot_product",
     "enable_goodput_recording": False,
@@ -38,38 +39,39 @@ _HERE = {
 def grow(
     step: Path, out: Path, config: Path, new: Path, texts: Iterable[str], *, seed: int | None
 ) -> str:
-    """Writes a larger step with which MaxText goes on; returns what is said of it.
+    """Writes a larger step with which MaxText continues training; returns a report.
 
     Args:
         step: the step of the smaller model.
         out: the step to write.
         config: the config of the smaller model.
-        new: the config to write for the larger one: the first, and new numbers over it.
-        texts: the new numbers, ``"NAME=VALUE"``.
-        seed: of random weights.
+        new: the config to write for the larger model; it names ``config`` as base, and overrides
+            its values.
+        texts: the new values, ``"NAME=VALUE"``.
+        seed: seed of random weights.
 
     Raises:
-        ValueError: if MaxText is not installed, if numbers are not those of a config of MaxText, or
-            if the model cannot grow so.
-        CheckpointError: if the step holds other arrays than the config says.
-        OSError: if a file cannot be read or written, or there is something where one is to be.
+        ValueError: if MaxText is not installed, if its config has no such settings, or if the model
+            cannot grow to these values.
+        CheckpointError: if the step's arrays do not match the config.
+        OSError: if a file cannot be read or written, or if ``out`` exists and is not empty.
     """
     numbers, problems = dict[str, str](), list[str]()
     for text in texts:
         name, sign, numbers[name] = text.partition("=")
         if not sign or name not in _numbers_of_maxtext():
-            problems.append(f"--set {text}: expected NAME=VALUE with a number of MaxText's config")
+            problems.append(f"--set {text}: expected NAME=VALUE with a setting of MaxText's config")
     if not numbers:
         problems.append("--set NAME=VALUE: needed, such as --set base_mlp_dim=4096")
     if problems:
-        raise ValueError(listed(f"{step} cannot grow so", problems))
+        raise ValueError(listed(f"{step} cannot grow to these values", problems))
     expect_new(out)
     expect_free(new.resolve(), is_folder=False)
     apply, shapes, tx = _network(config, {})
     target_apply, target, _ = _network(config, numbers)
     found = checkpoint.shapes(step, names=_NAMES)
     if _shapes_of(shapes) != _shapes_of(found):
-        raise checkpoint.CheckpointError(f"{step}: holds other arrays than {config} says")
+        raise checkpoint.CheckpointError(f"{step}: the arrays do not match {config}")
     growth = plan(
         trace(apply, found, *_TOKENS),
         target=target,
@@ -85,10 +87,10 @@ def grow(
         tx=tx if has_state else None,
         names=_NAMES,
     )
-    base = os.path.relpath(config, new.parent)  # MaxText looks beside the new config first
+    base = os.path.relpath(config, new.parent)  # MaxText first searches next to the new config
     lines = [f"{name}: {number}" for name, number in {"base_config": base, **numbers}.items()]
     new.write_text("\n".join([*lines, ""]))
-    return f"{growth}\n{out}, and {new} for MaxText to go on with"
+    return f"{growth}\n{out}, and {new} to continue training with MaxText"
 
 
 def _network(config: Path, numbers: Mapping[str, str]) -> tuple[Callable[..., Any], PyTree, Any]:
@@ -107,8 +109,8 @@ def _network(config: Path, numbers: Mapping[str, str]) -> tuple[Callable[..., An
             raise ValueError(f"{config}: expected a config of MaxText: {error}") from error
     if made.model_name != "default":
         raise ValueError(
-            f"{config}: expected the numbers of the model, because MaxText takes those of "
-            f"model_name {made.model_name} over those of a yml; copy them from its "
+            f"{config}: expected settings of the model without model_name, because those of "
+            f"model_name {made.model_name} override a yml; copy them from MaxText's "
             f"configs/models/{made.model_name}.yml, and leave out model_name"
         )
 
@@ -116,7 +118,7 @@ def _network(config: Path, numbers: Mapping[str, str]) -> tuple[Callable[..., An
         return model_creation_utils.from_config(made, rngs=nnx.Rngs(0))
 
     graph, params, *_ = nnx.split(nnx.eval_shape(model), nnx.Param, ...)
-    rest = jax.jit(lambda: nnx.split(model(), nnx.Param, ...)[-1])()  # keys of random numbers
+    rest = jax.jit(lambda: nnx.split(model(), nnx.Param, ...)[-1])()  # PRNG keys
 
     def apply(arrays: PyTree, *inputs: Any) -> Any:
         return nnx.merge(graph, nnx.State(arrays), rest, copy=True)(*inputs)
@@ -126,7 +128,7 @@ def _network(config: Path, numbers: Mapping[str, str]) -> tuple[Callable[..., An
 
 
 def _numbers_of_maxtext() -> Iterable[str]:
-    """Returns the names of all that a config of MaxText says.
+    """Returns the names of all settings of a MaxText config.
 
     Raises:
         ValueError: if MaxText is not installed.

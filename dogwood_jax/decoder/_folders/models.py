@@ -1,4 +1,4 @@
-"""The model of a folder, traced, and the shapes of a larger one: ``Model``."""
+"""The model of a folder, traced, and the shapes of a larger or smaller model: ``Model``."""
 
 import re
 from collections import Counter
@@ -24,7 +24,7 @@ from dogwood_jax.decoder.model import apply, shapes
 from dogwood_jax.decoder.options import Options, options_of
 
 NEEDS_SEED = "--seed N: needed, because some new weights are random"
-# What the model is traced with: the batch and the tokens of a text.
+# The model is traced with tokens of this shape, [batch, time].
 _TOKENS = struct((2, 8), jnp.int32)
 
 
@@ -34,7 +34,7 @@ class Model:
 
     Attributes:
         folder: the folder.
-        config: what its ``config.json`` says.
+        config: the settings in its ``config.json``.
         options: its options.
         variables: the shapes of its arrays.
     """
@@ -46,22 +46,22 @@ class Model:
 
     @classmethod
     def of(cls, folder: Path) -> "Model":
-        """Returns the model of a folder; raises as ``decoder.load``."""
+        """Returns the model of a folder; raises the errors of ``decoder.load``."""
         return cls(folder, *described(folder))
 
     @cached_property
     def apply(self) -> Callable[..., Any]:
-        """Its function of variables and tokens."""
+        """The function of its variables and tokens."""
         return partial(apply, self.options)
 
     @cached_property
     def widths(self) -> Widths:
-        """Its widths; no weights are read."""
+        """Its widths, traced without reading weights."""
         return trace(self.apply, self.variables, _TOKENS)
 
     @cached_property
     def hidden_units(self) -> Mapping[str, list[str]]:
-        """The widths of hidden units of MLPs and experts, by the number that is their size."""
+        """The widths of hidden units in MLPs and experts, by the setting for their size."""
         found, experts = dict[str, list[str]](), self.options.experts
         for n in range(self.options.num_hidden_layers):
             layer, name, path, axis = f"model/layers/{n}", "intermediate_size", "mlp/up_proj", 0
@@ -74,11 +74,11 @@ class Model:
 
     @property
     def parameters(self) -> int:
-        """How many numbers its arrays hold."""
+        """The number of entries in its arrays."""
         return sum(prod(leaf.shape) for leaf in jax.tree.leaves(self.variables))
 
     def with_numbers(self, numbers: Mapping[str, Any]) -> "Model":
-        """Returns the model with other numbers in its file, with arrays of the old dtypes."""
+        """Returns the model for other values of settings, with arrays of the old dtypes."""
         config = {**self.config, **numbers}
         options = options_of(config)
         old = {path: leaf.dtype for path, leaf in leaves_by_path(self.variables).items()}
@@ -94,11 +94,11 @@ class Model:
 def write(
     old: Model, new: Model, growth: Growth, out: Path, seed: int | None, numbers: Mapping[str, Any]
 ) -> str:
-    """Writes the folder of a new model; returns what is to be said of it.
+    """Writes the folder of a new model; returns a report.
 
     Raises:
-        ValueError: if weights are drawn and there is no seed.
-        OSError: if there is something already, or a file cannot be read or written.
+        ValueError: if weights are random and there is no seed.
+        OSError: if a file cannot be read or written, or if ``out`` exists and is not empty.
     """
     key = key_of(seed, growth)
     table = names(old.options) | names(new.options)
@@ -108,12 +108,12 @@ def write(
 
 
 def expect_new(out: Path) -> None:
-    """Raises an ``OSError`` if there is something already where a folder is to be written."""
+    """Raises an ``OSError`` unless ``out`` is a new path or an empty folder."""
     expect_free(out.resolve(), is_folder=True)
 
 
 def key_of(seed: int | None, growth: Growth) -> jax.Array | None:
-    """Returns the key for random weights; raises ValueError if there are some, and no seed."""
+    """Returns the key for random weights; raises ``ValueError`` if it is needed without a seed."""
     if seed is not None:
         return jax.random.key(seed)
     if any(e.is_random or (e.map is not None and e.map.needs) for e in growth.edits.values()):
@@ -122,21 +122,21 @@ def key_of(seed: int | None, growth: Growth) -> jax.Array | None:
 
 
 def _unseen(growth: Growth) -> Iterator[str]:
-    """Yields what the comparison in the decoder is that came out one way alone."""
+    """Yields a note on the decoder's comparison, if all evaluated inputs gave the same result."""
     if growth.evidence and any(one.startswith("lt (model.py") for one in growth.evidence.unseen):
-        yield "note: lt is the sliding window, which is longer than the texts that were evaluated"
+        yield "note: lt is the sliding window, which is longer than the evaluated texts"
 
 
 def _rounding(model: Model, growth: Growth) -> Iterator[str]:
-    """Yields what is to be said of arrays that are rescaled in a narrow dtype."""
+    """Yields a note on arrays that are rescaled in a narrow dtype."""
     dtypes = {path: leaf.dtype for path, leaf in leaves_by_path(model.variables).items()}
     factors = (item for item in growth.factors.items() if frexp(item[1])[0] != 0.5)
     narrow = {str(dtypes[path]) for path, _ in factors if dtypes[path].itemsize < 4}
     if narrow:
         yield wrapped(
-            f"note: rescaled arrays are rounded to {', '.join(sorted(narrow))}, so outputs move by "
-            "as much as computing in that dtype moves them; factors that are powers of two round "
-            "nothing, such as those of four times the hidden_size"
+            f"note: rescaled arrays are rounded to {', '.join(sorted(narrow))}, so outputs change "
+            "as much as they do by computing in that dtype; powers of two as factors round "
+            "nothing, such as with four times the hidden_size"
         )
 
 

@@ -1,4 +1,4 @@
-"""New numbers for a ``config.json``: ``read`` from a command line, and ``completed``."""
+"""New values for ``config.json``: ``read`` from a command line, and ``completed``."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -9,24 +9,24 @@ from dogwood_jax.decoder.options import Options, options_of
 
 Numbers = Mapping[str, Any]
 
-# Numbers that say how large arrays are, and lists that have to follow them.
+# Settings that determine sizes of arrays, and lists that depend on the layers.
 SIZES = (
     *("vocab_size", "hidden_size", "intermediate_size", "moe_intermediate_size"),
     *("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
     *("num_experts", "num_local_experts", "num_experts_per_tok"),
 )
 _LISTS = ("layer_types", "mlp_only_layers")
-# What a file need not say.
+# Settings that a file may lack.
 _OPTIONAL = ("head_dim", "num_key_value_heads", "layer_types")
 
 
 def read(texts: Iterable[str], config: Numbers, problems: list[str]) -> dict[str, Any]:
-    """Returns the numbers that ``--set NAME=VALUE`` gives.
+    """Returns the values of ``--set NAME=VALUE`` by name.
 
     Args:
         texts: ``"NAME=VALUE"``, the value in JSON.
-        config: what ``config.json`` says.
-        problems: receives a line for each text that says what it cannot.
+        config: the settings in ``config.json``.
+        problems: receives a line for each text that is not valid.
     """
     numbers = dict[str, Any]()
     known = [name for name in (*SIZES, *_LISTS) if name in config or name in _OPTIONAL]
@@ -50,18 +50,18 @@ def read(texts: Iterable[str], config: Numbers, problems: list[str]) -> dict[str
 
 
 def completed(config: Numbers, options: Options, numbers: Numbers, problems: list[str]) -> Numbers:
-    """Returns new numbers with those that follow from them.
+    """Returns new values, with the settings that follow from them.
 
-    Without ``head_dim`` in the file, heads have ``hidden_size / num_attention_heads`` dimensions,
-    or as many as is usual in their family. They keep their size, so the larger file says it, unless
-    it follows as before. A list with an entry for each layer goes on as the file's other numbers
-    tell, or as it began.
+    Heads keep their size. Without ``head_dim`` in the file, it is ``hidden_size //
+    num_attention_heads``. The new file gets ``head_dim``, unless that formula gives the same size
+    again. ``layer_types`` of more layers follows from the file's other settings, or repeats the
+    pattern of the old list.
 
     Args:
-        config: what the old file says.
+        config: the settings in the old file.
         options: the options of its model.
-        numbers: new numbers for it.
-        problems: receives a line for what does not follow.
+        numbers: new values of its settings.
+        problems: receives a line for each setting that does not follow.
     """
     found = dict(numbers)
     hidden, heads = (
@@ -75,20 +75,20 @@ def completed(config: Numbers, options: Options, numbers: Numbers, problems: lis
         found["layer_types"] = _more_types(config, types, layers, problems)
     if options.hidden_size % options.num_attention_heads == 0 and hidden % heads:
         problems.append(
-            f"hidden_size: expected a multiple of num_attention_heads {heads}, without which some "
-            f"versions of transformers load no model; got {hidden}"
+            f"hidden_size: expected a multiple of num_attention_heads {heads}, because some "
+            f"versions of transformers load no other models; got {hidden}"
         )
     return found
 
 
 def _more_types(config: Numbers, types: list[Any], layers: int, problems: list[str]) -> list[Any]:
-    """Returns the kinds of attention of more layers.
+    """Returns the kind of attention of each layer in the new model.
 
     Args:
-        config: what the old file says.
+        config: the settings in the old file.
         types: the old list.
-        layers: how many layers there are.
-        problems: receives a line if nothing tells.
+        layers: number of layers in the new model.
+        problems: receives a line if the kinds of new layers are undetermined.
     """
     told = options_of({**config, "num_hidden_layers": layers, "layer_types": None}).windows
     by_rule = [f"{'full' if one is None else 'sliding'}_attention" for one in told]
@@ -98,6 +98,6 @@ def _more_types(config: Numbers, types: list[Any], layers: int, problems: list[s
     if layers > len(types) and 2 * period > len(types):
         problems.append(
             "--set layer_types: needed, with an entry for each layer, because the old list "
-            "repeats nothing that could go on"
+            "has no pattern to repeat"
         )
     return [types[n % period] for n in range(layers)]

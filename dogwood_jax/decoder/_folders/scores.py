@@ -1,4 +1,4 @@
-"""Which hidden units and layers a model misses least: ``by_norm`` and ``by_loss``."""
+"""Scores of hidden units and layers, the least important lowest: ``by_norm`` and ``by_loss``."""
 
 import json
 import re
@@ -28,13 +28,14 @@ _LAYER = re.compile(f"{LAYERS}/([0-9]+)/")
 
 @dataclass(frozen=True)
 class Scores:
-    """How much each unit and layer matters.
+    """Scores of units and layers; a higher score is more important.
 
     Attributes:
-        units: by name of a width, ``[units]``.
-        layers: ``[layers]``.
-        variables: the model's arrays, where they were needed.
-        tokens: the texts, where there are any, and the loss of the model on them.
+        units: scores of units, ``[units]``, by name of the width.
+        layers: scores of layers, ``[layers]``.
+        variables: the model's arrays, if they were loaded.
+        tokens: the texts, if there are any.
+        loss: the model's loss on the texts, if there are any.
     """
 
     units: Mapping[str, np.ndarray]
@@ -44,13 +45,13 @@ class Scores:
     loss: float | None = None
 
     def loss_of(self, smaller: Model, growth: Growth) -> float:
-        """Returns the loss of the model that a growth makes, on the same texts."""
+        """Returns the loss of the smaller model on the same texts."""
         assert self.tokens is not None
         return _mean_loss(smaller.options, grow(self.variables, growth), self.tokens)
 
 
 def by_norm(model: Model) -> Scores:
-    """Scores units and layers by the squares of their weights. Arrays are read one by one."""
+    """Scores units and layers by the sum of their squared weights, reading one array at a time."""
     units = {
         width: np.zeros(model.widths[width].size)
         for widths in model.hidden_units.values()
@@ -71,10 +72,10 @@ def by_norm(model: Model) -> Scores:
 
 
 def by_loss(model: Model, file: Path, *, units: bool, layers: bool) -> Scores:
-    """Scores units, layers or both by what the loss of the next token rises by without them.
+    """Scores units, layers or both by the rise of the loss of the next token without them.
 
     Raises:
-        ValueError: if the file holds no texts of the model's tokens.
+        ValueError: if the file does not hold texts of the model's tokens.
     """
     tokens = _tokens(file, model.options)
     variables = load(model.folder)[1]
@@ -99,7 +100,7 @@ _compiled = jax.jit(_loss, static_argnums=0)
 
 
 def _mean_loss(options: Options, variables: PyTree, tokens: np.ndarray) -> float:
-    """Returns the mean loss of texts, one after another."""
+    """Returns the mean loss of texts, computed one after another."""
     return float(np.mean([_compiled(options, variables, text[None]) for text in tokens]))
 
 

@@ -1,4 +1,4 @@
-"""Fewer hidden units and layers, from folder to folder: ``shrink``."""
+"""Remove hidden units and layers, from folder to folder: ``shrink``."""
 
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
@@ -18,26 +18,26 @@ _COUNT, _SHARE = "num_hidden_layers", "parameters"
 
 
 def shrink(source: Path, out: Path, texts: Iterable[str], *, tokens: Path | None = None) -> str:
-    """Writes a folder with a smaller model; returns what is said of it.
+    """Writes a folder with a smaller model; returns a report.
 
-    All layers get one number of hidden units, each of them keeps its own. Outputs change.
+    All layers get the same number of hidden units; each layer keeps its best ones. Outputs change.
 
     Args:
         source: the folder of the larger model.
         out: the folder to write.
-        texts: new numbers, ``"NAME=VALUE"``: ``intermediate_size``, or ``moe_intermediate_size``
-            of experts, and ``num_hidden_layers``. In the place of hidden units, ``parameters`` is a
-            share of today's, such as 0.7: all MLPs lose the same share of their units.
+        texts: new values, ``"NAME=VALUE"``: ``intermediate_size``, or ``moe_intermediate_size``
+            of experts, and ``num_hidden_layers``. Instead of hidden units, ``parameters`` gives a
+            share of today's parameters, such as 0.7: all MLPs lose the same share of their units.
         tokens: a file with texts as ids, ``int[texts, time]``: a ``.npy`` file, or lists in JSON.
-            Units and layers go by what the loss of the next token rises by without them. It takes
-            the model in memory. Without a file, those go that have the smallest weights, which are
-            read one array after another.
+            Units and layers are removed whose absence raises the loss of the next token least. This
+            needs the model in memory. Without a file, those with the smallest weights are removed;
+            arrays are then read one after another.
 
     Raises:
-        ValueError: if the folder's model is not known, or cannot shrink so; all mistakes in the
-            arguments in one message.
-        CheckpointError: if the folder holds other arrays than its ``config.json`` says.
-        OSError: if a file cannot be read or written, or there is something at ``out``.
+        ValueError: if the folder's model is not known, or cannot shrink to these values; mistakes
+            in the arguments are all in one message.
+        CheckpointError: if the folder's arrays do not match its ``config.json``.
+        OSError: if a file cannot be read or written, or if ``out`` exists and is not empty.
     """
     old, problems = Model.of(source), list[str]()
     units, known = old.hidden_units, [*old.hidden_units, _COUNT]
@@ -54,7 +54,7 @@ def shrink(source: Path, out: Path, texts: Iterable[str], *, tokens: Path | None
     if shares and not problems:
         numbers |= _within(old, numbers, shares[0], problems)
     if problems:
-        raise ValueError(listed(f"{source} cannot shrink so", problems))
+        raise ValueError(listed(f"{source} cannot shrink to these values", problems))
     expect_new(out)
     fewer = _COUNT in numbers
     if tokens is None:
@@ -78,7 +78,7 @@ def shrink(source: Path, out: Path, texts: Iterable[str], *, tokens: Path | None
 
 
 def _shares(texts: Iterable[str], problems: list[str]) -> tuple[list[float], list[str]]:
-    """Returns the share of parameters that is asked for, if one is, and the other texts."""
+    """Returns the given shares of parameters, at most one if valid, and the other texts."""
     shares, others = list[float](), list[str]()
     for text in texts:
         name, _, value = text.partition("=")
@@ -90,7 +90,7 @@ def _shares(texts: Iterable[str], problems: list[str]) -> tuple[list[float], lis
         except ValueError:
             share = 0.0
         if not 0 < share < 1 or shares:
-            problems.append(f"--set {text}: expected one share of today's, such as {_SHARE}=0.7")
+            problems.append(f"--set {text}: expected one share from 0 to 1, such as {_SHARE}=0.7")
         shares.append(share)
     return shares, others
 
@@ -98,12 +98,12 @@ def _shares(texts: Iterable[str], problems: list[str]) -> tuple[list[float], lis
 def _within(
     old: Model, numbers: Mapping[str, Any], share: float, problems: list[str]
 ) -> dict[str, int]:
-    """Returns the most hidden units with which a model has no more than a share of parameters."""
+    """Returns the largest numbers of hidden units for at most a share of today's parameters."""
     if both := [name for name in numbers if name in old.hidden_units]:
-        problems.append(f"--set {_SHARE}: says how many hidden units stay; leave out {both[0]}")
+        problems.append(f"--set {_SHARE}: sets the number of hidden units; leave out {both[0]}")
         return {}
     sizes = {name: old.config[name] for name in old.hidden_units}
-    # Sizes stay multiples of what they are multiples of, up to 64.
+    # Sizes stay multiples of the power of two that divides them, up to 64.
     steps = {name: min(size & -size, 64) for name, size in sizes.items()}
     layers = range(numbers.get(_COUNT, old.options.num_hidden_layers))
     counted = {**numbers, **_of_layers(old, [*layers])}
@@ -117,19 +117,19 @@ def _within(
     if not count:
         least = old.with_numbers(counted | units(0.0)).parameters / old.parameters
         problems.append(
-            f"--set {_SHARE}={share:g}: with the fewest hidden units there are {least:.2g} of "
-            f"today's parameters; set {_COUNT}, too"
+            f"--set {_SHARE}={share:g}: the fewest hidden units still leave {least:.2g} of today's "
+            f"parameters; set {_COUNT}, too"
         )
     return units(kept[max(count - 1, 0)])
 
 
 def _largest(scores: np.ndarray, number: int) -> list[int]:
-    """Returns the places of the largest scores, in their order."""
+    """Returns the indices of the largest scores, in ascending order."""
     return sorted(np.argsort(-scores, kind="stable")[:number].tolist())
 
 
 def _of_layers(old: Model, layers: list[int]) -> Mapping[str, Any]:
-    """Returns what ``config.json`` says of layers by their places, for those that stay."""
+    """Returns the settings of ``config.json`` that list layers, for the layers that stay."""
     options, found = old.options, dict[str, Any]()
     if len(layers) == options.num_hidden_layers:
         return found

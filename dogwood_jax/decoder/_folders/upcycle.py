@@ -1,4 +1,4 @@
-"""Experts in place of an MLP, or more of them, from folder to folder: ``upcycle``."""
+"""Replace MLPs by experts, or add experts, from folder to folder: ``upcycle``."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +8,7 @@ from dogwood_jax._base.problems import listed
 from dogwood_jax._plan.experts.upcycle import upcycle as plan_experts
 from dogwood_jax.decoder._folders.models import Model, expect_new, write
 
-# For each family without experts, what config.json says of that with experts.
+# For each model_type without experts, settings of its counterpart with experts.
 _MIXTRAL = {"model_type": "mixtral", "architectures": ["MixtralForCausalLM"]}
 _QWEN = {
     **{"model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"]},
@@ -20,7 +20,7 @@ _WITH_EXPERTS: Mapping[str, Mapping[str, Any]] = {
     "mistral": _MIXTRAL,
     "qwen3": _QWEN,
 }
-# What the arrays of an MLP are called as those of experts.
+# Names of an MLP's arrays, and of the experts' arrays that copy them.
 _RENAMED = {
     "mixtral": {
         f"mlp/{old}_proj": f"block_sparse_moe/experts/{new}"
@@ -35,29 +35,29 @@ _RENAMED = {
 def upcycle(
     source: Path, out: Path, experts: int, chosen: int | None = None, *, seed: int | None = None
 ) -> str:
-    """Writes a folder with a model that has experts and computes the same; returns what is said.
+    """Writes a folder with a model of experts that computes the same outputs; returns a report.
 
     Args:
         source: the folder of a Llama or Mistral, which becomes a Mixtral; of a Qwen 3, which
-            becomes a Qwen 3 with experts; or of one of these, which gets more experts.
+            becomes a Qwen 3 with experts; or of a Mixtral or Qwen 3 with experts, which gets more.
         out: the folder to write.
-        experts: how many experts there are in the new model.
-        chosen: how many of them each token goes to. If it is left out, two in place of an MLP, else
-            as many times more as there are experts.
-        seed: of random weights.
+        experts: number of experts in the new model.
+        chosen: number of experts that each token goes to. Default: two in place of an MLP; for a
+            model with experts, it is multiplied by the same whole factor as their number.
+        seed: seed of random weights.
 
     Raises:
-        ValueError: if the folder's model is not known or cannot get experts so; all mistakes in the
-            arguments in one message.
-        CheckpointError: if the folder holds other arrays than its ``config.json`` says.
-        OSError: if a file cannot be read or written, or there is something at ``out``.
+        ValueError: if the folder's model is not known or cannot get these experts; mistakes in the
+            arguments are all in one message.
+        CheckpointError: if the folder's arrays do not match its ``config.json``.
+        OSError: if a file cannot be read or written, or if ``out`` exists and is not empty.
     """
     old, problems = Model.of(source), list[str]()
     kind, has = old.config["model_type"], old.options.experts
     numbers: dict[str, Any] = {"head_dim": old.options.head_dim}
     if has is None and kind not in _WITH_EXPERTS:
         raise ValueError(
-            f"{source}: expected a model_type that has a sister with experts, among "
+            f"{source}: expected a model_type that has a counterpart with experts, among "
             f"{', '.join(_WITH_EXPERTS)}, or one with experts; found {kind}"
         )
     if has is None:
@@ -72,7 +72,7 @@ def upcycle(
     else:
         per_token = has.chosen * max(experts // has.number, 1)
         if experts <= has.number:
-            problems.append(f"--experts {experts}: expected more than {has.number}, as there are")
+            problems.append(f"--experts {experts}: expected more than today's {has.number}")
     number = "num_local_experts" if "num_local_experts" in old.config else None
     number = number or ("num_experts" if kind == "qwen3_moe" else "num_local_experts")
     numbers |= {number: experts, "num_experts_per_tok": per_token if chosen is None else chosen}

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Writes files completely or not at all."""
 
 import os
 import shutil
@@ -7,11 +7,11 @@ from pathlib import Path
 
 
 def replace_file(target: Path, data: memoryview) -> None:
-    """Writes a file beside the old one, and puts it in its place when it is safe on the disk.
+    """Writes a temporary file in the same folder, and renames it once it is safely on the disk.
 
     Args:
-        target: its place, as ``place_of`` gives it.
-        data: all of it.
+        target: the path of the file, as ``place_of`` returns it.
+        data: the whole content.
     """
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".keras_h5-") as folder:
         draft = Path(folder, target.name)
@@ -26,7 +26,7 @@ def replace_file(target: Path, data: memoryview) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes the new name last through a loss of power, where folders can be synchronized."""
+    """Makes the new name survive a loss of power, where folders can be synchronized."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
         try:

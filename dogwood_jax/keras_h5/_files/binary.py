@@ -1,4 +1,4 @@
-"""The bytes of an HDF5 file by its own addresses, and the errors about them."""
+"""Reads the bytes of an HDF5 file by its own addresses, and makes errors about them."""
 
 from typing import IO
 
@@ -12,14 +12,14 @@ def _turned(value: int, bits: int) -> int:
 
 
 def checksum(data: bytes) -> int:
-    """Returns the checksum of bytes.
+    """Returns HDF5's checksum of bytes.
 
     Example:
         >>> hex(checksum(b"Four score and seven years ago"))
         '0x17770551'
     """
     a = b = c = 0xDEADBEEF + len(data) & _MASK
-    last = max(len(data) - 1, 0) // 12 * 12  # the last part, of 1 to 12 bytes, is mixed otherwise
+    last = max(len(data) - 1, 0) // 12 * 12  # the last 1 to 12 bytes are mixed differently
     for at in range(0, last, 12):
         a = a + int.from_bytes(data[at : at + 4], "little") & _MASK
         b = b + int.from_bytes(data[at + 4 : at + 8], "little") & _MASK
@@ -47,7 +47,7 @@ REPACKED = "as Keras writes it; h5repack -l CONTI old.h5 new.h5 writes the file 
 
 
 class File:
-    """The bytes of a file by HDF5's own addresses, which begin at its superblock."""
+    """The bytes of a file by HDF5's own addresses, which count from its superblock."""
 
     def __init__(self, stream: IO[bytes]):
         self._stream = stream
@@ -68,31 +68,31 @@ class File:
         return self._stream.read(size)
 
     def within(self, address: int, size: int, what: str) -> None:
-        """Raises if something is not in the file whole."""
+        """Raises unless these bytes lie completely in the file."""
         if address + size > self._end:
             raise damaged(address, f"{what} within the file; found one of {size:,} bytes")
 
     def check_end(self, end: int) -> None:
-        """Raises if the file is shorter than it says."""
+        """Raises if the file ends before the end that its superblock declares."""
         if end > self.base + self._end:
             found = self.base + self._end
             raise KerasFileError(
-                f"at /: expected an HDF5 file of {end:,} bytes, as it says; found {found:,}: "
-                "it has been cut off, or not been copied whole"
+                f"at /: expected an HDF5 file of {end:,} bytes, as its superblock declares; found "
+                f"{found:,}: the file is truncated, or was not copied completely"
             )
 
     def read(self, address: int, size: int, what: str) -> bytes:
-        """Returns bytes of a structure; all together may be a few times those of the file."""
+        """Returns bytes of a structure; all reads together may be about 4 times the file."""
         self.within(address, size, what)
         self._left -= size
         if self._left < 0:
-            raise damaged(address, f"{what} by itself; found one that overlaps with many")
+            raise damaged(address, f"{what} in bytes of its own; found many that overlap")
         return self._at(self.base + address, size)
 
     def once(self, address: int, size: int, what: str) -> bytes:
-        """Returns the first bytes of a structure that nothing else leads to."""
+        """Returns the first bytes of a structure; raises if it has been read before."""
         if address in self._seen:
-            raise damaged(address, f"{what} that one other leads to; found more, or itself")
+            raise damaged(address, f"{what} with one reference to it; found more, or a cycle")
         self._seen.add(address)
         return self.read(address, size, what)
 
@@ -100,11 +100,11 @@ class File:
 def check_sum(block: bytes, address: int) -> None:
     """Raises unless a structure ends with the checksum of its bytes."""
     if checksum(block[:-4]) != number(block[-4:]):
-        raise damaged(address, "a structure with its checksum; found another")
+        raise damaged(address, "a structure with its own checksum; found a different one")
 
 
 def number(data: bytes) -> int:
-    """Returns the number that bytes of HDF5 are, the last ones first."""
+    """Returns the integer in bytes of HDF5, which are little-endian."""
     return int.from_bytes(data, "little")
 
 

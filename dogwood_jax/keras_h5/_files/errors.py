@@ -1,13 +1,13 @@
-"""Errors about files, in text that a terminal can show whatever the file has for names."""
+"""Errors about files, in text that a terminal can show, whatever names the file contains."""
 
 from dogwood_jax._base.printable import printable
 from dogwood_jax._base.problems import ITEM, THOUGHT
 
-_LINE, _ALL = 1000, 3000  # characters of a line and of a message
+_LINE, _ALL = 1000, 3000  # upper limits on the characters of a line and of a message
 
 
 def shown(text: str) -> str:
-    """Returns a message, a line or what ``listed`` makes, printable and of bounded length."""
+    """Returns a message as printable text of bounded length: one line, or a list by ``listed``."""
     lines = [THOUGHT.join(map(in_line, line.split(THOUGHT))) for line in text.split(ITEM)]
     fitting = 1
     while fitting < len(lines) and sum(map(len, lines[: fitting + 1])) <= _ALL:
@@ -18,7 +18,7 @@ def shown(text: str) -> str:
 
 
 def in_line(text: str, most: int = _LINE) -> str:
-    """Returns text in one line, printable, and without its middle if it is long.
+    """Returns text as one printable line; a long text loses its middle.
 
     Example:
         >>> in_line("a rather long name", 12)
@@ -29,14 +29,14 @@ def in_line(text: str, most: int = _LINE) -> str:
 
 
 class KerasFileError(ValueError):
-    """A file that does not hold Keras weights in a layout known here."""
+    """Raised for a file that does not hold Keras weights in a supported layout."""
 
     def __init__(self, message: str):
         super().__init__(shown(message))
 
 
 class NotSavable(ValueError):
-    """Variables that do not belong into a file: the caller's mistake, not the file's."""
+    """Raised for variables that a file cannot hold: the caller's error, not the file's."""
 
     def __init__(self, message: str):
         super().__init__(shown(message))

@@ -1,8 +1,8 @@
-"""Groups, arrays and names in HDF5 files that strangers wrote.
+"""Reads groups, arrays and names from HDF5 files that are not trusted.
 
-Only what the file itself holds is read. HDF5 follows links into other files, reads arrays from raw
-files and from datasets elsewhere, and trusts what a file says of its own size; none of this
-happens here. Errors name the place in the file; ``_source.opened`` adds the file.
+Only data in the file itself is read. HDF5 would follow links into other files, read arrays from raw
+files and from datasets elsewhere, and trust the sizes that a file declares; none of this
+happens here. Errors name the place in the file; ``source.opened`` adds the path of the file.
 """
 
 import math
@@ -25,22 +25,22 @@ Group: TypeAlias = h5py.Group
 BFLOAT16 = np.dtype(jnp.bfloat16)  # HDF5 has no such type: Keras stores two opaque bytes
 OPAQUE16 = np.dtype("V2")
 
-MAX_DEPTH = 64  # groups in groups, names in a path, links it leads through included; Keras has few
-_GZIP, _SHUFFLE, _FLETCHER32, _LZF = 1, 2, 3, 32000  # filters; the last one is h5py's
+MAX_DEPTH = 64  # limit on nested groups, and on names in a path and in links on it; Keras has few
+_GZIP, _SHUFFLE, _FLETCHER32, _LZF = 1, 2, 3, 32000  # filters; LZF is h5py's
 
 
 def misplaced(item: Any, expected: str, found: str) -> KerasFileError:
-    """Returns the error for a group or dataset in which something else was expected."""
+    """Returns the error for a group or dataset with something other than expected."""
     return KerasFileError(f"at {item.name}: expected {expected}; found {found}")
 
 
 def deeper(place: str) -> KerasFileError:
-    """Returns the error for a group that is in more others than any of Keras's."""
+    """Returns the error for a group that is nested deeper than any in Keras's files."""
     return KerasFileError(f"at {place}: expected groups at most {MAX_DEPTH} deep; found one deeper")
 
 
 def is_name(name: object) -> bool:
-    """Whether an HDF5 object can have this name, relative to its group."""
+    """Checks whether an HDF5 object can have this name, relative to its group."""
     return (
         isinstance(name, str)
         and not any(part in ("", ".") for part in name.split("/"))
@@ -49,7 +49,7 @@ def is_name(name: object) -> bool:
 
 
 def read_names(group: Group, attribute: str) -> list[str] | None:
-    """Reads an attribute that lists names, whole or split over attribute0, attribute1, ..."""
+    """Reads an attribute that lists names, in one part or in attribute0, attribute1, ..."""
     numbered = {name for name in group.attrs if re.fullmatch(f"{attribute}[0-9]+", name)}
     listed = [f"{attribute}{i}" for i in range(len(numbered))]
     if attribute in group.attrs:
@@ -63,7 +63,7 @@ def read_names(group: Group, attribute: str) -> list[str] | None:
     if any(np.ndim(part) != 1 or isinstance(part, h5py.Empty) for part in parts):
         raise misplaced(group, f"a list of names in attribute {attribute}", reprlib.repr(parts))
     names = [
-        # Fixed-length names are bytes, others str; what is not UTF-8 fails the next check.
+        # Fixed-length names are bytes, others str; names that are not UTF-8 fail the next check.
         name.decode(errors="surrogateescape") if isinstance(name, bytes) else name
         for part in parts
         for name in part
@@ -74,7 +74,7 @@ def read_names(group: Group, attribute: str) -> list[str] | None:
 
 
 def read_text(group: Group, attribute: str) -> str | None:
-    """Reads an attribute that is one string, or nothing."""
+    """Returns an attribute that is one string, or ``None`` if there is none."""
     value = group.attrs.get(attribute)
     if isinstance(value, bytes):
         value = value.decode(errors="replace")
@@ -84,7 +84,7 @@ def read_text(group: Group, attribute: str) -> str | None:
 
 
 def member(group: Group, name: str, kind: str) -> Any:
-    """Returns the Group or Dataset of this name, which must be in the same file."""
+    """Returns the Group or Dataset of this name; raises if it is not in the same file."""
     found = find(group, name)
     if type(found).__name__ != kind:
         described = "nothing" if found is None else f"a {type(found).__name__}"
@@ -93,10 +93,10 @@ def member(group: Group, name: str, kind: str) -> Any:
 
 
 def find(group: Group, name: str) -> Any:
-    """Returns what has this name in a group, or ``None``; only the file itself is looked through.
+    """Returns the object of this name in a group, or ``None``; searches only the file itself.
 
     Raises:
-        KerasFileError: if links lead into another file, in circles or along a very long path.
+        KerasFileError: if a link leads into another file, into a cycle or along a very long path.
     """
     found: Any = group.id
     parts = _path(name)
@@ -108,14 +108,14 @@ def find(group: Group, name: str) -> Any:
             continue
         if not isinstance(found, h5py.h5g.GroupID):
             return None
-        # By identifiers, for h5py's own ``get`` looks every name up several times.
+        # With identifiers, because h5py's own ``get`` looks up every name several times.
         key = part.encode(errors="surrogateescape")
         if not found.links.exists(key):
             return None
         steps += 1
         kind = found.links.get_info(key).type
         link = found.links.get_val(key) if kind == h5py.h5l.TYPE_SOFT else b""
-        # Names of no effect, as in "././a", are counted too: many links may lead through these.
+        # Names without effect, as in "././a", count too, because many links may pass through them.
         if steps + len(parts) + link.count(b"/") > MAX_DEPTH:
             raise misplaced(group, f"a path of at most {MAX_DEPTH} names to {name!r}", "more")
         if kind == h5py.h5l.TYPE_HARD:
@@ -136,20 +136,20 @@ def find(group: Group, name: str) -> Any:
 
 
 def _path(name: str) -> list[str]:
-    """Returns the parts of a path, the last one first; an empty one is the file's root."""
+    """Returns the parts of a path, the last part first; an empty part is the file's root."""
     parts = [part for part in name.split("/")[::-1] if part not in ("", ".")]
     return [*parts, ""] if name.startswith("/") else parts
 
 
 @dataclass(frozen=True)
 class Tree:
-    """A group and what is in it, by name: groups are trees themselves, arrays are not read."""
+    """A group and its members by name: groups as trees, arrays as datasets that are not read."""
 
     group: Group
     inside: Mapping[str, Any]
 
     def part(self, name: str) -> "Tree | None":
-        """Returns the group of this name in it, or ``None`` if nothing has this name."""
+        """Returns the inner group of this name, or ``None`` if nothing has this name."""
         found = self.inside.get(name)
         if not isinstance(found, Tree | None):
             raise misplaced(self.group, f"a Group {name!r}", f"a {type(found).__name__}")
@@ -157,11 +157,11 @@ class Tree:
 
 
 def read_tree(root: Group) -> Tree:
-    """Returns a group with all that is in it, looked up once.
+    """Returns the tree of a group; each object is looked up once.
 
     Raises:
-        KerasFileError: if groups are in one another very deep, or one is in several: links can
-            make ever more places of a few groups.
+        KerasFileError: if groups are nested too deep, or a group is in several places, because
+            links can give a few groups exponentially many places.
     """
     seen = set()
 
@@ -185,12 +185,12 @@ def read_tree(root: Group) -> Tree:
 
 
 def address(item: Any) -> int:
-    """Returns where in its file a group or array begins, whatever it is called."""
+    """Returns the address of a group or array in its file, which does not depend on its name."""
     return int(h5py.h5o.get_info(item.id).addr)
 
 
 def checked_array(dataset: Dataset) -> Dataset:
-    """Returns a dataset that holds an array of numbers, within the file."""
+    """Returns the dataset; raises unless it holds an array of numbers in the file itself."""
     if dataset.shape is None or not (is_numeric(dataset.dtype) or dataset.dtype == OPAQUE16):
         found = "no data" if dataset.shape is None else f"dtype {dataset.dtype}"
         raise misplaced(dataset, "an array of numbers", found)
@@ -206,26 +206,26 @@ def checked_array(dataset: Dataset) -> Dataset:
 
 
 def is_numeric(dtype: np.dtype) -> bool:
-    """Whether a dtype is NumPy's own, of floats, integers or booleans."""
+    """Checks whether a dtype is one of NumPy's own for floats, integers or booleans."""
     return issubclass(dtype.type, np.floating | np.integer | np.bool_)
 
 
 def dtype_of(dataset: Dataset) -> np.dtype:
-    """Returns the dtype in which an array is read."""
+    """Returns the dtype of an array after reading."""
     dtype: np.dtype = dataset.dtype.newbyteorder("=")
     return BFLOAT16 if dataset.dtype == OPAQUE16 else dtype
 
 
 def size_of(dataset: Dataset) -> int:
-    """Returns the bytes that reading an array takes in memory, as the file declares it."""
-    # A chunk is read whole, and may be larger than the array.
+    """Returns the bytes of memory that reading an array takes, by the sizes in the file."""
+    # HDF5 reads whole chunks, and a chunk may be larger than the array.
     elements = max(math.prod(dataset.shape), math.prod(dataset.chunks or ()))
     return int(elements) * int(dataset.dtype.itemsize)
 
 
 def check_sizes(datasets: Iterable[Dataset], limit: int) -> None:
-    """Raises if the arrays together need more memory than the limit, before any is read."""
-    sizes = [(size_of(dataset), dataset.name) for dataset in datasets]  # some may be the same
+    """Raises if all arrays together would need more memory than the limit; reads none of them."""
+    sizes = [(size_of(dataset), dataset.name) for dataset in datasets]  # a dataset may occur twice
     total = sum(size for size, _ in sizes)
     if total > limit:
         largest, name = max(sizes)
@@ -237,17 +237,17 @@ def check_sizes(datasets: Iterable[Dataset], limit: int) -> None:
 
 
 def read_array(dataset: Dataset) -> np.ndarray:
-    """Reads an array, once ``check_sizes`` has passed."""
+    """Reads an array; call ``check_sizes`` first."""
     if dataset.chunks is not None:
         _check_chunks(dataset)
     array = np.asarray(dataset[()])
     if array.dtype == OPAQUE16:
         return array.view(BFLOAT16)
-    return array.astype(array.dtype.newbyteorder("="), copy=False)  # JAX takes no other
+    return array.astype(array.dtype.newbyteorder("="), copy=False)  # JAX takes no other byte order
 
 
 def _check_chunks(dataset: Dataset) -> None:
-    """Raises unless each chunk has the size of one: HDF5 would allocate or take whatever it has."""
+    """Raises unless each chunk has the expected size, because HDF5 would allocate any size."""
     properties = dataset.id.get_create_plist()
     filters = [properties.get_filter(i) for i in range(properties.get_nfilters())]
     codes = [code for code, *_ in filters]
@@ -256,15 +256,15 @@ def _check_chunks(dataset: Dataset) -> None:
         raise misplaced(
             dataset,
             "an array that is stored plainly or compressed once, with gzip or lzf (h5repack -f "
-            "NONE makes it)",
+            "NONE writes such a file)",
             f"HDF5 filters {codes}",
         )
     size = math.prod(dataset.chunks) * int(dataset.dtype.itemsize)
     for code, _, values, _ in filters:
-        if code == _LZF and len(values) > 2 and values[2] > size:  # which it would allocate
-            raise misplaced(dataset, f"chunks of {size} bytes", f"lzf's of {values[2]}")
+        if code == _LZF and len(values) > 2 and values[2] > size:  # LZF allocates this size
+            raise misplaced(dataset, f"chunks of {size} bytes", f"{values[2]} in the lzf filter")
     infos: list[Any] = []
-    if hasattr(dataset.id, "chunk_iter"):  # in linear time, but not in every HDF5
+    if hasattr(dataset.id, "chunk_iter"):  # takes linear time, but is not in every HDF5
         dataset.id.chunk_iter(infos.append)
     else:
         infos += map(dataset.id.get_chunk_info, range(dataset.id.get_num_chunks()))
@@ -272,7 +272,7 @@ def _check_chunks(dataset: Dataset) -> None:
     if len(infos) > most:
         raise misplaced(dataset, f"at most {most} chunks", f"{len(infos)}")
     for info in infos:
-        # What would not shrink is stored as it is.
+        # Chunks that compression would not shrink are stored uncompressed.
         used = [code for i, code in enumerate(codes) if not info.filter_mask >> i & 1]
         packed = next((i for i, code in enumerate(used) if code in (_GZIP, _LZF)), len(used))
         inside, outside = (4 * some.count(_FLETCHER32) for some in (used[:packed], used[packed:]))
@@ -286,12 +286,12 @@ def _check_chunks(dataset: Dataset) -> None:
 
 
 def _gzip_length(chunk: bytes, expected: int) -> int:
-    """Returns how many bytes are compressed in others, or more than expected if it is more."""
+    """Returns the decompressed size of a gzip chunk; stops just above the expected size."""
     return len(zlib.decompressobj().decompress(chunk, expected + 1))
 
 
 def _lzf_length(chunk: bytes, expected: int) -> int:
-    """The same for LZF: lengths, each before bytes, or before the place of earlier ones."""
+    """Returns the same for LZF: each length precedes new bytes or a reference to earlier bytes."""
     at = length = 0
     while at < len(chunk) and length <= expected:
         control = chunk[at]

@@ -1,9 +1,9 @@
-"""Strings in HDF5 files, checked before HDF5 reads them.
+"""Checks the strings in an HDF5 file before HDF5 reads them.
 
 HDF5 keeps strings of variable length, such as a model's configuration, in global heaps; attributes
-say where in them, and how long. HDF5 allocates whatever length an attribute says, and goes round in
-circles for ever in a heap with an object that takes no space. So both are read here first, as the
-HDF5 file format specification 3.0 has them in section III.E. ``structure`` has found the strings.
+hold their places and lengths. HDF5 allocates any length that an attribute declares, and loops for
+ever in a heap with an object of no size. Both are therefore checked here first, by section III.E of
+the HDF5 file format specification 3.0. ``structure`` finds the strings.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,20 +14,20 @@ from dogwood_jax.keras_h5._files.errors import KerasFileError
 from dogwood_jax.keras_h5._files.structure import Object, read_objects
 
 _SIGNATURE = b"GCOL\x01\0\0\0"
-_HEADER = 16  # bytes of the header of a heap, and of that of an object in it
-_POINTER = 16  # bytes of a string's length, its heap's address and its number in it
-_PIECE = 1 << 20  # bytes looked through at a time
+_HEADER = 16  # bytes of the header of a heap, and of the header of an object in it
+_POINTER = 16  # bytes of a pointer: a string's length, its heap's address, its index in the heap
+_PIECE = 1 << 20  # bytes searched at a time
 
-# The sizes of the strings in a heap by their numbers, for every heap by its place in the file.
+# For each heap, by its place in the file: the sizes of its strings, by their index in the heap.
 Heaps = Mapping[int, Mapping[int, int]]
 
 
 def check_file(stream: IO[bytes], limit: int) -> None:
-    """Raises if an HDF5 file is not in order: its structure, and strings in it.
+    """Raises ``KerasFileError`` if the structure or the strings of an HDF5 file are damaged.
 
     Args:
-        stream: its bytes.
-        limit: bytes that all strings may take together.
+        stream: the bytes of the file.
+        limit: bytes that all strings together may take.
     """
     items, base = read_objects(stream)
     end = stream.seek(0, 2)
@@ -48,7 +48,7 @@ def check_file(stream: IO[bytes], limit: int) -> None:
 
 
 def _gaps(arrays: Iterable[tuple[int, int]], end: int) -> Iterator[tuple[int, int]]:
-    """Yields the parts of a file between its arrays, where heaps can be."""
+    """Yields the (start, end) of the parts of a file between its arrays, where heaps can be."""
     start = 0
     for offset, size in sorted(arrays):
         if offset > start:
@@ -59,7 +59,7 @@ def _gaps(arrays: Iterable[tuple[int, int]], end: int) -> Iterator[tuple[int, in
 
 
 def _signatures(stream: IO[bytes], start: int, stop: int) -> Iterator[int]:
-    """Yields where heaps begin."""
+    """Yields the places where heaps begin."""
     while start < stop:
         stream.seek(start)
         piece = stream.read(min(_PIECE, stop - start) + len(_SIGNATURE) - 1)
@@ -71,7 +71,7 @@ def _signatures(stream: IO[bytes], start: int, stop: int) -> Iterator[int]:
 
 
 def _objects(stream: IO[bytes], place: int, end: int) -> dict[int, int]:
-    """Returns the sizes of the objects in a heap by their numbers."""
+    """Returns the sizes of the objects in a heap, by their index."""
     stream.seek(place)
     heap = stream.read(_HEADER)
     size = number(heap[8:])
@@ -82,21 +82,21 @@ def _objects(stream: IO[bytes], place: int, end: int) -> dict[int, int]:
     at = _HEADER
     while at + _HEADER <= size:
         index, length = number(heap[at : at + 2]), number(heap[at + 8 : at + _HEADER])
-        space = _HEADER + _padded(length) if index else length  # 0 is the free space
+        space = _HEADER + _padded(length) if index else length  # index 0: the free space
         if not _HEADER <= space <= size - at:
-            raise _damaged(place, f"objects that fill it; found one of {space:,} bytes")
+            raise _damaged(place, f"objects of valid sizes; found one of {space:,} bytes")
         objects[index] = length
         at += space
     return objects
 
 
 def _strings(item: Object, heaps: Heaps, base: int) -> int:
-    """Returns the bytes of an object's strings, once all of them are in their heaps.
+    """Returns the total bytes of an object's strings; raises if one of them is not in its heap.
 
     Args:
         item: the object.
         heaps: all heaps in the file.
-        base: where in the file HDF5's own addresses begin.
+        base: place in the file from which HDF5's own addresses count.
     """
     total = 0
     for strings in item.strings:
@@ -104,7 +104,7 @@ def _strings(item: Object, heaps: Heaps, base: int) -> int:
         for at in range(0, len(data) - _POINTER + 1, _POINTER):
             length = strings.unit * number(data[at : at + 4])
             heap = number(data[at + 4 : at + 12]) + base
-            # HDF5 1.14.2 copies all that the heap has, however little it has allocated.
+            # HDF5 1.14.2 copies the whole object of the heap, even if it has allocated less.
             if length != heaps.get(heap, {}).get(number(data[at + 12 : at + 16]), 0):
                 raise KerasFileError(
                     f"at {item.name}: expected {strings.place} to have its strings in the file; "

@@ -1,6 +1,6 @@
-"""Opening what Keras wrote: an HDF5 file, a ``.keras`` archive or the folder of one.
+"""Opens what Keras wrote: an HDF5 file, a ``.keras`` archive or the folder of one.
 
-Which of them it is, the bytes say; names do not count.
+Files and archives are told apart by their bytes, not by their names.
 """
 
 import contextlib
@@ -22,13 +22,13 @@ from dogwood_jax.keras_h5._files.heaps import check_file
 
 CONFIG, METADATA, WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 
-# Arrays may take some times what the file does: compressed ones, up to this.
+# Limit on arrays: this many times the bytes of the file, since they may be compressed, and more.
 _INFLATION = 4
 _ALLOWANCE = 1 << 26
 
-_MAX_JSON = 1 << 24  # bytes; configs of the largest models are a tenth of it
+_MAX_JSON = 1 << 24  # bytes; ten times the configs of the largest models
 
-# Bytes that Python's objects take, at least, by the character that begins one in JSON.
+# Bytes that a Python object takes at least, by the character with which it begins in JSON.
 _OBJECTS = {"{": 184, "[": 88, ",": 40, '"': 30, ":": 16}
 _MAX_OBJECTS = 1 << 27
 
@@ -39,11 +39,11 @@ class Source:
 
     Attributes:
         weights: the HDF5 file with the arrays.
-        limit: bytes that its arrays may take in memory altogether.
-        config: the text of ``config.json``, which archives alone have.
-        metadata: the bytes of ``metadata.json``, which weights do not need: empty if they cannot be
-            read.
-        others: yields the archive's other members, vocabularies for example, by their names.
+        limit: bytes that all arrays together may take in memory.
+        config: the text of ``config.json``; only archives have one.
+        metadata: the bytes of ``metadata.json``; empty if they cannot be read, because weights do
+            not need them.
+        others: yields (name, bytes) of the archive's other members, such as vocabularies.
     """
 
     weights: h5py.File
@@ -55,13 +55,13 @@ class Source:
 
 @contextlib.contextmanager
 def opened(path: str | os.PathLike[str], limit: int | None = None) -> Iterator[Source]:
-    """Opens a file for reading; whatever is wrong with it is a ``KerasFileError`` that names it."""
+    """Opens a file for reading; raises ``KerasFileError``, with its path, for a damaged file."""
     expect("keras_h5", path=(PATH, path))
     expect_given("keras_h5", limit=(INTEGER, limit))
     path = Path(path)
     folder = path.is_dir() and (path / CONFIG).exists()
     if not folder:
-        # A file that is missing or forbidden gets Python's own error. A pipe would be waited for.
+        # A missing or forbidden file raises Python's own error. Opening a pipe would block.
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
             raise KerasFileError(f"{path}: expected a regular file; found a pipe or a device")
@@ -76,9 +76,9 @@ def opened(path: str | os.PathLike[str], limit: int | None = None) -> Iterator[S
         raise KerasFileError(f"{path}: {error}") from error.__cause__
     except RecursionError as error:
         raise KerasFileError(
-            f"{path}: expected layers and groups in each other; found them nested too deep"
+            f"{path}: expected layers and groups nested less deeply; found them nested too deep"
         ) from error
-    except Exception as error:  # h5py and zipfile raise a dozen kinds for what is damaged
+    except Exception as error:  # h5py and zipfile raise a dozen kinds for damaged files
         raise KerasFileError(
             f"{path}: expected an HDF5 file or a .keras archive, complete and intact; it cannot be "
             f"read: {type(error).__name__}: {error}"
@@ -91,7 +91,7 @@ def parsed(text: str, place: str, limit: int) -> dict[str, Any]:
     if size > max(_MAX_OBJECTS, limit):
         raise KerasFileError(
             f"at {place}: expected JSON of at most {max(_MAX_OBJECTS, limit):,} bytes in memory; "
-            f"found some of {size:,} (if you trust the file, pass limit= as many)"
+            f"found {size:,} (if you trust the file, pass limit= the bytes you allow)"
         )
     try:
         value = json.loads(text)
@@ -127,7 +127,7 @@ def _archive(archive: zipfile.ZipFile, stream: IO[bytes], limit: int) -> Iterato
     for name in names:
         parts = name.replace("\\", "/").split("/")
         if ".." in parts or name.startswith(("/", "\\")) or ":" in parts[0]:
-            raise KerasFileError(f"at {name!r}: expected a name inside the archive; found one out")
+            raise KerasFileError(f"at {name!r}: expected a name inside the archive; found another")
     for name in (CONFIG, WEIGHTS):
         if names.count(name) != 1:
             raise KerasFileError(
@@ -159,9 +159,9 @@ def _archive(archive: zipfile.ZipFile, stream: IO[bytes], limit: int) -> Iterato
 
 
 def _inflated(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
-    """Reads a member of an archive, whatever size the archive says it has, up to a limit."""
+    """Reads a member of an archive up to a limit, whatever size the archive declares for it."""
     method = archive.getinfo(name).compress_type
-    if method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others take too long to refuse
+    if method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others reach a limit too slowly
         raise KerasFileError(
             f"at {name}: expected it stored plainly or deflated; found compression method {method}"
         )
@@ -169,21 +169,21 @@ def _inflated(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
         data = stream.read(limit + 1)
     if len(data) > limit:
         raise KerasFileError(
-            f"at {name}: expected at most {limit:,} bytes; found more, compressed (if you trust "
-            "the file, pass limit= the bytes you allow)"
+            f"at {name}: expected at most {limit:,} bytes; found more when decompressed (if you "
+            "trust the file, pass limit= the bytes you allow)"
         )
     return data
 
 
 def _data_offset(stream: IO[bytes], info: zipfile.ZipInfo) -> int:
-    """Returns where a member's bytes begin: behind its header, which ends with two texts."""
+    """Returns the place of a member's bytes: after its header, which ends with two texts."""
     stream.seek(info.header_offset + 26)
     name, extra = (int.from_bytes(stream.read(2), "little") for _ in range(2))
     return info.header_offset + 30 + name + extra
 
 
 class _Slice(io.RawIOBase):
-    """A part of a file, as a file: HDF5 reads an archive's arrays straight from the disk."""
+    """A part of a file as a file object: HDF5 reads an archive's arrays directly from the disk."""
 
     def __init__(self, stream: IO[bytes], start: int, size: int):
         self._stream, self._start, self._size, self._position = stream, start, size, 0

@@ -1,17 +1,17 @@
-"""The structure of an HDF5 file, read here before HDF5 follows it.
+"""Checks the structure of an HDF5 file before HDF5 follows its addresses.
 
-HDF5 trusts addresses in a file: it descends in a B-tree that is its own child until the stack is
-full, and goes round for ever in a heap whose free blocks lead to one another. So everything that
-leads to something else is looked through here first, as the HDF5 file format specification 3.0 has
-it: the superblock (II), B-trees, local heaps and symbol tables of groups (III.A to III.D) and
-object headers with their messages (IV.A); B-trees of version 2 and fractal heaps, where names are
-not ASCII (III.A.2, III.G). Each part must be in the file, and be there once.
+HDF5 trusts addresses in a file: it descends into a B-tree that is its own child until the stack is
+full, and loops for ever in a heap whose free blocks form a cycle. Therefore every structure that
+refers to another is checked here first, by the HDF5 file format specification 3.0: the superblock
+(II), B-trees, local heaps and symbol tables of groups (III.A to III.D) and object headers with
+their messages (IV.A); for names that are not ASCII, also B-trees of version 2 and fractal heaps
+(III.A.2, III.G). Each part must lie in the file, and none may be in a cycle.
 
-Files are read as Keras writes them, through h5py with its defaults. What only newer versions of
-HDF5 read, such as headers of version 2, is refused.
+Supported are files as Keras writes them, through h5py with its defaults. Structures that only newer
+versions of HDF5 read, such as headers of version 2, are refused.
 
-What remains: HDF5 decodes types, above all those of records, and arrays by itself. Read files that
-may be attacks in a process of its own, as the docstring of ``load`` says.
+Not checked here: HDF5 itself decodes arrays and types, record types above all. Read files that may
+be attacks in a separate process, as the docstring of ``load`` describes.
 """
 
 import math
@@ -35,24 +35,24 @@ from dogwood_jax.keras_h5._files.trees import Heap, leaves, records
 # Types of messages in object headers.
 _SPACE, _LINKS, _TYPE, _OLD_FILL, _FILL, _LINK, _EXTERNAL, _LAYOUT = 1, 2, 3, 4, 5, 6, 7, 8
 _FILTERS, _ATTRIBUTE, _CONTINUATION, _SYMBOLS, _ATTRIBUTES = 0x0B, 0x0C, 0x10, 0x11, 0x15
-_SHARED = 2  # flag of a message that is elsewhere
+_SHARED = 2  # flag of a message that is stored elsewhere
 
 # Classes of types.
 _INTEGER, _FLOAT, _STRING, _BITS, _COMPOUND, _ENUM, _VARIABLE, _ARRAY = 0, 1, 3, 4, 6, 8, 9, 10
 
 _COMPACT, _CONTIGUOUS, _CHUNKED = range(3)  # classes of layouts
 
-Extent = tuple[int, int]  # the address of an array or a chunk, and its bytes in the file
+Extent = tuple[int, int]  # the address of an array or a chunk, and its size in bytes
 
 
 @dataclass(frozen=True)
 class Strings:
-    """Values of variable length, strings or lists, by where they are.
+    """Pointers to values of variable length, strings or lists.
 
     Attributes:
-        place: what has them.
+        place: the attribute or array that has the values, for errors.
         unit: bytes of an element, 1 for strings.
-        pointers: for each value its count of elements, its heap's address and its number there.
+        pointers: for each value its count of elements, its heap's address and its index there.
     """
 
     place: str
@@ -65,9 +65,9 @@ class Object:
     """A group, dataset or datatype.
 
     Attributes:
-        name: a path to it.
-        strings: those of its attributes, and of itself.
-        links: the names and addresses of what is in it; a name may be there twice.
+        name: a path to the object.
+        strings: strings of its attributes and of its own array.
+        links: names and addresses of the objects in a group; a name may occur twice.
         extents: address and size of an array, or of each of its chunks.
     """
 
@@ -78,10 +78,10 @@ class Object:
 
 
 def read_objects(stream: IO[bytes]) -> tuple[list[Object], int]:
-    """Returns all that is in a file, each once, and the place where its addresses begin.
+    """Returns all objects in a file, each once, and the place from which its addresses count.
 
     Raises:
-        KerasFileError: if some of it is not in the file, in a circle or in another one's place.
+        KerasFileError: if a part lies outside the file, in a cycle or in the place of another part.
     """
     file = File(stream)
     root, table = _root(file)
@@ -106,7 +106,7 @@ def read_objects(stream: IO[bytes]) -> tuple[list[Object], int]:
 
 
 def _root(file: File) -> tuple[int, bytes | None]:
-    """Returns the address of the root group's header, and those of its table if they are said."""
+    """Returns the address of the root group's header, and the addresses of its table if stored."""
     what = "a superblock"
     version = file.read(8, 1, what)[0]
     if version > 1:
@@ -116,19 +116,19 @@ def _root(file: File) -> tuple[int, bytes | None]:
     block = file.read(24 + 4 * version, 56, what)
     file.check_end(number(block[16:24]))
     if number(block[24:32]) != NOWHERE:
-        raise damaged(48, "one file; found one of a family")
+        raise damaged(48, "a single file; found a part of a family of files")
     table = file.read(80 + 4 * version, 16, what) if number(block[48:52]) == 1 else None
     return number(block[40:48]), table
 
 
 def _object(file: File, name: str, address: int, table: bytes | None) -> Object:
-    """Returns an object, once all that its header leads to is in order.
+    """Returns an object, after it has checked everything to which its header refers.
 
     Args:
         file: the file.
         name: the object's name.
-        address: where its header is.
-        table: the addresses of its table of links, where they are known.
+        address: address of its header.
+        table: the addresses of its table of links, if the superblock has them.
     """
     strings: list[Strings] = []
     links: list[tuple[str, int]] = []
@@ -146,10 +146,10 @@ def _object(file: File, name: str, address: int, table: bytes | None) -> Object:
             raise refused(name, f"attributes in its header, {REPACKED}")
         elif kind == _EXTERNAL:
             _local_heap(file, number(data[8:16]))
-        messages.setdefault(kind, data)  # HDF5, too, takes the first one of a kind
-    # Without a table, as where a name is not ASCII, HDF5 does not look there.
+        messages.setdefault(kind, data)  # HDF5, too, uses the first message of a kind
+    # A group without a table has names that are not ASCII; HDF5 ignores the superblock's then.
     if table is not None and messages.get(_SYMBOLS, table) != table:
-        raise refused(name, "the table of links that the superblock says; found another")
+        raise refused(name, "the table of links that the superblock refers to; found another")
     extents: list[Extent] = []
     if _LAYOUT in messages:
         extents = _array(file, name, messages)
@@ -175,7 +175,7 @@ def _messages(file: File, address: int) -> Iterator[tuple[int, bytes]]:
             shared, data = block[at + 4] & _SHARED, block[at + 8 : at + 8 + length]
             at += 8 + length
             if at > len(block):
-                raise damaged(start, f"{what} that holds its messages; found a longer one")
+                raise damaged(start, f"{what} that holds its messages; found a longer message")
             if shared:
                 raise damaged(start, f"{what} with all of its messages, {OTHERWISE}")
             if kind == _CONTINUATION:
@@ -186,39 +186,39 @@ def _messages(file: File, address: int) -> Iterator[tuple[int, bytes]]:
 
 
 def _link(data: bytes, name: str) -> Iterator[tuple[str, int]]:
-    """Yields the name of a link and what it leads to, unless it leads to a path."""
+    """Yields the name and address of a hard link, and nothing for a link to a path."""
     flags = data[1] if len(data) > 1 else 0
     at = 2 + (flags >> 3 & 1) + (flags << 1 & 8) + (flags >> 4 & 1)
     width = 1 << (flags & 3)
     length = number(data[at : at + width])
     end = at + width + length
     if end + 2 > len(data):
-        raise refused(name, "links with their names")
+        raise refused(name, "links with complete names")
     if not flags & 8 or data[2] == 0:
         yield text(data[at + width : end]), number(data[end : end + 8])
 
 
 def _many_links(file: File, data: bytes, name: str) -> Iterator[tuple[str, int]]:
-    """Yields the links that a group has in a heap, because one has a name that is not ASCII.
+    """Yields the links that a group keeps in a heap, because a name is not ASCII.
 
     Args:
         file: the file.
-        data: the message that says where the heap and its B-trees are.
+        data: the message with the addresses of the heap and its B-trees.
         name: the group's name.
     """
     flags = data[1]
-    start = 2 + 8 * (flags & 1)  # behind the largest number in the order of creation
+    start = 2 + 8 * (flags & 1)  # after the largest index in the order of creation
     heap, *trees = (number(data[at : at + 8]) for at in range(start, len(data) - 7, 8))
     if heap == NOWHERE:
         return
     links = Heap(file, heap, "a heap of links")
-    for tree in trees[: 1 + (flags >> 1 & 1)]:  # by their names, and in the order of creation
+    for tree in trees[: 1 + (flags >> 1 & 1)]:  # ordered by name, and by creation
         for record in records(file, tree, {5: 11, 6: 15}):
             yield from _link(links.read(record[-7:]), name)
 
 
 def _symbols(file: File, tree: int, heap: int) -> Iterator[tuple[str, int]]:
-    """Yields the links of a group, unless they lead to paths."""
+    """Yields the links of a group, except links to paths."""
     names = _local_heap(file, heap)
     what = "a table of links"
     for node, _ in leaves(file, tree, 0, 8):
@@ -228,14 +228,14 @@ def _symbols(file: File, tree: int, heap: int) -> Iterator[tuple[str, int]]:
         entries = file.read(node + 8, 40 * number(head[6:8]), what)
         for at in range(0, len(entries), 40):
             name = _string(names, number(entries[at : at + 8]), heap)
-            if number(entries[at + 16 : at + 20]) == 2:  # of a link to a path
+            if number(entries[at + 16 : at + 20]) == 2:  # a link to a path
                 _string(names, number(entries[at + 24 : at + 28]), heap)
             else:
                 yield name, number(entries[at + 8 : at + 16])
 
 
 def _local_heap(file: File, address: int) -> bytes:
-    """Returns the bytes of a heap, once its free blocks come to an end."""
+    """Returns the bytes of a heap; raises if its list of free blocks does not end."""
     what = "a heap of names"
     head = file.read(address, 32, what)
     if not head.startswith(b"HEAP\0"):
@@ -245,7 +245,7 @@ def _local_heap(file: File, address: int) -> bytes:
     seen = set()
     while free != 1:
         if free in seen or free + 16 > size:
-            raise damaged(address, f"{what} with free blocks that end; found them in a circle")
+            raise damaged(address, f"{what} with a list of free blocks that ends; found a cycle")
         seen.add(free)
         free = number(heap[free : free + 8])
     return heap
@@ -254,14 +254,14 @@ def _local_heap(file: File, address: int) -> bytes:
 def _string(heap: bytes, start: int, address: int) -> str:
     end = heap.find(b"\0", start)
     if end < 0:
-        raise damaged(address, "a heap of names; found one that is not in it")
+        raise damaged(address, "names inside their heap; found one outside")
     return text(heap[start:end])
 
 
 def _attribute(data: bytes, owner: str) -> list[Strings]:
-    """Returns the strings of an attribute, once it is in order."""
+    """Checks an attribute and returns its strings."""
     version = data[0] if data else 0
-    lengths = [number(data[at : at + 2]) for at in (2, 4, 6)]  # of name, type and space
+    lengths = [number(data[at : at + 2]) for at in (2, 4, 6)]  # of name, type and dataspace
     steps = [(n + 7) // 8 * 8 for n in lengths] if version == 1 else lengths
     ends = [sum(steps[:i], 9 if version == 3 else 8) for i in range(4)]
     name, kind, space = (data[at : at + n] for at, n in zip(ends, lengths))
@@ -274,19 +274,19 @@ def _attribute(data: bytes, owner: str) -> list[Strings]:
     count = math.prod(_shape(space, owner))
     values = data[ends[3] :]
     if count * size > len(values):
-        raise refused(owner, f"attribute {shown} in its header")
+        raise refused(owner, f"all values of attribute {shown} in its header")
     return _strings(f"attribute {shown}", kind, values[: count * size])
 
 
 def _strings(place: str, kind: bytes, values: bytes) -> list[Strings]:
-    """Returns values of a type, if they are of variable length."""
+    """Returns the values as ``Strings`` if their type has variable length, else nothing."""
     return [Strings(place, number(kind[12:16]), values)] if kind[0] & 15 == _VARIABLE else []
 
 
 def _own_strings(
     file: File, name: str, messages: Mapping[int, bytes], extents: list[Extent]
 ) -> list[Strings]:
-    """Returns the strings of an array, which are read where the whole file is copied."""
+    """Returns the strings of an array, which HDF5 reads when a whole file is copied."""
     kind, layout = messages[_TYPE], messages[_LAYOUT]
     if kind[0] & 15 != _VARIABLE:
         return []
@@ -297,7 +297,7 @@ def _own_strings(
 
 
 def _shape(data: bytes, name: str) -> tuple[int, ...]:
-    """Returns the sizes of an array, as its dataspace says them; ``(0,)`` if it has no data."""
+    """Returns the shape in a dataspace; ``(0,)`` if there is no data."""
     if len(data) < 4 or data[0] not in (1, 2) or data[1] > 32:
         raise refused(name, "a shape of at most 32 axes")
     start, rank = 8 if data[0] == 1 else 4, data[1]
@@ -310,7 +310,7 @@ def _shape(data: bytes, name: str) -> tuple[int, ...]:
 
 
 def _type(data: bytes, name: str, inside: bool = False) -> tuple[int, int]:
-    """Returns the class of a type and the bytes of a value, once its parts fit into these."""
+    """Checks that the parts of a type fit into a value; returns its class and the value's bytes."""
     class_, size = data[0] & 15 if data else -1, number(data[4:8])
     bits = 8 * size
     fits = len(data) >= 8 and size > 0
@@ -325,7 +325,7 @@ def _type(data: bytes, name: str, inside: bool = False) -> tuple[int, int]:
     elif class_ == _ENUM:
         fits = fits and not inside and _type(data[8:], name, True) == (_INTEGER, size)
     elif class_ == _STRING:
-        fits &= data[1] & 15 <= 2 and data[1] >> 4 <= 1  # ways to end it, and sets of characters
+        fits &= data[1] & 15 <= 2 and data[1] >> 4 <= 1  # padding, and character set
     elif class_ == _VARIABLE:
         fits = fits and not inside and size == 16 and data[1] & 15 <= 1  # a list or a string
         fits = fits and data[1] >> 4 <= 2 and data[2] <= 1
@@ -337,7 +337,7 @@ def _type(data: bytes, name: str, inside: bool = False) -> tuple[int, int]:
 
 
 def _array(file: File, name: str, messages: Mapping[int, bytes]) -> list[Extent]:
-    """Returns where an array is in the file, once it is in order."""
+    """Checks an array and returns its extents in the file."""
     if not messages.keys() >= {_TYPE, _SPACE}:
         raise refused(name, "an array with a type and a shape")
     layout = messages[_LAYOUT]
@@ -345,11 +345,11 @@ def _array(file: File, name: str, messages: Mapping[int, bytes]) -> list[Extent]
     variable = kind_ == _VARIABLE
     for kind, start in ((_OLD_FILL, 0), (_FILL, 4)):
         fill = messages.get(kind, b"")
-        if kind == _FILL and fill[:1] == b"\3":  # flags, and a value only where there is one
+        if kind == _FILL and fill[:1] == b"\3":  # flags, then a value if there is one
             fill = fill[:2] + b"\0\0" + fill[2:] if fill[1] & 0x20 else b""
         length = number(fill[start : start + 4])
         if variable and length not in (0, (1 << 32) - 1):
-            raise refused(name, "strings that are there; found one in place of what is not")
+            raise refused(name, "strings without a fill value; found one")
         if length not in (0, size, (1 << 32) - 1) or length == size > len(fill) - start - 4:
             raise refused(name, f"a fill value of {size} bytes; found one of {length:,}")
     whole = math.prod(shape) * size
@@ -372,14 +372,14 @@ def _array(file: File, name: str, messages: Mapping[int, bytes]) -> list[Extent]
 
 
 def _chunks(file: File, name: str, layout: bytes, rank: int, size: int) -> Iterator[Extent]:
-    """Yields where the chunks of an array are, once their B-tree and they are in the file.
+    """Yields the extents of the chunks of an array, after it has checked that they lie in the file.
 
     Args:
         file: the file.
         name: the array's name.
-        layout: the message that says how the array is stored.
-        rank: how many axes it has.
-        size: bytes of an element, which is like one more axis.
+        layout: the message that describes how the array is stored.
+        rank: number of axes of the array.
+        size: bytes of an element, which HDF5 stores as one more axis.
     """
     sizes = [number(layout[at : at + 4]) for at in range(11, 11 + 4 * layout[2], 4)]
     if len(sizes) != rank + 1 or not all(sizes) or sizes[-1] != size:

@@ -1,4 +1,4 @@
-"""B-trees of both versions and fractal heaps in HDF5 files: what they hold, once it is in order."""
+"""Reads and checks the B-trees of both versions and the fractal heaps of HDF5 files."""
 
 from collections.abc import Iterator, Mapping
 
@@ -12,12 +12,12 @@ from dogwood_jax.keras_h5._files.binary import (
     number,
 )
 
-_WIDTH = 4  # bytes of an object's place in the blocks of a heap; its size takes two
-_LEVELS = 4  # of a B-tree above its leaves; with as many there are millions of records
+_WIDTH = 4  # bytes of an object's place in the blocks of a heap; its size takes two bytes
+_LEVELS = 4  # upper limit on levels of a B-tree above its leaves: enough for millions of records
 
 
 def leaves(file: File, root: int, kind: int, key: int) -> Iterator[tuple[int, bytes]]:
-    """Yields what the leaves of a B-tree lead to, and their keys of so many bytes."""
+    """Yields the addresses in the leaves of a B-tree, each with its key of ``key`` bytes."""
     what = "a B-tree"
     nodes: list[tuple[int, int | None]] = [(root, None)]
     while nodes:
@@ -41,7 +41,7 @@ def records(file: File, tree: int, sizes: Mapping[int, int]) -> Iterator[bytes]:
     Args:
         file: the file.
         tree: the tree's address.
-        sizes: the bytes of a record by the kinds that the tree may be of.
+        sizes: the supported kinds of trees, each with the bytes of a record.
     """
     what = "a B-tree of version 2"
     head = file.once(tree, 38, what)
@@ -52,7 +52,7 @@ def records(file: File, tree: int, sizes: Mapping[int, int]) -> Iterator[bytes]:
     if head[:5] != b"BTHD\0" or sizes.get(kind) != size or not 1 << 8 <= space <= 1 << 16:
         raise damaged(tree, f"{what}; found another")
     if depth > _LEVELS:
-        raise damaged(tree, f"{what}, of {_LEVELS + 1} levels at most, {OTHERWISE}")
+        raise damaged(tree, f"{what}, of at most {_LEVELS + 1} levels, {OTHERWISE}")
     levels = _levels(space, size, depth)
     nodes = [(root, count, depth)] if count else []
     while nodes:
@@ -73,11 +73,11 @@ def records(file: File, tree: int, sizes: Mapping[int, int]) -> Iterator[bytes]:
 
 
 def _levels(space: int, size: int, depth: int) -> list[tuple[int, int]]:
-    """Returns how many records a node can have, and the bytes of a pointer in it, level by level.
+    """Returns for each level the largest number of records in a node, and the bytes of a pointer.
 
-    The leaves come first, which have no pointers. A pointer is a node's address, how many records
-    it has, and how many are below it, if it is no leaf. Counts take the bytes that the largest one
-    needs.
+    The first level is for leaves, which have no pointers. A pointer has a node's address, the
+    number of its records and, unless the node is a leaf, the number of records below it. A number
+    takes as many bytes as its largest value needs.
 
     Args:
         space: bytes of a node.
@@ -99,12 +99,12 @@ def _bytes(number: int) -> int:
 
 
 class Heap:
-    """A fractal heap: objects by their places in blocks. Later blocks are larger.
+    """A fractal heap, which finds objects by their places in blocks. Later blocks are larger.
 
     Args:
         file: the file.
-        address: that of the heap's header.
-        what: what it is, for errors.
+        address: the address of the heap's header.
+        what: the name of the heap in errors.
     """
 
     def __init__(self, file: File, address: int, what: str):
@@ -113,7 +113,7 @@ class Heap:
         columns, start = number(head[110:112]), number(head[112:120])
         largest, bits = number(head[120:128]), number(head[128:130])
         root, rows = number(head[132:140]), number(head[140:142])
-        # The flag 2: blocks have checksums. Not larger than Keras's: blocks in blocks are refused.
+        # Flag 2: blocks have checksums. Heaps whose index blocks hold index blocks are refused.
         expected = b"FRHP\0" + bytes([3 + _WIDTH, 0, 0, 0, 2])
         if head[:10] != expected or bits != 8 * _WIDTH:
             raise damaged(address, f"{what} {OTHERWISE}")
@@ -131,23 +131,23 @@ class Heap:
             sizes = [size for size in sizes for _ in range(columns)]
         self._blocks = {}
         self._address, self._what = address, what
-        self._end = end = 13 + _WIDTH + 4  # of a block's header, which its checksum ends
+        self._end = end = 13 + _WIDTH + 4  # bytes of a block's header; the last 4 are the checksum
         place = 0
         for block, size in zip(blocks, sizes):
             if block != NOWHERE:
                 data = file.once(block, size, what)
                 found = number(data[end - 4 : end])
                 if checksum(data[: end - 4] + bytes(4) + data[end:]) != found:
-                    raise damaged(block, f"{what} with its checksum; found another")
+                    raise damaged(block, f"{what} with its own checksum; found a different one")
                 if data[:5] != b"FHDB\0" or number(data[13 : end - 4]) != place:
                     raise damaged(block, f"{what}; found none")
                 self._blocks[place] = data
             place += size
 
     def read(self, place: bytes) -> bytes:
-        """Returns an object by its place: a byte for its sort, its start and its size."""
+        """Returns the object at a place: a byte for the kind of object, its start and its size."""
         start, size = number(place[1 : 1 + _WIDTH]), number(place[1 + _WIDTH :])
         for at, data in self._blocks.items():
             if place[0] == 0 and at + self._end <= start and start + size <= at + len(data):
                 return data[start - at : start - at + size]
-        raise damaged(self._address, f"{self._what}; found one that is not in it")
+        raise damaged(self._address, f"objects inside {self._what}; found one outside")

@@ -1,5 +1,5 @@
-"""What users call; each reads or writes whole files.
+"""Public functions, which read or write whole files.
 
 ``load``, ``save``, ``inspect``, ``load_model``, and ``load_optimizer`` from ``optimizer``.
-``moments`` has what ``save`` writes of an optimizer's state.
+``moments`` prepares the optimizer state that ``save`` writes.
 """

@@ -1,4 +1,4 @@
-"""What a file holds, without its arrays: ``inspect``."""
+"""Lists the contents of a file without reading its arrays: ``inspect``."""
 
 import os
 from collections.abc import Iterator
@@ -12,12 +12,12 @@ from dogwood_jax.keras_h5._kinds.nested import MODELS, layer_name, layers_of
 from dogwood_jax.keras_h5._weights.layers import Layer
 from dogwood_jax.keras_h5._weights.layouts import Contents, contents
 
-_CELL = 250  # characters of a name in the table
+_CELL = 250  # maximum length of a table cell, in characters
 
 
 @dataclass(frozen=True)
 class ArrayInfo:
-    """One array of a layer, by its name in the layer."""
+    """One array of a layer, with its name in the layer."""
 
     name: str
     shape: tuple[int, ...]
@@ -29,11 +29,11 @@ class LayerInfo:
     """One layer of a file.
 
     Attributes:
-        name: its name, the key that ``load`` gives it.
-        class_name: its class in Keras, or ``None`` if the file does not tell.
-        arrays: its arrays, as the file has them.
-        unconverted: names of those that ``load`` gives as they are, under their own names, for
-            Flax has no counterpart.
+        name: the layer's name, which is its key in the result of ``load``.
+        class_name: its class in Keras, or ``None`` if the file does not determine it.
+        arrays: its arrays, as they are in the file.
+        unconverted: names of the arrays that have no counterpart in Flax. ``load`` returns them
+            unchanged, under these names.
     """
 
     name: str
@@ -44,17 +44,17 @@ class LayerInfo:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a file holds; ``print`` shows it as a table.
+    """The contents of a file; ``print`` shows them as a table.
 
     Attributes:
         layout: ``"h5"`` and ``"weights.h5"`` are weights of Keras 1 or 2 and of Keras 3,
-            ``"model.h5"`` and ``"keras"`` whole models: the names that ``save`` takes.
-        keras_version: of the Keras that wrote the file, if it says so.
-        backend: likewise.
+            ``"model.h5"`` and ``"keras"`` whole models. ``save`` takes the same names.
+        keras_version: version of the Keras that wrote the file, if the file contains it.
+        backend: Keras's backend, if the file contains it.
         model: the model's class, if the file holds its configuration.
         layers: the layers, in the file's order.
-        optimizer: how many arrays the optimizer has in the file.
-        notes: what ``load`` cannot know about this file.
+        optimizer: number of optimizer arrays in the file.
+        notes: properties that the file leaves open, such as classes that are only inferred.
     """
 
     layout: str
@@ -67,7 +67,7 @@ class Inspection:
 
     @property
     def unconverted(self) -> tuple[str, ...]:
-        """Paths of all arrays that Flax has no counterpart of, ``"layer/name"``."""
+        """Paths of all arrays that have no counterpart in Flax, as ``"layer/name"``."""
         return tuple(f"{layer.name}/{name}" for layer in self.layers for name in layer.unconverted)
 
     def __str__(self) -> str:
@@ -92,7 +92,7 @@ class Inspection:
 
 
 def inspect(path: str | os.PathLike[str]) -> Inspection:
-    """Returns what a file of Keras holds: layout, version, layers, shapes and dtypes.
+    """Returns the contents of a Keras file: layout, version, layers, shapes and dtypes.
 
     The arrays are not read.
 
@@ -100,11 +100,11 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
         path: the file, in any layout that ``load`` reads.
 
     Returns:
-        A table that ``print`` shows.
+        The contents, which ``print`` shows as a table.
 
     Raises:
-        KerasFileError: if the file is none that ``load`` reads.
-        OSError: if it is missing or must not be read.
+        KerasFileError: if ``load`` cannot read the file.
+        OSError: if the file is missing or may not be read.
 
     Example:
         >>> import tempfile
@@ -119,7 +119,7 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
         flatten
         dense_1  Dense  kernel  [784, 2]  float64
                         bias    [2]       float64
-        note: classes are told by names and shapes, because the file holds no configuration
+        note: classes are inferred from names and shapes, because the file has no configuration
     """
     with opened(path) as source:
         found = contents(source)
@@ -145,25 +145,25 @@ def _notes(found: Contents) -> list[str]:
     notes = []
     if found.layout == "weights.h5":
         notes.append(
-            "the file does not hold the layers' order; where it holds no names either, as before "
-            "Keras 3.6, layers are called by their class and position"
+            "the file does not contain the layer order; without layer names, as before Keras 3.6, "
+            "layers are named by their class and position"
         )
     if found.layout in ("h5", "weights.h5"):
         notes.append(
-            "classes are told by names and shapes, because the file holds no configuration"
+            "classes are inferred from names and shapes, because the file has no configuration"
         )
     if found.layout == "model.h5":
         notes.append(
-            "classes are taken for Keras's own of these names, as Keras takes them, because HDF5 "
-            "files do not say whose they are"
+            "classes are assumed to be Keras's own, as in Keras itself, because HDF5 files do not "
+            "record where a class is defined"
         )
     if found.config is not None and found.config["class_name"] not in MODELS:
         notes.append(
-            "the model's class is not Keras's own, and the file has its weights, not its code: "
-            "load reads them, load_model makes no module of it"
+            "the model's class is user-defined, and the file has its weights, not its code: "
+            "load reads the weights, load_model refuses the file"
         )
     if found.version_problem is not None:
-        notes.append(f"which Keras wrote the file is not known: {found.version_problem}")
+        notes.append(f"the version of Keras is not known: {found.version_problem}")
     for layer in found.layers if found.config is None else ():
         notes += _guesses(layer)
     if found.optimizer_problem is not None:
@@ -172,19 +172,19 @@ def _notes(found: Contents) -> list[str]:
 
 
 def _guesses(layer: Layer) -> Iterator[str]:
-    """Yields what else is told of a layer by names and shapes, or is not."""
+    """Yields notes on what names and shapes tell, or leave open, about the inside of a layer."""
     if inside := ", ".join(_inside("", layer.class_name, layer.config)):
-        yield f"layers in {layer.name} are taken for {inside}"
+        yield f"layers in {layer.name} are read as {inside}"
     for name in layer.weights:
         if name.rpartition("/")[2] == "gamma_or_beta":
             yield (
-                f"{layer.name}/{name} is a scale or a bias, which the file does not tell; load "
-                "calls it scale_or_bias"
+                f"{layer.name}/{name} is a scale or a bias, the file leaves open which; load "
+                "names it scale_or_bias"
             )
 
 
 def _inside(name: str, class_name: str | None, config: Config) -> Iterator[str]:
-    """Yields the layers in a layer, with their classes where these are told."""
+    """Yields the layers inside a layer, with their classes, if these are known."""
     if class_name in MODELS:
         for entry in layers_of(config):
             place = f"{name}/{layer_name(entry)}".lstrip("/")

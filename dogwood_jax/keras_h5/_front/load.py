@@ -1,4 +1,4 @@
-"""Weights of a file as variables of Flax: ``load``."""
+"""Loads the weights of a file as Flax variables: ``load``."""
 
 import os
 import warnings
@@ -14,45 +14,45 @@ from dogwood_jax.keras_h5._weights.layouts import contents
 
 
 def load(path: str | os.PathLike[str], *, limit: int | None = None) -> dict[str, dict[str, Any]]:
-    """Loads the weights of a file that Keras wrote, as those of the same layers in Flax.
+    """Loads the weights of a Keras file as the variables of the same layers in Flax.
 
-    Any layout of Keras 1, 2 and 3, recognised by what the file holds, whatever its name: weights
+    Reads every layout of Keras 1, 2 and 3, recognised by the file's content, not its name: weights
     (``save_weights("x.h5")``, ``save_weights("x.weights.h5")``), whole models (``save("x.h5")``)
     and archives (``save("x.keras")``, or the folder of one). Arrays are renamed, split and
-    transposed to what the corresponding layer of ``flax.linen`` expects, and ``save`` writes them
-    back; ``inspect`` lists those that have no counterpart, which keep their names. Layers keep the
-    file's order; one without weights (Flatten) is an empty dict, which Flax and Optax pass over.
+    transposed to what the corresponding layer of ``flax.linen`` expects; ``save`` reverses this.
+    Arrays without a counterpart keep their names; ``inspect`` lists them. Layers keep the file's
+    order. A layer without weights (Flatten) is an empty dict, which Flax and Optax ignore.
 
-    Nothing in the file is executed, and nothing outside it is read. What would crash HDF5 or take
-    far more memory than the file is looked for first, and refused. HDF5 still decodes types and
-    arrays itself. Read files that may be attacks in a process of its own, whose end is an error
-    here: ``concurrent.futures.ProcessPoolExecutor(1).submit(keras_h5.load, path).result()``.
+    Nothing in the file is executed, and nothing outside it is read. Content that would crash HDF5
+    or take far more memory than the file is detected first and refused. HDF5 still decodes types
+    and arrays itself, so read untrusted files in a separate process, whose crash is an error here:
+    ``concurrent.futures.ProcessPoolExecutor(1).submit(keras_h5.load, path).result()``.
 
     Args:
         path: the file. It is opened for reading only.
-        limit: bytes that the arrays may take in memory altogether; four times the file's size and
-            64 MiB unless given, which is more than arrays take that are not compressed.
+        limit: maximum total size of the arrays in memory, in bytes. The default is four times the
+            file's size plus 64 MiB, which is enough for any arrays that are not compressed.
 
     Returns:
         ``{"params": {"dense_1": {"kernel": ..., "bias": ...}, ...}}`` with NumPy arrays, which
         keep float64 where JAX would not; bfloat16 is ``jax.numpy.bfloat16``. Statistics of
-        BatchNormalization are in ``"batch_stats"``, which is there where a file has some. A model
-        in a model is a layer that holds layers. Weights of the model outside its layers, where
-        there are any, come last, as ``top_level_model_weights``.
+        BatchNormalization are in ``"batch_stats"``, which is present only if the file has some. A
+        model inside a model is a layer that holds layers. Weights of the model outside its layers,
+        if there are any, come last, as ``top_level_model_weights``.
 
-        Arrays of layers whose class is not Keras's own, as archives say, keep the names that they
-        have in the file. HDF5 files do not say it: a layer called Dense is taken for Keras's own.
+        Archives record whether a layer's class is Keras's own; arrays of other classes keep their
+        names in the file. HDF5 files do not: a class called Dense is assumed to be Keras's own.
 
-        Files of ``save_weights("x.weights.h5")`` do not hold the layers' order, and before Keras
-        3.6 no names either: layers are called by class and position then, ``dense``, ``dense_1``.
+        Files of ``save_weights("x.weights.h5")`` do not contain the layer order and, before Keras
+        3.6, no layer names: layers are then named by class and position, ``dense``, ``dense_1``.
 
     Warns:
-        RuntimeWarning: if weights are infinite or not a number.
+        RuntimeWarning: if weights contain NaN or infinities.
 
     Raises:
-        KerasFileError: if the file holds anything else, naming the place in it and what was
-            expected there.
-        OSError: if the file is missing or must not be read.
+        KerasFileError: if the file holds anything else; the error names the place in the file and
+            what was expected there.
+        OSError: if the file is missing or may not be read.
 
     Example:
         >>> import tempfile

@@ -1,4 +1,4 @@
-"""A whole model of a file as a Flax module and its variables: ``load_model``."""
+"""Loads a whole model from a file as a Flax module and its variables: ``load_model``."""
 
 import os
 import warnings
@@ -16,44 +16,43 @@ from dogwood_jax.keras_h5._weights.layouts import contents
 def load_model(
     path: str | os.PathLike[str], *, limit: int | None = None
 ) -> tuple[KerasModel, dict[str, dict[str, Any]]]:
-    """Loads a model that Keras saved, as a Flax module that computes the same.
+    """Loads a Keras model from a file, as a Flax module that computes the same outputs.
 
-    ``module.apply(variables, x)`` is what the model's ``predict(x)`` was, to rounding in float32.
-    Layers are called as in Keras, and variables are those that ``load`` gives: trace the module,
-    grow them, and ``save`` them like the file. The module takes its sizes from the variables, so
-    that the same module computes a grown model.
+    ``module.apply(variables, x)`` equals the model's ``predict(x)``, to rounding in float32. Layers
+    have the same names as in Keras, and the variables are those that ``load`` returns: trace the
+    module, grow the variables, and ``save`` them with ``like=`` the file. The module takes its
+    sizes from the variables, so the same module computes a grown model.
 
-    Sequential and Functional models of Keras 1, 2 and 3, with the layers that ``load`` converts and
-    those without weights, but none that has code in the file (Lambda) or elsewhere (custom ones).
-    Layers at the front that look up text or categories or hash them (TextVectorization,
-    StringLookup, IntegerLookup, Hashing) are left out: the module takes what they return.
+    Supports Sequential and Functional models of Keras 1, 2 and 3, with the layers that ``load``
+    converts and layers without weights. Layers with code of their own (Lambda, custom classes) are
+    refused. Layers at the front that look up or hash text or categories (TextVectorization,
+    StringLookup, IntegerLookup, Hashing) are left out: the module takes their results as inputs.
 
-    Dense, EinsumDense and Embedding layers that Keras 3 has quantized, by ``quantize("int8")`` or
-    ``quantize("int4")``, are computed with integers as there. Their variables are ``kernel`` or
-    ``embedding`` of int8, those of 4 bits too, ``kernel_scale``, and, where blocks of rows have
-    scales of their own, ``kernel_zero`` and the block of each row, ``g_idx``.
+    Dense, EinsumDense and Embedding layers that Keras 3 quantized, with ``quantize("int8")`` or
+    ``quantize("int4")``, are computed with integers as in Keras. Their variables are ``kernel`` or
+    ``embedding`` (int8, also for 4 bits) and ``kernel_scale``. If blocks of rows have their own
+    scales, there are also ``kernel_zero`` and ``g_idx``, the block of each row.
 
-    A model of the user's own class is computed as its config describes it, if it is made from its
-    inputs and outputs. Archives say whose a class is. HDF5 files do not, so a layer called Dense
-    is taken for Keras's own there, as Keras itself takes it.
+    A model of a user-defined class is computed as its config describes it, if the model is made
+    from its inputs and outputs. Archives record where a class is defined. HDF5 files do not, so a
+    class called Dense is assumed to be Keras's own, as in Keras itself.
 
     Args:
         path: a file or archive that ``model.save`` wrote.
         limit: as for ``load``.
 
     Returns:
-        The module, whose call takes the model's inputs and ``deterministic=True``, and its
-        variables.
+        The module, which takes the model's inputs and ``deterministic=True``, and its variables.
 
     Warns:
-        RuntimeWarning: if layers are stateful, left out, or compute in half precision, in which the
-            module differs from Keras, or if a model's class is the user's own.
+        RuntimeWarning: if the module differs from Keras, because layers are stateful, left out, or
+            compute in half precision, or if a model's class is user-defined.
 
     Raises:
-        KerasFileError: if the file holds no model, or not its weights, or if there is something in
-            it that is not supported; all layers with their classes in one message, before anything
-            is made.
-        OSError: if the file is missing or must not be read.
+        KerasFileError: if the file holds no model or not the model's weights, or if it contains
+            something unsupported; one message lists all such layers with their classes, before
+            anything is created.
+        OSError: if the file is missing or may not be read.
 
     Example:
         >>> from dogwood_jax import keras_h5
@@ -64,13 +63,13 @@ def load_model(
         found = contents(source)
     if found.config is None:
         raise KerasFileError(
-            f"{os.fspath(path)}: expected a whole model, as model.save writes it; found weights "
-            "alone. Load them with load, for a module of your own"
+            f"{os.fspath(path)}: expected a whole model, as model.save writes it; found only "
+            "weights. Read them with load, for a module of your own"
         )
     if found.version_problem is not None:
         raise KerasFileError(
-            f"{os.fspath(path)}: expected the version of Keras, by which layers differ; "
-            f"{found.version_problem}. load reads the weights alone"
+            f"{os.fspath(path)}: expected the version of Keras, because layers differ by version; "
+            f"{found.version_problem}. load reads only the weights"
         )
     try:
         module = build({**found.config, "keras_version": found.keras_version})
@@ -78,7 +77,7 @@ def load_model(
         check_variables(module, variables)
     except RecursionError as error:
         raise KerasFileError(
-            f"{os.fspath(path)}: expected a model in which some layers hold others; found them "
+            f"{os.fspath(path)}: expected a model with few levels of nested layers; found them "
             "nested too deep"
         ) from error
     except KerasFileError as error:

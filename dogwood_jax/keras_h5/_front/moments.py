@@ -1,4 +1,4 @@
-"""An optimizer's moments back into a file of a whole model, in new sizes: ``replaced_moments``."""
+"""Prepares an optimizer's grown moments for a whole-model file: ``replaced_moments``."""
 
 import math
 import warnings
@@ -30,17 +30,17 @@ Place = tuple[str, ...]
 def replaced_moments(
     opt_state: Any, old: Contents, new: Contents, params: Mapping[Place, Any], filename: str
 ) -> list[Replacement]:
-    """Returns what takes the place of the arrays of a file's optimizer.
+    """Returns the new arrays that replace those of a file's optimizer.
 
     Args:
         opt_state: the state, as ``save`` takes it.
-        old: what the file holds.
-        new: what the new one shall hold: the same layers, with configs of the new sizes.
+        old: contents of the file.
+        new: contents of the new file: the same layers, with configs of the new sizes.
         params: the new parameters by path, without the collection.
         filename: the file, for errors.
 
     Raises:
-        NotSavable: if the state is not that of the optimizer or of these parameters, or if the
+        NotSavable: if the state belongs to another optimizer or to other parameters, or if the
             file has no place for it.
     """
     try:
@@ -53,13 +53,13 @@ def replaced_moments(
         raise NotSavable(f"opt_state: has no place in {filename}: {error}") from error
     if beside := _beside(old, {place.name, *(d.name for slot in slots for d in slot.values())}):
         raise NotSavable(
-            f"opt_state: {filename} has {beside} beside Optax's moments, which would no "
-            "longer belong to the weights; compile the model without, and save it for like="
+            f"opt_state: {filename} has {beside}, which Optax's state lacks, so it would no longer "
+            "fit the weights; compile the model without, save it, and pass like= that file"
         )
     if not old.optimizer_config:
         warnings.warn(
-            f"{filename}: does not say which optimizer its model was compiled with, so that Keras "
-            "may make another than Adam and leave opt_state alone; save it in Keras once more",
+            f"{filename}: does not record the optimizer its model was compiled with, so Keras may "
+            "create one other than Adam and ignore opt_state; save the model again in Keras",
             RuntimeWarning,
             stacklevel=3,
         )
@@ -90,17 +90,17 @@ def replaced_moments(
 
 
 def _state_in(opt_state: Any, kept: Any, name: str) -> Any:
-    """Returns the state of a class that is in an optimizer's."""
+    """Returns the one state of class ``kept`` that an optimizer's state contains."""
     from dogwood_jax._optimizer.growable import GrowableState
 
     def is_kept(node: Any) -> bool:
         return isinstance(node, kept)
 
     nodes = jax.tree.leaves(opt_state, is_leaf=lambda n: is_kept(n) or isinstance(n, GrowableState))
-    if any(isinstance(node, GrowableState) and node.ages for node in nodes):
+    if any(isinstance(node, GrowableState) and node.step_counts for node in nodes):
         warnings.warn(
-            "opt_state: is of dw.growable, which counts steps anew for entries that have grown; "
-            "Keras has one count for all entries, so that new ones take larger steps at first",
+            "opt_state: comes from dw.growable, which counts the steps of new entries from zero; "
+            "Keras has one count for all entries, so new ones take larger steps at first",
             RuntimeWarning,
             stacklevel=4,
         )
@@ -108,16 +108,16 @@ def _state_in(opt_state: Any, kept: Any, name: str) -> Any:
     if len(states) != 1:
         raise NotSavable(
             f"opt_state: expected the state of {name}, as keras_h5.load_optimizer returns it, or "
-            f"of an optimizer of Optax's with one {kept.__name__} in it, such as "
+            f"an Optax state that contains one {kept.__name__}, such as that of "
             f"optax.{name.lower()}; got {described(opt_state)} with {len(states)} of them"
         )
     return states[0]
 
 
 def _beside(found: Contents, known: set[str]) -> str:
-    """Returns what an optimizer keeps of each weight that Optax's Adam does not."""
+    """Returns the names of arrays or options that Keras's optimizer has and Optax's has not."""
     options = [name for name in ("amsgrad", "use_ema") if found.optimizer_config.get(name)]
-    # Without amsgrad, Keras 2 has one number in the place of each of its arrays.
+    # Without amsgrad, Keras 2 stores a single value in place of each of its arrays.
     others = [
         name
         for name, dataset in found.optimizer.items()
@@ -129,7 +129,7 @@ def _beside(found: Contents, known: set[str]) -> str:
 def _problems(
     count: Any, trees: Mapping[str, Mapping[str, Any]], params: Mapping[Place, Any]
 ) -> Iterator[str]:
-    """Yields in what moments are not those of the parameters."""
+    """Yields the ways in which moments do not match the parameters."""
     if count is not None and np.shape(count) != ():
         yield f"count: expected one number, got shape {np.shape(count)}"
     for name, tree in trees.items():
@@ -143,6 +143,6 @@ def _problems(
             elif np.shape(found[path]) != params[path].shape:
                 yield (
                     f"{where}: has shape {np.shape(found[path])}, its weight "
-                    f"{params[path].shape}; grow the state by dw.grow_opt_state, with the same "
+                    f"{params[path].shape}; grow the state with dw.grow_opt_state and the same "
                     "growth as the variables"
                 )

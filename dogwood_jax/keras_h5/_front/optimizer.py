@@ -1,4 +1,4 @@
-"""The state of optimizers in files of whole models: ``load_optimizer``."""
+"""Loads the optimizer state of a whole-model file: ``load_optimizer``."""
 
 import os
 import re
@@ -15,7 +15,7 @@ from dogwood_jax.keras_h5._kinds.kind import layout
 from dogwood_jax.keras_h5._weights.layers import collections_of
 from dogwood_jax.keras_h5._weights.layouts import Contents, contents
 
-# What Optax keeps for each optimizer of Keras: beside the count, what Keras keeps of each weight.
+# Optax's state class for each Keras optimizer: both keep the same arrays for each weight.
 _STATES = {
     "Adam": "ScaleByAdamState",
     "AdamW": "ScaleByAdamState",
@@ -24,7 +24,7 @@ _STATES = {
     "SGD": "TraceState",
 }
 
-# What Keras calls the moments, depending on its version, where it calls them anything:
+# Names of moments, in those versions of Keras that name them:
 # Adam/m/dense/kernel, Adam/dense/kernel/m, Adam/m_0, adam/dense_kernel_momentum.
 _FIRST = re.compile(r"/m/|/m(_[0-9]+)?(:0)?$|_momentum(:0)?$")
 _SECOND = re.compile(r"/v/|/v(_[0-9]+)?(:0)?$|_velocity(:0)?$")
@@ -36,34 +36,34 @@ Slots = Sequence[tuple[str, Dataset]]  # an optimizer's arrays with their names
 
 
 def load_optimizer(path: str | os.PathLike[str], *, limit: int | None = None) -> Any:
-    """Loads an optimizer's moments from a whole model: training goes on where Keras left it.
+    """Loads an optimizer's moments from a whole model, to continue the training in Optax.
 
     Adam's state is that of ``optax.scale_by_adam``, the first part of the state of ``optax.adam``.
-    Keras adds epsilon before it corrects for the zeros at the start, Optax after: for the same
-    steps pass Optax ``eps / sqrt(1 - b2**step)``. Without that, the difference soon vanishes.
+    Keras adds epsilon before bias correction, Optax after it: for identical steps, pass Optax
+    ``eps / sqrt(1 - b2**step)``. Otherwise the steps differ at first, but the difference vanishes.
     ``save(path, variables, like=..., opt_state=...)`` writes the state back, grown or not.
 
     RMSprop without momentum has a ``ScaleByRmsState``, Adagrad a ``ScaleByRssState`` and SGD with
     momentum a ``TraceState``: the first parts of ``optax.rmsprop``, ``optax.adagrad`` and
-    ``optax.sgd``. Optax applies the learning rate to what it has summed up, Keras's SGD before it
-    sums up: its moments are divided by the learning rate in the file.
+    ``optax.sgd``. Optax's SGD sums gradients and then applies the learning rate; Keras sums steps.
+    So Keras's moments are divided by minus the learning rate in the file.
 
     Args:
-        path: a file or archive that ``model.save`` wrote after training with one of these, or with
-            AdamW.
+        path: a file or archive that ``model.save`` wrote after training with one of these
+            optimizers or AdamW.
         limit: as for ``load``.
 
     Returns:
-        The state, for Adam ``count``, the steps taken, and ``mu`` and ``nu``. All moments are in
-        the tree of ``load(path)["params"]``, zero for weights that were not trained.
+        The state; for Adam: ``count``, the number of steps taken, ``mu`` and ``nu``. Moments have
+        the tree of ``load(path)["params"]``, with zeros for weights that were not trained.
 
     Warns:
-        RuntimeWarning: if the file does not say that the optimizer is Adam, as some of Keras 3.0
-            to 3.5 do not, but holds two arrays for every weight.
+        RuntimeWarning: if the file does not name its optimizer, as some files of Keras 3.0 to 3.5
+            do not, but holds two arrays for every weight: it is read as Adam.
 
     Raises:
         KerasFileError: if the file holds no such state, or one that does not fit its weights.
-        OSError: if the file is missing or must not be read.
+        OSError: if the file is missing or may not be read.
 
     Example:
         >>> import optax
@@ -85,8 +85,8 @@ def load_optimizer(path: str | os.PathLike[str], *, limit: int | None = None) ->
         state = kept(**counted, **dict(zip(moments_of(kept), trees)))
     if not named:
         warnings.warn(
-            f"{os.fspath(path)}: does not say which optimizer it holds; taken for Adam, as it has "
-            "two arrays for every weight",
+            f"{os.fspath(path)}: does not name its optimizer; read as Adam, because it has two "
+            "arrays for every weight",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -94,7 +94,7 @@ def load_optimizer(path: str | os.PathLike[str], *, limit: int | None = None) ->
 
 
 def check_kind(found: Contents) -> None:
-    """Raises if the file says that its optimizer is not a known one."""
+    """Raises if the file has no optimizer that can be read, or one of an unknown class."""
     name = found.optimizer_class or "Adam"
     if found.optimizer_problem is not None:
         raise KerasFileError(found.optimizer_problem)
@@ -111,47 +111,47 @@ def check_kind(found: Contents) -> None:
 
 
 def _known_name(name: str) -> str | None:
-    """Returns the class of an optimizer by its class or name, such as ``rm_sprop``."""
+    """Returns the optimizer class for a class name or an instance name such as ``rm_sprop``."""
     name = name.lower().replace("_", "")
     return next((known for known in _STATES if known.lower() == name), None)
 
 
 def state_class(found: Contents) -> Any:
-    """Returns the class of the state that Optax has for a file's optimizer."""
+    """Returns Optax's state class for a file's optimizer."""
     import optax
 
     return getattr(optax, _STATES[_known_name(found.optimizer_class or "Adam") or "Adam"])
 
 
 def moments_of(kept: Any) -> list[str]:
-    """Returns the fields of a class of states that have an array for each weight."""
+    """Returns the fields of a state class that hold an array for each weight."""
     return [name for name in kept._fields if name != "count"]
 
 
 def unit_of(found: Contents) -> float:
-    """Returns what Keras has in the place of a one of Optax: in SGD, a step against the gradient.
+    """Returns the factor from Optax's moments to Keras's: minus the learning rate for SGD, else 1.
 
     Raises:
-        KerasFileError: if it has no momentum, or if its learning rate is not one number.
+        KerasFileError: if SGD has no momentum, or if its learning rate is not one number.
     """
     if _known_name(found.optimizer_class or "Adam") != "SGD":
         return 1.0
     config = found.optimizer_config
     if not config.get("momentum"):
         raise KerasFileError(
-            "at /optimizer: found SGD without momentum, which keeps nothing to go on from"
+            "at /optimizer: expected SGD with momentum; found it without, so it has no state"
         )
     rate = config.get("learning_rate", config.get("lr"))
     if not isinstance(rate, int | float) or rate <= 0 or config.get("decay"):
         raise KerasFileError(
-            "at /optimizer: moments of SGD are sums of steps; to know the gradients, expected one "
-            f"learning rate; found {rate!r}" + (" with decay" if config.get("decay") else "")
+            "at /optimizer: moments of SGD are sums of steps; to compute the gradients, expected "
+            f"one learning rate; found {rate!r}" + (" with decay" if config.get("decay") else "")
         )
     return -float(rate)
 
 
 def moments_in(found: Contents) -> tuple[Dataset, *tuple[Moments, ...]]:
-    """Returns the count of steps, and each kind of moments, of the weights that have any."""
+    """Returns the count of steps, and each kind of moments by layer and weight."""
     weights = {
         (layer.name, weight.name): layer.weights[weight.name]
         for layer in found.layers
@@ -174,7 +174,7 @@ def moments_in(found: Contents) -> tuple[Dataset, *tuple[Moments, ...]]:
     if len(fitting) != 1:
         shapes = [dataset.shape for dataset in trained.values()]
         raise KerasFileError(
-            f"at /optimizer: expected moments of {len(shapes)} weights that are trained, of shapes "
+            f"at /optimizer: expected moments of {len(shapes)} trained weights, of shapes "
             f"{shapes}; found {[dataset.shape for _, dataset in slots]}"
             + (", which can be read in several ways" if fitting else "")
         )
@@ -182,10 +182,10 @@ def moments_in(found: Contents) -> tuple[Dataset, *tuple[Moments, ...]]:
 
 
 def _without_settings(slots: Slots) -> Iterator[Slots]:
-    """Yields the arrays without the count of steps, and without the learning rate.
+    """Yields the arrays without settings, such as the step count and the learning rate.
 
-    Both are scalars. Weights that are scalars have moments that are: then only the first scalars
-    can be settings.
+    Settings are scalars. Moments of scalar weights are scalars too: if there are such weights, only
+    the leading scalars can be settings.
     """
     yield [slot for slot in slots if slot[1].shape != ()]
     for start, (_, dataset) in enumerate(slots[:_MAX_SETTINGS], 1):
@@ -195,11 +195,11 @@ def _without_settings(slots: Slots) -> Iterator[Slots]:
 
 
 def _readings(slots: Slots, count: int, found: Contents) -> Iterator[list[list[Dataset]]]:
-    """Yields lists of moments: of Adam, first and second ones.
+    """Yields possible lists of moments; for Adam, of first and of second moments.
 
-    These are told by their names, or by their order as far as it tells.
+    Names tell the two apart. Without names, their order does, if it is unambiguous.
 
-    A third array of each weight is the largest second moment (``amsgrad``), after all others, or
+    A third array for each weight is the largest second moment (``amsgrad``), after all others, or
     in Keras 3 the moving average of the weight (``use_ema``), before all others.
     """
     first = [dataset for name, dataset in slots if _FIRST.search(name)]
@@ -223,7 +223,7 @@ def _readings(slots: Slots, count: int, found: Contents) -> Iterator[list[list[D
 
 
 def _tree(found: Contents, moments: Moments, unit: float) -> dict[str, Any]:
-    """Returns moments in the tree of the parameters, as multiples of a unit."""
+    """Returns moments in the tree of the parameters, divided by ``unit``."""
     tree = {}
     for layer in found.layers:
         arrays = {
@@ -237,5 +237,5 @@ def _tree(found: Contents, moments: Moments, unit: float) -> dict[str, Any]:
 
 
 def in_units(array: np.ndarray, factor: float) -> np.ndarray:
-    """Returns an array times a number, in its own dtype."""
+    """Returns an array multiplied by a number, in its own dtype."""
     return array if factor == 1 else (array * np.float64(factor)).astype(array.dtype)

@@ -1,4 +1,4 @@
-"""Variables of Flax into a file that Keras reads: ``save``."""
+"""Saves Flax variables to a file that Keras reads: ``save``."""
 
 import io
 import os
@@ -44,53 +44,53 @@ def save(
     like: str | os.PathLike[str] | None = None,
     opt_state: Any = None,
 ) -> None:
-    """Saves variables of Flax so that Keras reads them.
+    """Saves Flax variables in a file that Keras can read.
 
-    The file appears whole or not at all: whatever fails, a file that was there before is still
-    there, unchanged. ``load`` gives back what was saved, in the same dtypes.
+    The file is written completely or not at all: if anything fails, an existing file remains
+    unchanged. ``load`` returns what was saved, in the same dtypes.
 
-    Without ``like``, layers are written in the order of the dict, unless it is the alphabetical
-    one: JAX leaves dicts sorted behind, ``dense_10`` before ``dense_2``, so numbers in names are
-    then put in the order of their values. Where another order matters, as for Keras when it does
-    not load by name, say it with ``like``. Within a layer weights are in Keras's order.
+    Without ``like``, layers are written in the order of the dict. If that order is alphabetical,
+    numbers in names are ordered by value instead, because JAX sorts dicts: ``dense_10`` before
+    ``dense_2``. If another order matters, for example because Keras does not load by name, pass
+    ``like``. Within a layer, weights are in Keras's order.
 
     Args:
-        path: the file to write or to replace.
+        path: the file to write or replace.
         variables: ``{"params": {"dense_1": {"kernel": ..., "bias": ...}, ...}}``, as ``load``
             returns them, or the bare parameters. Arrays are floats, integers or booleans of any
             size. An empty dict is a layer without weights.
-        layout: ``"h5"`` or ``"weights.h5"``, weights for ``model.load_weights`` of Keras 1 and 2
-            or of Keras 3; ``"model.h5"`` or ``"keras"``, whole models, which take a ``like`` that
-            is one. Unless given, that of ``like``; without it, the one that Keras expects of
-            ``path``: ``"weights.h5"`` if it ends so, otherwise ``"h5"``. Only archives, of layout
-            ``"keras"``, have names that end in ``.keras``, and none has one that ends in ``.h5``.
-        like: a file whose names, order, attributes and layers without weights the new one takes
-            over, with the arrays of ``variables`` in whatever sizes they have now. It may be
-            ``path`` itself. If it is a whole model, its configuration gets the new sizes, so that
+        layout: ``"h5"`` or ``"weights.h5"``: weights for ``model.load_weights`` of Keras 1 and 2
+            or of Keras 3. ``"model.h5"`` or ``"keras"``: whole models, for which ``like`` must be
+            a whole model. The default is the layout of ``like``, or without ``like`` the one that
+            Keras expects for ``path``: ``"weights.h5"`` if the name ends so, otherwise ``"h5"``.
+            The suffix ``.keras`` is for archives only (layout ``"keras"``), ``.h5`` never for them.
+        like: a file whose names, order, attributes and layers without weights are copied. The
+            arrays are those of ``variables``, in their present sizes. It may be ``path`` itself.
+            If it is a whole model, its configuration gets the new sizes, so that
             ``keras.models.load_model`` opens the new file; the optimizer's arrays are left out
-            where the weights are no longer of their shapes, unless there is an ``opt_state``. A
-            whole model of Keras 1 is read, but not written.
-        opt_state: the state of an optimizer as ``load_optimizer`` returns it, or a state of Optax
-            with one in it, grown by ``grow_opt_state`` as the variables by ``grow``. It takes the
-            place of the moments in ``like``, a whole model with the same optimizer, in whose layout
-            the new file is. Keras goes on from it, with the learning rate that ``like`` has, and
-            with its count of steps where the state has none. Moments of weights that the model does
-            not train have no place there, and are left out.
+            if weights have changed their shapes, unless ``opt_state`` is given. A whole model of
+            Keras 1 can be read, but not written.
+        opt_state: the state of an optimizer as ``load_optimizer`` returns it, or an Optax state
+            that contains it, grown by ``grow_opt_state`` as the variables are by ``grow``. It
+            replaces the moments in ``like``, which must be a whole model with the same optimizer
+            and in the layout of the new file. Keras resumes from it, with the learning rate of
+            ``like``, and with the step count of ``like`` if the state has none. Moments of weights
+            that the model does not train are left out.
 
     Warns:
-        RuntimeWarning: if ``opt_state`` is one of ``growable`` that has grown, because Keras counts
-            steps for all entries alike; if ``like`` does not say which optimizer it has; or if
-            heads of a MultiHeadAttention have other sizes for values than for keys, as they had
-            not before, which Keras cannot compute on JAX.
+        RuntimeWarning: if ``opt_state`` comes from a ``growable`` and has grown, because Keras
+            counts steps once for all entries; if ``like`` does not record its optimizer; or if the
+            heads of a MultiHeadAttention had one size for keys and values and now have two, which
+            Keras cannot compute on JAX.
 
     Raises:
-        TypeError: if ``path`` or ``like`` is none.
-        ValueError: if the variables are no such tree or do not belong to ``like``, or if
-            ``opt_state`` is of another optimizer, does not fit the variables, or has no place in
-            ``like``; all that is wrong in one message, before anything is written.
-        KerasFileError: if ``like`` is not a file that ``load`` reads.
-        OSError: if the file cannot be written, or ``like`` not be read, or if something else than
-            a regular file is at ``path``.
+        TypeError: if ``path`` or ``like`` is not a path.
+        ValueError: if the variables are not such a tree or do not fit ``like``, or if
+            ``opt_state`` belongs to another optimizer, does not fit the variables, or has no place
+            in ``like``; one message lists all problems, before anything is written.
+        KerasFileError: if ``load`` cannot read ``like``.
+        OSError: if the file cannot be written, ``like`` cannot be read, or ``path`` is something
+            other than a regular file.
 
     Example:
         >>> import tempfile
@@ -121,8 +121,8 @@ def save(
     if like is None:
         if opt_state is not None:
             raise ValueError(
-                "opt_state: only files of whole models have a place for it; pass like= the file "
-                "that load_optimizer read"
+                "opt_state: only whole-model files can hold it; pass like= the file that "
+                "load_optimizer read"
             )
         layout = layout or _layout_by_name(Path(path))
         _check_name(Path(path), layout)
@@ -142,8 +142,8 @@ def save(
                 copied(source, old, new, arrays, draft, moments)
             elif opt_state is not None:
                 raise ValueError(
-                    f"opt_state: has no place in layout {layout!r}; leave layout= out, which is "
-                    f"that of {os.fspath(like)} then"
+                    f"opt_state: cannot be saved in layout {layout!r}; leave out layout=, to use "
+                    f"that of {os.fspath(like)}"
                 )
             else:
                 new = replace(new, layout=layout)
@@ -152,11 +152,11 @@ def save(
     replace_file(place, draft.getbuffer())
 
 
-# What the caller gave.
+# Checks of the arguments.
 
 
 def _layout_by_name(path: Path) -> str:
-    """Returns the layout that Keras expects under a name."""
+    """Returns the layout that Keras expects for a file name."""
     if path.suffix == ".keras":
         return "keras"
     return "weights.h5" if path.name.endswith(".weights.h5") else "h5"
@@ -189,7 +189,7 @@ def _leaves(tree: Any, *path: Any) -> Iterator[tuple[tuple[Any, ...], Any]]:
 def _checked(
     variables: Mapping[str, Any],
 ) -> tuple[dict[str, Mapping[str, Any]], dict[Place, np.ndarray]]:
-    """Returns the collections, and their arrays by path, once both are in order."""
+    """Checks variables and returns their collections, and their arrays by path."""
     if not isinstance(variables, Mapping):
         raise ValueError(f"expected a dict of layers, got {_describe(variables)}")
     collections = variables if "params" in variables else {"params": variables}
@@ -222,15 +222,15 @@ def _parameters(leaves: Mapping[Place, np.ndarray]) -> dict[Place, np.ndarray]:
 
 
 def _is_array(leaf: Any) -> bool:
-    """Whether a leaf is an array of a dtype that Keras files hold."""
+    """Returns whether a leaf is an array of a dtype that Keras files can hold."""
     if not isinstance(leaf, jax.Array | np.ndarray | np.generic):
         return False
-    dtype = leaf.dtype  # no NumPy dtype for the keys of jax.random
+    dtype = leaf.dtype  # keys of jax.random have no NumPy dtype
     return isinstance(dtype, np.dtype) and (is_numeric(dtype) or dtype == BFLOAT16)
 
 
 def _describe(leaf: Any) -> str:
-    """Names what stands where something else belongs."""
+    """Returns a description of a value for errors."""
     if hasattr(leaf, "dtype") and hasattr(leaf, "shape"):
         return f"{type(leaf).__name__} of dtype {leaf.dtype} and shape {leaf.shape}"
     return f"{type(leaf).__name__} {reprlib.repr(leaf)}"
@@ -247,7 +247,7 @@ def _refused(problems: list[str]) -> NotSavable:
 def _layer_trees(
     collections: Mapping[str, Mapping[str, Any]], leaves: Mapping[Place, np.ndarray]
 ) -> dict[str, dict[str, Any]]:
-    """Returns each layer's own collections, with NumPy's arrays."""
+    """Returns the collections of each layer, with NumPy arrays."""
     names = dict.fromkeys(name for tree in collections.values() for name in tree)
 
     def arrays(path: Place, tree: Any) -> Any:
@@ -261,13 +261,13 @@ def _layer_trees(
     }
 
 
-# Without a file to imitate.
+# Without like=.
 
 
 def _from_variables(
     collections: Mapping[str, Mapping[str, Any]], leaves: Mapping[Place, np.ndarray], layout: str
 ) -> tuple[Contents, dict[str, dict[str, np.ndarray]]]:
-    """Returns what a new file shall hold: layers without arrays, and the arrays of each."""
+    """Returns the contents of a new file: layers without arrays, and the arrays of each layer."""
     problems = [
         f"{_place(path)}: {name!r} cannot be a weight's name in HDF5"
         for path in leaves
@@ -291,7 +291,7 @@ def _from_variables(
             )
             continue
         weights = weights_of(class_name, config, trees[name])
-        if any(unconverted(class_name, config, weights)):  # then it was a bad guess
+        if any(unconverted(class_name, config, weights)):  # the inferred class was wrong
             class_name, config = None, {}
             weights = weights_of(class_name, config, trees[name])
         if class_name is None:
@@ -306,7 +306,7 @@ def _from_variables(
 
 
 def _refuse_unwritable(new: Contents, arrays: Mapping[str, Mapping[str, np.ndarray]]) -> None:
-    """Raises if a layout needs to know more than is known."""
+    """Raises if a layout needs information that is not there."""
     problems = []
     if new.layout in ("model.h5", "keras") and new.config is None:
         problems.append(
@@ -315,21 +315,21 @@ def _refuse_unwritable(new: Contents, arrays: Mapping[str, Mapping[str, np.ndarr
         )
     elif new.layout == "keras":
         problems.append(
-            "params: layout 'keras' describes the model in another form than 'model.h5'; pass "
-            "like= a .keras archive, or choose 'model.h5' and let Keras convert it"
+            "params: layout 'keras' needs the model's configuration in another form than "
+            "'model.h5'; pass like= a .keras archive, or choose 'model.h5' and let Keras convert it"
         )
     if new.layout in ("h5", "model.h5"):
         problems += [
-            f"{layer.name}: Keras looks for quantized weights in layout {new.layout!r} in another "
-            "order; choose 'weights.h5', or leave layout= out"
+            f"{layer.name}: Keras expects quantized weights of layout {new.layout!r} in another "
+            "order; choose 'weights.h5', or leave out layout="
             for layer in new.layers
             if any(weight.quantized for weight in weights_in(layer.class_name, layer.config))
         ]
     if new.layout in ("weights.h5", "keras"):
         unknown = (None, *MODELS) if new.config is None else (None,)
         problems += [
-            f"{layer.name}: its class or the layers in it are not known, by which layout "
-            f"{new.layout!r} names layers; pass like= a whole model"
+            f"{layer.name}: its class or the layers in it are not known, but layout "
+            f"{new.layout!r} names layers by class; pass like= a whole model"
             for layer in new.layers
             if arrays[layer.name] and layer.class_name in unknown and layer.name != TOP_LEVEL
         ]
@@ -337,7 +337,7 @@ def _refuse_unwritable(new: Contents, arrays: Mapping[str, Mapping[str, np.ndarr
         raise _refused(problems)
 
 
-# With a file to imitate.
+# With like=.
 
 
 def _from_file(
@@ -347,11 +347,11 @@ def _from_file(
     leaves: Mapping[Place, np.ndarray],
     layout: str | None,
 ) -> tuple[Contents, dict[str, dict[str, np.ndarray]]]:
-    """Returns what a file like the old one shall hold: its layers resized, and their arrays."""
+    """Returns the contents of a file like the old one: its layers resized, and their arrays."""
     if old.config is not None and str(old.keras_version).startswith("1."):
         raise NotSavable(
-            f"{filename}: is a whole model of Keras 1, which is read but not written; leave like= "
-            "out, for a file of the weights as Keras 2 and 3 read them"
+            f"{filename}: is a whole model of Keras 1, which can be read but not written; leave "
+            "out like=, to write a weights file that Keras 2 and 3 read"
         )
     expected = {
         (collection, layer.name, *path): leaf
@@ -362,10 +362,10 @@ def _from_file(
     problems = []
     for path, leaf in expected.items():
         if path not in leaves:
-            problems.append(f"{_place(path)}: is missing; {filename} has it, of shape {leaf.shape}")
+            problems.append(f"{_place(path)}: missing; {filename} has it with shape {leaf.shape}")
         elif leaves[path].ndim != leaf.ndim:
             problems.append(
-                f"{_place(path)}: expected {leaf.ndim} axes, as {filename} has it with "
+                f"{_place(path)}: expected {leaf.ndim} axes, as in {filename}, where it has "
                 f"shape {leaf.shape}; got shape {leaves[path].shape}"
             )
     problems += [
@@ -376,7 +376,7 @@ def _from_file(
     if problems:
         raise _refused(problems)
     grown = any(leaves[path].shape != leaf.shape for path, leaf in expected.items())
-    # Nobody asks for the config of a class that makes its layers itself, where only weights are.
+    # A weights file does not need the config of a model class that makes its layers itself.
     alone = layout in ("h5", "weights.h5")
     config = old.config
     try:
@@ -401,7 +401,7 @@ def _from_file(
 
 
 def _stand_ins(layer: Layer) -> Mapping[str, Any]:
-    """Returns a layer's arrays in Flax by their shapes alone: of one element, seen many times."""
+    """Returns stand-ins for a layer's Flax arrays: their shapes, each with one repeated element."""
     shapes = {
         name: np.broadcast_to(np.zeros((), dtype_of(dataset)), dataset.shape)
         for name, dataset in layer.weights.items()

@@ -1,20 +1,20 @@
-"""The layers of Keras, class by class: their weights, and what computes the same in Flax.
+"""The layers of Keras, class by class: their weights, and Flax code that computes the same.
 
-In comes the name of a class; out comes what is known of it: ``kind`` has the record, ``Kind``, and
-the table of all, ``KINDS``, which the other files fill. ``weight`` says what an array of Keras is
-in Flax, ``masking`` what becomes of masks, ``options`` has what configs of many layers share, and
-``quantized`` what becomes of weights that are integers.
+``kind`` has the record of a class, ``Kind``, and the table ``KINDS``, which maps the name of a
+class to its record; the other files fill it. ``weight`` converts arrays from Keras to Flax and
+back, ``masking`` has the masks of outputs, ``options`` reads options that the configs of many
+layers share, and ``quantized`` has integer weights.
 
 The layers are in ``dense``, ``convolutions``, ``local``, ``recurrent``, ``attention``,
 ``normalizations``, ``categories``, ``vocabularies``, ``activations``, ``identity``, ``reshaping``,
-``pooling``, ``images`` and ``merging``; ``nested`` and ``spectral`` have layers that hold layers,
-and ``operations`` functions that Keras makes layers of.
+``pooling``, ``images`` and ``merging``. ``nested`` and ``spectral`` have layers with inner layers.
+``operations`` has functions that Keras turns into layers.
 
-Where to add: a layer is one entry in the table at the end of its family's file. What an entry does
-not say is unknown, and refused where it matters.
+To add a layer, add one entry to the table at the end of its family's file. Whatever an entry leaves
+out counts as unknown, and is refused where it matters.
 """
 
-# Whoever asks for a kind finds the table filled.
+# These imports fill the table.
 from dogwood_jax.keras_h5._kinds import (  # noqa: F401
     activations,
     attention,

@@ -1,4 +1,4 @@
-"""Activations by the names that configs have for them, and layers of them."""
+"""Activations by their names in configs, and activation layers."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -14,7 +14,7 @@ from dogwood_jax.keras_h5._kinds.weight import plain
 
 Activation = Callable[[Any], Any]
 
-# Keras 2 and Keras 3 call different functions hard_sigmoid; the older one is renamed on reading.
+# In Keras 2, hard_sigmoid was another function than in Keras 3; it gets this name on reading.
 HARD_SIGMOID_2 = "hard_sigmoid of Keras 2"
 
 
@@ -42,10 +42,10 @@ def softmax(x: Any, axis: int | tuple[int, ...] = -1) -> Any:
 
 
 def sparsemax(x: Any) -> Any:
-    """Keras's sparsemax, which is not what the name says: outputs need not sum to one.
+    """Keras's sparsemax, which differs from the usual one: outputs need not sum to one.
 
-    Up to Keras 3.15 at least, the threshold is computed with the sum of all sums in the support, in
-    place of the last of them.
+    At least up to Keras 3.15, the threshold uses the total of all cumulative sums in the support
+    in place of the last cumulative sum.
     """
     descending = -jnp.sort(-x, axis=-1)
     sums = jnp.cumsum(descending, axis=-1)
@@ -92,13 +92,13 @@ ACTIVATIONS: Mapping[str, Activation] = {
 
 
 def activation(spec: Any) -> Activation:
-    """Returns the function that a config's ``activation`` stands for.
+    """Returns the function for the ``activation`` of a config.
 
     Args:
-        spec: a name, ``None``, or what Keras writes for functions and layers in that place.
+        spec: a name, ``None``, or a description of a function or layer as Keras writes it there.
 
     Raises:
-        ValueError: if it is none of Keras's own. Functions of other people's are never run.
+        ValueError: if it is not one of Keras's own. Functions of users are never run.
     """
     if spec is None:
         return ACTIVATIONS["linear"]
@@ -110,7 +110,7 @@ def activation(spec: Any) -> Activation:
         spec = config if spec.get("class_name") == "function" and own else spec
     name = spec.removesuffix("_v2") if isinstance(spec, str) else ""  # as in TensorFlow
     if name not in ACTIVATIONS:
-        raise ValueError(f"the activation {spec!r} is none of Keras's own")
+        raise ValueError(f"the activation {spec!r} is not one of Keras's own")
     return ACTIVATIONS[name]
 
 
@@ -140,7 +140,7 @@ def _softmax_layer(config: Config) -> Activation:
 
 
 def _number(value: Any) -> float:
-    """Returns a number of a config; early Keras 2 wrote those of some layers as arrays."""
+    """Returns a number of a config; early Keras 2 wrote the numbers of some layers as arrays."""
     return float(value["value"] if isinstance(value, Mapping) else value)
 
 
@@ -155,7 +155,7 @@ LAYERS: Mapping[str, Callable[[Config], Activation]] = {
 
 
 class PReLU(nn.Module):
-    """A leaky ReLU with slopes that are learned, one for all units along the shared axes."""
+    """A leaky ReLU with learned slopes; all units along the shared axes have one slope."""
 
     shared_axes: tuple[int, ...]
 

@@ -1,4 +1,4 @@
-"""Layers of attention."""
+"""Attention layers."""
 
 import math
 import operator
@@ -15,19 +15,19 @@ from dogwood_jax.keras_h5._kinds.masking import handed_on
 from dogwood_jax.keras_h5._kinds.options import evaluated_only
 from dogwood_jax.keras_h5._kinds.weight import fixed, plain
 
-_MASKED = -1e9  # what Keras adds to scores that do not count: zero after softmax
+_MASKED = -1e9  # Keras adds this to masked scores, which are then zero after softmax
 
 
 class Heads(nn.Module):
-    """Keras's MultiHeadAttention, and GroupQueryAttention, in which heads share keys and values.
+    """Keras's MultiHeadAttention, and GroupQueryAttention, whose heads share keys and values.
 
     Attributes:
-        heads: how many heads queries have.
-        shared_heads: how many keys and values have; a divisor of ``heads``.
-        axes: the axes of the inputs along which positions attend to each other, all between batch
-            and channels unless given.
-        window: how far apart positions may be that attend to each other, and one more.
-        gated: whether outputs of the heads are multiplied by a gate that the query decides.
+        heads: number of heads of queries.
+        shared_heads: number of heads of keys and values; a divisor of ``heads``.
+        axes: the axes of the inputs along which positions attend to each other; by default all
+            between batch and channels.
+        window: positions attend to each other if they are less than this far apart.
+        gated: whether outputs of the heads are multiplied by a gate computed from the query.
     """
 
     heads: int
@@ -86,10 +86,10 @@ class Heads(nn.Module):
             y = y * jax.nn.sigmoid(project(query, self.heads, self.value_size, "gate"))
         y = y.reshape(*y.shape[:-2], *queries, y.shape[-1])
         first = y.ndim - 1 - len(axes)
-        y = jnp.moveaxis(y, range(first, y.ndim - 1), axes)  # heads are where they were before
+        y = jnp.moveaxis(y, range(first, y.ndim - 1), axes)  # the heads are on their old axis again
         shape = (query.shape[-1],) if self.output_shape is None else self.output_shape
         out = self.variables.get("params", {}).get("out")
-        if out is not None:  # perhaps of a grown model
+        if out is not None:  # it may be that of a grown model
             shape = out["kernel"].shape[2:]
         y = nn.DenseGeneral(shape, axis=(-2, -1), use_bias=self.use_bias, name="out")(y)
         weights = weights.reshape(*weights.shape[:-2], *queries, *keys)
@@ -97,13 +97,13 @@ class Heads(nn.Module):
 
 
 def _positions_last(x: jax.Array, axes: Sequence[int]) -> jax.Array:
-    """Moves axes behind the heads, and makes one of them."""
+    """Moves these axes behind the heads, and merges them into one."""
     x = jnp.moveaxis(x, axes, range(x.ndim - 1 - len(axes), x.ndim - 1))
     return x.reshape(*x.shape[: -1 - len(axes)], -1, x.shape[-1])
 
 
 def _expanded(mask: jax.Array, scores: jax.Array, sizes: Sequence[int]) -> jax.Array:
-    """Returns a mask ``[batch, ..., query, key]`` with the axes of the scores."""
+    """Returns a mask ``[batch, ..., query, key]`` with as many axes as the scores."""
     kept = mask.ndim - len(sizes)
     mask = mask.reshape(*mask.shape[:kept], *_merged(mask.shape[kept:]))
     return jnp.expand_dims(mask, range(kept, kept + scores.ndim - mask.ndim)).astype(bool)
@@ -115,7 +115,7 @@ def _merged(shape: Sequence[int]) -> tuple[int, int]:
 
 
 def _apart(scores: jax.Array) -> jax.Array:
-    """Returns how far queries ``[..., query, key]`` come after keys."""
+    """Returns the position of each query minus that of each key, ``[query, key]``."""
     queries, keys = scores.shape[-2:]
     return jnp.arange(queries)[:, None] - jnp.arange(keys)[None]
 
@@ -183,27 +183,27 @@ def _heads_sizes(config: Config, params: Params) -> dict[str, Any]:
     new = params["out"]["kernel"].shape[2:] if "out" in params else None
     if new is not None and (shape is not None or new != params["query"]["kernel"].shape[:1]):
         sizes["output_shape"] = new[0] if isinstance(shape, int) else list(new)
-    for part in ("query", "key", "value"):  # from which Keras 2 builds the layer
+    for part in ("query", "key", "value"):  # Keras 2 builds the layer from these
         if old := config.get(f"{part}_shape"):
             sizes[f"{part}_shape"] = _with_channels(old, params[part]["kernel"].shape[0])
     return sizes
 
 
 def _check_alike(config: Config, key_size: int, value_size: int) -> None:
-    """Warns of sizes that differ, where Keras hands them to an attention of JAX that wants one."""
+    """Warns if keys and values have different sizes, for which Keras on JAX has no attention."""
     were_alike = config.get("value_dim") in (None, config.get("key_dim"))
     if were_alike and key_size != value_size and not config.get("dropout"):
         warnings.warn(
             f"{config.get('name')} (MultiHeadAttention): its value_dim is {value_size} and its "
             f"key_dim {key_size}, which Keras cannot compute on JAX; grow head_dim of the query "
-            "and of the value alike, or open the model in Keras on another backend",
+            "and of the value to one size, or open the model in Keras on another backend",
             RuntimeWarning,
             stacklevel=2,
         )
 
 
 def _with_channels(shape: Any, channels: int) -> Any:
-    """Returns a shape with another last size; HDF5 files have it as the items of an object."""
+    """Returns a shape with another last size; HDF5 files have a shape as an object with items."""
     if isinstance(shape, Mapping):
         return {**shape, "items": _with_channels(shape["items"], channels)}
     return [*shape[:-1], channels]
@@ -226,13 +226,13 @@ def _group_sizes(config: Config, params: Params) -> dict[str, Any]:
 
 
 class DotAttention(nn.Module):
-    """Keras's Attention and AdditiveAttention: values averaged by how keys fit queries.
+    """Keras's Attention and AdditiveAttention: averages of values, weighted by queries and keys.
 
     Attributes:
-        score: ``"dot"`` for products, ``"concat"`` for tanh of sums, ``"additive"`` for those with
-            a scale for each channel.
-        use_scale: whether the scale is learned.
-        causal: whether positions attend to no later ones.
+        score: ``"dot"`` for products, ``"concat"`` for tanh of sums, ``"additive"`` for the same
+            with a scale for each channel.
+        use_scale: whether there is a learned scale.
+        causal: whether positions attend to no later positions.
     """
 
     score: str

@@ -1,4 +1,4 @@
-"""Layers that make categories of numbers, encode them or embed them."""
+"""Layers that convert numbers to categories, and encode or embed categories."""
 
 import math
 import operator
@@ -58,12 +58,12 @@ def _embedding_axes(config: Config) -> Mapping[str, str]:
 
 
 class ReversibleEmbedding(nn.Module):
-    """An embedding that also tells how well vectors fit each category, by its own table or another.
+    """An embedding that also scores each category for a vector, by the same or another table.
 
     Attributes:
-        sizes: how many categories there are, and the size of their vectors.
-        tied: whether the table is the same on the way back.
-        cap: what bounds the results of the way back, by a tanh.
+        sizes: the number of categories, and the size of their vectors.
+        tied: whether the scores use the same table.
+        cap: the bound on the scores, applied by a tanh; ``None`` for no bound.
     """
 
     sizes: tuple[int, int]
@@ -121,7 +121,7 @@ def _table_sizes(config: Config, params: Params) -> dict[str, Any]:
 def _discretization(config: Config) -> Function:
     boundaries = config.get("bin_boundaries")
     if boundaries is None:
-        raise ValueError("boundaries that adapt() found, which are no weights, are not supported")
+        raise ValueError("boundaries from adapt() are not supported, because they are not weights")
     if config.get("output_mode", "int") != "int" or config.get("sparse"):
         raise ValueError(f"the output_mode {config['output_mode']!r} is not supported")
     edges = jnp.asarray(np.asarray(boundaries), jnp.float32)  # JAX takes long for long lists

@@ -1,4 +1,4 @@
-"""Convolutions: plain, transposed, depthwise and separable ones."""
+"""Plain, transposed, depthwise and separable convolutions."""
 
 import operator
 from collections.abc import Sequence
@@ -38,11 +38,11 @@ class Convolution(nn.Module):
     """A convolution of any kind, channels last.
 
     Attributes:
-        filters: number of output channels; for a depthwise convolution for each input channel.
-        kernel_size: one for each spatial axis, as the following.
+        filters: number of output channels; of a depthwise convolution, for each input channel.
+        kernel_size: a size for each spatial axis, as in ``strides`` and ``dilation``.
         transposed: whether it is the gradient of a convolution.
-        depthwise: whether each channel is convolved on its own.
-        regrouped: whether there may be more groups or fewer, each as large as the kernel says.
+        depthwise: whether each channel is convolved separately.
+        regrouped: whether the number of groups may change; the kernel determines their size.
     """
 
     filters: int
@@ -95,27 +95,27 @@ class Convolution(nn.Module):
         margins = []
         extra = self.output_padding or (None,) * len(extents)
         for n, k, stride, more in zip(sizes, extents, self.strides, extra):
-            spread = (n - 1) * stride  # distance of the first and last input, spread out
+            spread = (n - 1) * stride  # distance from the first to the last input, spread out
             if self.padding == "VALID":
                 size = spread + k + (max(stride - k, 0) if more is None else more)
             else:
                 size = n * stride if more is None else spread + k % 2 + more
-            # What the convolution whose gradient this is would have padded.
+            # The padding of the convolution whose gradient this is.
             before = max(spread + k - size, 0) // 2 if self.padding == "SAME" else 0
             margins.append((k - 1 - before, size - 1 - spread + before))
         return margins
 
 
 def _groups(channels: int, kernel: Any) -> int:
-    """Returns the number of groups in which a kernel reads channels."""
+    """Returns the number of groups into which a kernel divides input channels."""
     each = int(kernel.shape[-2])
     if channels % each:
-        raise ValueError(f"{channels} channels are not groups of {each}, as its kernel reads them")
+        raise ValueError(f"{channels} channels are no multiple of {each}, the kernel's group size")
     return channels // each
 
 
 def convolution_options(config: Config, rank: int, **options: Any) -> dict[str, Any]:
-    """Returns what convolutions of all kinds have in their configs."""
+    """Returns the options that the configs of all kinds of convolutions have."""
     padding = str(config["padding"]).upper()
     if padding not in ("SAME", "VALID", "CAUSAL"):
         raise ValueError(f"the padding {config['padding']!r} is unknown")
@@ -144,12 +144,12 @@ def _conv_transpose(rank: int, config: Config, name: str | None, deterministic: 
     return then_activate(config, channels_last(config, conv))
 
 
-# Of Keras 1, the order of the axes of kernels by that of Flax, [y, x, in, out].
+# The axes of kernels of Keras 1, as indices into the axes of Flax, [y, x, in, out].
 _ORDERS = {"th": (3, 2, 0, 1), "tf": (0, 1, 2, 3)}
 
 
 def _conv_weights(config: Config) -> list[Weight]:
-    """The arrays of a convolution, whose kernel Keras 1 may have laid out in another way."""
+    """Returns the arrays of a convolution, also for the kernel layouts of Keras 1."""
     order, _, turned = str(config.get(KERAS_1, "")).partition(" ")
     if not order:
         return kernel_and_bias(config)
@@ -166,7 +166,7 @@ def _conv_weights(config: Config) -> list[Weight]:
 
 
 def _turned(kernel: np.ndarray) -> np.ndarray:
-    """Turns a kernel around: its own inverse."""
+    """Reverses a kernel along its spatial axes; the function is its own inverse."""
     return np.flip(kernel, axis=tuple(range(kernel.ndim - 2)))
 
 
@@ -177,7 +177,7 @@ def _conv_axes(space: str, config: Config) -> dict[str, str]:
 
 
 def _transposed(array: np.ndarray) -> np.ndarray:
-    """Swaps the channels of a kernel and turns it around: its own inverse."""
+    """Swaps the channel axes of a kernel and reverses it; the function is its own inverse."""
     return _turned(np.swapaxes(array, -1, -2))
 
 
@@ -192,7 +192,7 @@ def _weights_of_transpose(config: Config) -> list[Weight]:
 
 
 def _filters(config: Config, params: Params) -> dict[str, Any]:
-    """As many filters as the kernel has; if they are others than before, so may the groups be."""
+    """Returns the kernel's filters; marks a convolution in groups if their number has changed."""
     filters = params["kernel"].shape[-1]
     regrouped = config.get("groups", 1) > 1 and filters != config["filters"]
     return {"filters": filters, **({CHANNELS: True} if regrouped else {})}
@@ -230,7 +230,7 @@ def _depthwise_weights(config: Config) -> list[Weight]:
 def _multiplier(
     config: Config, params: Params, shape: Shape, channels: int | None
 ) -> dict[str, Any]:
-    """A kernel of more outputs is one of a larger multiplier only if there are no more inputs."""
+    """Returns output channels for each input channel; either number may have grown."""
     if not params:
         return {}
     outputs = params.get("depthwise", params)["kernel"].shape[-1]
@@ -239,7 +239,7 @@ def _multiplier(
 
 
 class SeparableConv(nn.Module):
-    """A depthwise convolution and a pointwise one."""
+    """A depthwise convolution followed by a pointwise convolution."""
 
     filters: int
     depth_multiplier: int
@@ -285,7 +285,7 @@ for _rank, _space in ((1, "x"), (2, "y x"), (3, "z y x")):
         sizes=last_axis("filters", "kernel"),
         reads=channels_of_kernel,
     )
-# As Keras 1 called them.
+# Names in Keras 1.
 KINDS["Convolution1D"] = Kind(weights=kernel_and_bias, reads=channels_of_kernel)
 KINDS["Convolution2D"] = Kind(weights=kernel_and_bias, reads=channels_of_kernel)
 for _rank, _space in ((1, "x"), (2, "y x")):

@@ -43,11 +43,11 @@ class Einsum(nn.Module):
     """A product of two arrays by an equation, ``"abc,cd->abd"``, and a bias along some axes.
 
     Attributes:
-        equation: with three dots for any axes.
-        output_sizes: sizes of the last axes of the output, ``None`` for those of the input.
-        bias_axes: axes of the output that the bias has.
-        how: how it is quantized.
-        aligned: whether scales have all axes of the output, or the last one alone.
+        equation: the equation; three dots stand for any axes.
+        output_sizes: sizes of the last axes of the output; ``None`` for a size of the input.
+        bias_axes: labels of the output axes that the bias has.
+        how: the quantization, or ``None``.
+        aligned: whether scales have all axes of the output, or only the last axis.
     """
 
     equation: str
@@ -79,7 +79,7 @@ class Einsum(nn.Module):
 
 
 def without_dots(equation: str, rank: int) -> str:
-    """Returns an equation with a letter for each axis of an input that dots stand for."""
+    """Returns an equation with letters in place of the dots, for an input of this rank."""
     equation = equation.replace(" ", "")
     dots = rank - len(equation.partition(",")[0].replace("...", ""))
     spare = [letter for letter in string.ascii_letters if letter not in equation]
@@ -106,9 +106,9 @@ def _einsum_weights(config: Config) -> list[Weight]:
 
 
 def _columns(config: Config) -> int:
-    """Returns how many columns a kernel has as a matrix, 0 if the config does not tell.
+    """Returns how many columns a kernel has as a matrix, 0 if the config does not determine it.
 
-    They are the axes that the output has, too.
+    The columns are the kernel's axes that the output also has.
     """
     operands, arrow, output = str(config.get("equation")).replace(" ", "").partition("->")
     shape = config.get("output_shape")
@@ -120,7 +120,7 @@ def _columns(config: Config) -> int:
 
 
 def _einsum_sizes(config: Config, params: Params) -> dict[str, Any]:
-    """Output axes that the kernel has too are as long as there, if its axes are its own."""
+    """Returns the output shape with the sizes of the kernel; nothing if that is a 4-bit matrix."""
     if (how := supported(config)) and how.bits == 4:
         return {}
     operands, output = config["equation"].replace(" ", "").split("->")
@@ -149,13 +149,13 @@ def _dense_axes(config: Config) -> Mapping[str, str]:
 
 
 def _dense_sizes(config: Config, params: Params) -> dict[str, Any]:
-    """Raises ValueError if Keras would expect another number of blocks."""
+    """Returns the units; raises ``ValueError`` if Keras would expect another number of blocks."""
     rows, units = params["kernel"].shape[0], params["kernel"].shape[-1]
     how = supported(config)
     if how and params["kernel_scale"].shape != (*how.groups(rows), units):
         raise ValueError(
-            f"expected scales of shape {(*how.groups(rows), units)}, because each "
-            f"{how.block or rows} rows have their own; got {params['kernel_scale'].shape}"
+            f"expected scales of shape {(*how.groups(rows), units)}, one for every "
+            f"{how.block or rows} rows; got {params['kernel_scale'].shape}"
         )
     return {"units": units}
 

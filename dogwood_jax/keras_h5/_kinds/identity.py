@@ -1,4 +1,4 @@
-"""Layers that hand on what they are given: inputs, marks of masks, and noise, in evaluation."""
+"""Layers that return their input: inputs, masking, and in evaluation dropout and noise."""
 
 from functools import partial
 from typing import Any
@@ -12,12 +12,12 @@ from dogwood_jax.keras_h5._kinds.options import channels_last
 
 
 def _input(config: Config) -> Function:
-    if config.get("dtype") == "string":  # what a vocabulary makes of it is given
+    if config.get("dtype") == "string":  # the caller passes the vocabulary's output
         return lambda x: x
     dtype = jnp.dtype(config.get("dtype") or "float32")
 
     def cast(x: Any) -> Any:
-        """Makes integers floats where the model has floats, as Keras does."""
+        """Converts integers to floats if the model has floats, as Keras does."""
         x = jnp.asarray(x)
         floats = jnp.issubdtype(dtype, jnp.floating) and not jnp.issubdtype(x.dtype, jnp.floating)
         return x.astype(dtype) if floats else x

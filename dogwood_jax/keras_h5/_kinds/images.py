@@ -1,4 +1,4 @@
-"""Layers that resize images and sequences, pad them or cut them out."""
+"""Layers that resize, pad or crop images and sequences."""
 
 import operator
 from functools import partial
@@ -13,7 +13,7 @@ from dogwood_jax.keras_h5._kinds.options import channels_last, spatial
 
 
 def _margins(value: Any, rank: int) -> list[tuple[int, int]]:
-    """Returns what a padding or cropping adds or removes before and after each spatial axis."""
+    """Returns the entries to pad or crop before and after each spatial axis."""
     pairs = (value,) * rank if rank == 1 or isinstance(value, int) else tuple(value)
     if len(pairs) != rank:
         raise ValueError(f"expected {rank} values, got {value!r}")
@@ -35,7 +35,7 @@ def _cropping(rank: int, config: Config) -> Function:
     return channels_last(config, crop)
 
 
-# Keras outside TensorFlow had another bilinear interpolation; it is renamed on reading.
+# Before Keras 2.4, outside TensorFlow, bilinear was different; it gets this name on reading.
 BILINEAR_2_3 = "bilinear of Keras 2.3"
 
 _METHODS = {name: name for name in ("nearest", "lanczos3", "lanczos5")}
@@ -75,7 +75,7 @@ def _up_sampling(rank: int, config: Config) -> Function:
 
 
 def _stretched(x: jax.Array, axis: int, times: int) -> jax.Array:
-    """Puts what was at i to ``times * i``, and in between what is in between."""
+    """Moves entry i to ``times * i``, and interpolates linearly in between."""
     below, part = divmod(jnp.arange(x.shape[axis] * times), times)
     part = jnp.expand_dims((part / times).astype(x.dtype), [a for a in range(x.ndim) if a != axis])
     first, second = (jnp.take(x, at, axis, mode="clip") for at in (below, below + 1))
@@ -83,7 +83,7 @@ def _stretched(x: jax.Array, axis: int, times: int) -> jax.Array:
 
 
 def _cut_to_ratio(x: jax.Array, height: int, width: int) -> jax.Array:
-    """Returns the middle of images, as much as has the ratio of these sizes."""
+    """Returns the largest part in the middle of images that has the ratio of these sizes."""
     rows, columns = x.shape[-3:-1]
     kept = min(rows, int(columns * height / width)), min(columns, int(rows * width / height))
     top, left = ((n - m) // 2 for n, m in zip((rows, columns), kept))
@@ -91,7 +91,7 @@ def _cut_to_ratio(x: jax.Array, height: int, width: int) -> jax.Array:
 
 
 def _resized(config: Config, height: int, width: int) -> Function:
-    """Returns what resizes images, channels last."""
+    """Returns a function that resizes images with channels last."""
     if config.get("pad_to_aspect_ratio"):
         raise ValueError("pad_to_aspect_ratio is not supported")
     method, antialias = _method(config, "bilinear"), bool(config.get("antialias"))
@@ -105,7 +105,7 @@ def _resizing(config: Config) -> Function:
 
 
 def resize(config: Config) -> Function:
-    """The operation that resizes images ``[..., height, width, channel]``."""
+    """Returns the operation that resizes images ``[..., height, width, channel]``."""
     resized = _resized(config, *spatial(config["size"], 2))
     if config.get("data_format") != "channels_first":
         return resized
@@ -113,7 +113,7 @@ def resize(config: Config) -> Function:
 
 
 # In evaluation nothing is random: Keras 3.8 and later return the image itself, Keras up to 3.5 a
-# resized one. Layers of older versions are renamed on reading.
+# resized image. Layers of older versions get these names on reading.
 RANDOM_CROP_3_5, RANDOM_CROP_3_7 = "RandomCrop of Keras 3.5", "RandomCrop of Keras 3.7"
 
 
@@ -129,7 +129,7 @@ def _random_crop_3_5(config: Config, name: str | None, deterministic: bool) -> F
 
 
 def _random_crop_3_7(config: Config, name: str | None, deterministic: bool) -> Function:
-    raise ValueError("what Keras 3.6 and 3.7 evaluate is not supported; save it by Keras 3.8")
+    raise ValueError("crops of Keras 3.6 and 3.7 are not supported; save the model in Keras 3.8")
 
 
 def _block_size(config: Config) -> int:
@@ -139,7 +139,7 @@ def _block_size(config: Config) -> int:
 
 
 def depth_to_space(config: Config) -> Function:
-    """The operation that makes larger images of channels."""
+    """Returns the operation that moves channels into blocks of larger images."""
     size = _block_size(config)
 
     def blocks(x: Any) -> Any:
@@ -151,7 +151,7 @@ def depth_to_space(config: Config) -> Function:
 
 
 def space_to_depth(config: Config) -> Function:
-    """The operation that makes channels of blocks of images."""
+    """Returns the operation that moves blocks of images into channels."""
     size = _block_size(config)
 
     def stacked(x: Any) -> Any:

@@ -1,4 +1,4 @@
-"""All that is known of a class of Keras layers, in one record: ``Kind``; ``KINDS`` has them all."""
+"""The record of a class of Keras layers, ``Kind``, and the table of all records, ``KINDS``."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,22 +9,22 @@ import numpy as np
 from dogwood_jax.keras_h5._kinds.masking import dropped, forgotten, handed_on, unknown
 
 Config = Mapping[str, Any]
-Params = Mapping[str, Any]  # of one layer in Flax, or their shapes
+Params = Mapping[str, Any]  # parameters of one layer in Flax, or their shapes
 Path = tuple[str, ...]
-Function = Callable[..., Any]  # of arrays
+Function = Callable[..., Any]  # takes and returns arrays
 Shape = tuple[int, ...]
 
-# In configs of modules, beside what Keras has there: for a Reshape, or what repeats by a count, how
-# many channels are read, for a GroupNormalization how many there were before the model grew, for a
-# convolution in groups that it has other filters than before.
+# Keys that this library adds to configs. For a Reshape or a layer that repeats by a count: how many
+# channels are read. For a GroupNormalization: how many channels there were before the model grew.
+# For a convolution in groups: ``True`` if its number of filters has changed.
 CHANNELS = "channels, says dogwood_jax"
-# For a layer whose arrays Keras 1 laid out in another way. For a convolution, "th", "tf" or "1D"
-# says how, and " turned" after it that its kernel is turned around, as Theano has kernels.
+# For a layer whose arrays Keras 1 laid out in another way. For a convolution, "th", "tf" or "1D" is
+# the layout, followed by " turned" if its kernel is turned around, as in Theano.
 KERAS_1 = "of Keras 1, says dogwood_jax"
-# For a BatchNormalization of three arrays whose names are unknown: that it has one of the two.
+# For a BatchNormalization with three arrays of unknown names: it has either a scale or a center.
 EITHER = "scale or center, says dogwood_jax"
 
-# Beside a class's name in configs: what the file calls it, where that is not the same.
+# The name of the class in the file, if it differs from ``class_name``.
 NAMED = "class_name, says the file"
 
 
@@ -33,15 +33,15 @@ class Weight:
     """One array of Keras, and the arrays of Flax that it becomes.
 
     Attributes:
-        name: its path in the Keras layer, ``"kernel"``, or ``"cell/kernel"`` where it belongs to a
-            layer inside, by the attribute that holds it.
+        name: its path in the Keras layer: ``"kernel"``, or ``"cell/kernel"`` for an array of an
+            inner layer that the attribute ``cell`` holds.
         places: paths of the Flax arrays, the collection first: ``(("params", "kernel"),)``.
-        to_flax: makes them of the Keras array.
-        to_keras: the inverse.
-        trainable: whether Keras lists it among the trainable weights, that is first.
-        repeats: the weight that it is once more, in files alone that name layers by position.
-        quantized: whether it is what a quantized layer has in a weight's place, which Keras stores
-            there and does not train: integers, and scales.
+        to_flax: converts the Keras array to the Flax arrays.
+        to_keras: the inverse of ``to_flax``.
+        trainable: whether Keras lists it among the trainable weights, which come first.
+        repeats: the weight of which it is a copy; only files that name layers by position have it.
+        quantized: whether a quantized layer has it in place of a weight: integers or scales, which
+            Keras stores and does not train.
     """
 
     name: str
@@ -55,43 +55,43 @@ class Weight:
 
 @dataclass(frozen=True)
 class Kind:
-    """All that is known of a class of layers; what is not said is unknown, or not supported.
+    """The record of a class of layers; whatever it leaves out is unknown or not supported.
 
-    What computes it, its weights, its sizes, and what it does with masks:
+    The groups of attributes are computation, weights, sizes, masks and vocabularies.
 
     Attributes:
-        function: makes it from its config, where it has neither weights nor noise in training.
-        module: makes it from its config, its name and whether it is evaluated rather than trained;
-            it has the variables that ``weights`` says.
-        keywords: keyword arguments with which it may be called; ``None`` for any.
+        function: makes a layer without weights and without noise in training, from its config.
+        module: makes a layer from its config, its name and whether it is deterministic, as in
+            evaluation; its variables are those in ``weights``.
+        keywords: keyword arguments that calls may have; ``None`` for any.
 
-        weights: its arrays in Keras and in Flax, by its config; see ``layout``.
-        axes: their axes by name, by its config; see ``_weights.shapes``.
-        told: as much of its config as conversion needs, by the shapes of arrays that have numbers
-            in place of names; ``None`` if they do not tell. Unless given, their count tells.
-        holds: keys of layers in its config, with the place of their parameters in its own.
-        own_name: what Keras itself calls the class, if not as in configs.
-        inner_names: what files call the layers in it, by the attributes that hold them.
+        weights: returns the layer's arrays in Keras and in Flax, from its config; see ``layout``.
+        axes: returns the names of the axes of each array, from the config; see ``_weights.shapes``.
+        told: returns as much of the config as conversion needs, from the shapes of arrays with
+            numbers as names; ``None`` if they do not determine it. Default: by their count.
+        holds: config keys of inner layers, each with the place of their parameters in the layer's.
+        own_name: the name of the class in Keras itself, if configs have another.
+        inner_names: names of inner layers in files, by the attributes that hold them.
 
-        sizes: what its config says, by its parameters.
-        sizes_by_input: what else it says, by its parameters, the shape of its input, and how many
-            channels of its output are read, if known.
-        passes_channels: whether its output has the channels of its input, whatever their number.
-        counted: the axis of its output whose size is a number in its config, which may follow its
-            readers, -1 for channels; and that number, ``None`` if it is none.
-        moved_to: which axis of its output an axis of its input is, both counted from the end, by
-            its config; ``None`` if that is not known. Only of layers that move axes.
-        reads: how many channels its input has, by its config and parameters, if they tell and
-            channels are last.
+        sizes: returns sizes in the config, from the parameters.
+        sizes_by_input: returns further sizes in the config, from the parameters, the input's shape
+            and the number of channels of the output that are read, if known.
+        passes_channels: whether the output has the channels of the input, whatever their number.
+        counted: returns the output axis (-1: channels) whose size is a number in the config that
+            may follow the layers that read it; and the number, ``None`` if there is none.
+        moved_to: maps an input axis to its output axis, both counted from the end, by the config;
+            ``None`` if that is unknown. Only for layers that move axes.
+        reads: returns the input's number of channels, from the config and the parameters, if they
+            determine it and channels are last.
 
-        on_mask: the mask of its output, by its config and the masks of its inputs; see ``masking``.
-        takes_masks: how it is called with the masks of its inputs: with that of the first as
-            ``mask``, with a list of all, or with each by the name of its input, ``query_mask``.
-        new_mask: what makes a mask of its input, by its config; ``None`` if it makes none.
-        masks_in: which of ``MASKS`` holds in a version of Keras.
+        on_mask: returns the output's mask, from the config and the inputs' masks; see ``masking``.
+        takes_masks: how calls pass the masks of inputs: the first mask as ``mask``, a list of all
+            masks, or each mask under the name of its input, such as ``query_mask``.
+        new_mask: returns a function from the input to a new mask; ``None`` if there is no new mask.
+        masks_in: returns the value of ``MASKS`` in a version of Keras.
 
-        looked_up: of a layer that is not computed, because a model can take what it returns for an
-            input: the shape of that, by its config and the shape of its input, if they tell.
+        looked_up: for a layer that is not computed, because a model takes its output as an input:
+            the shape of that output, from the config and the input's shape, if they determine it.
     """
 
     function: Callable[[Config], Function] | None = None
@@ -121,15 +121,15 @@ class Kind:
 
     @property
     def ignores_masks(self) -> bool:
-        """Whether it computes the same with and without a mask."""
+        """Whether the layer computes the same with and without a mask."""
         return self.on_mask in (dropped, handed_on) and self.takes_masks is None
 
 
-KINDS: dict[str, Kind] = {}  # by class name; the files beside this one fill it
+KINDS: dict[str, Kind] = {}  # by class name; the other files in this folder fill it
 
 
 def kind_of(class_name: str | None) -> Kind:
-    """Returns what is known of a class, also of one that is not in the table."""
+    """Returns the record of a class; a class that is not in the table has an empty record."""
     if class_name in KINDS:
         return KINDS[class_name]
     return Kind(on_mask=forgotten if str(class_name).startswith("ops.") else unknown)
@@ -139,9 +139,9 @@ def layout(class_name: str | None, config: Config) -> list[Weight]:
     """Returns the weights of a layer in Keras's order: trainable ones first, then the others.
 
     Args:
-        class_name: as in a model's config. Classes that are not known here have no weights.
-        config: the layer's config. What it leaves out has the default that Keras had before the
-            option came.
+        class_name: as in a model's config. Unknown classes have no weights.
+        config: the layer's config. A missing option counts as in the versions of Keras that did not
+            have it.
     """
     weights = kind_of(class_name).weights
     return sorted(weights(config), key=lambda weight: not weight.trainable) if weights else []

@@ -19,9 +19,9 @@ from dogwood_jax.keras_h5._kinds.weight import kernel_and_bias, last_axis, plain
 
 
 class LocallyConnected(nn.Module):
-    """A convolution with another kernel at every place.
+    """A convolution with its own kernel at every place.
 
-    The kernel is ``[place, window * in, out]``, places and windows row by row.
+    The kernel is ``[place, window * in, out]``, with places and windows row by row.
     """
 
     filters: int
@@ -71,9 +71,9 @@ class ConvLSTM(nn.Module):
     """An LSTM whose products are convolutions; gates are i, f, c, o side by side.
 
     Attributes:
-        filters: how many channels the state has.
-        options: strides, padding and dilation of the convolution of inputs.
-        flags: what recurrent layers have, ``return_sequences`` among them.
+        filters: number of channels of the state.
+        options: sizes, strides, padding, dilation and bias of the convolution of inputs.
+        flags: options of recurrent layers, such as ``return_sequences``.
         channels_first: whether arrays are ``[batch, step, channel, ...]``.
     """
 

@@ -1,7 +1,7 @@
-"""What layers do with the masks of their inputs: which steps of a sequence count.
+"""Masks of the outputs of layers. A mask marks the steps of a sequence that count.
 
-Each function returns the mask of a layer's output, from its config and the masks of its inputs,
-which are ``None`` where there are none: arrays, or ``True`` to find out whether there will be one.
+Each function returns the mask of a layer's output, from its config and the masks of its inputs. A
+mask is an array, ``True`` where only the existence of masks is computed, or ``None`` for no mask.
 """
 
 import functools
@@ -9,40 +9,40 @@ import operator
 from collections.abc import Mapping
 from typing import Any
 
-# In configs, beside what Keras has there, where the version of Keras decides:
-# - "ignored": the layer knows of no masks
-# - "all": of a sum, what the masks of all inputs agree on counts
-# - "computed": in a product or extreme, what is masked does not count
-# - "held": of a Bidirectional layer, a masked step has the output of the step before
-# - "taken": attention takes the masks off its inputs, for layers that are called later
+# A key that this library adds to configs where the use of masks depends on the version of Keras:
+# - "ignored": the layer ignores masks
+# - "all": in a sum, a step counts if it counts in all masks of the inputs
+# - "computed": a product or extreme leaves out masked entries
+# - "held": in a Bidirectional layer, a masked step has the output of the step before it
+# - "taken": attention removes the masks of its inputs, for layers that are called later
 MASKS = "masks, says dogwood_jax"
 
 
 def unknown(config: Mapping[str, Any], masks: list[Any]) -> Any:
-    """Refuses: what becomes of the mask is not known, or depends on the version of Keras."""
+    """Raises ``ValueError``: the output's mask is unknown, or depends on the version of Keras."""
     raise ValueError(
-        "it is given a mask, from an Embedding with mask_zero or a Masking layer, and that is not "
+        "it is given a mask by an Embedding with mask_zero or a Masking layer, which is not "
         "supported"
     )
 
 
 def dropped(config: Mapping[str, Any], masks: list[Any]) -> Any:
-    """The output has no mask."""
+    """Returns ``None``: the output has no mask."""
     return None
 
 
 def forgotten(config: Mapping[str, Any], masks: list[Any]) -> Any:
-    """The output has no mask, as of operations on arrays, which know of none."""
+    """Returns ``None``: operations on arrays do not handle masks."""
     return None
 
 
 def handed_on(config: Mapping[str, Any], masks: list[Any]) -> Any:
-    """The output has the mask of the first input."""
+    """Returns the mask of the first input."""
     return masks[0]
 
 
 def merged(config: Mapping[str, Any], masks: list[Any]) -> Any:
-    """A step counts where it counts in one of the inputs, or in all of them."""
+    """Returns the steps that count in any input if all have masks; with ``"all"``, in all masks."""
     known = [mask for mask in masks if mask is not None]
     if config.get(MASKS) == "all":
         return functools.reduce(operator.and_, known)

@@ -1,4 +1,4 @@
-"""Layers that make one array of several."""
+"""Layers that merge several arrays into one."""
 
 import functools
 import operator
@@ -14,7 +14,7 @@ from dogwood_jax.keras_h5._kinds.options import spatial
 
 
 def _aligned(xs: Sequence[Any]) -> list[Any]:
-    """Keras broadcasts arrays of lower rank after their batch axis."""
+    """Adds axes of size 1 after the batch axis, as Keras does for arrays of lower rank."""
     rank = max(x.ndim for x in xs)
     return [x.reshape(x.shape[0], *(1,) * (rank - x.ndim), *x.shape[1:]) for x in xs]
 
@@ -37,7 +37,7 @@ def _masks_in(version: tuple[int, ...]) -> str | None:
 
 
 def _product(xs: Sequence[Any], masks: Sequence[Any]) -> Any:
-    """A product in which masked factors do not count; zero where none counts."""
+    """Returns the product of the factors that are not masked; zero where all are masked."""
     factors = [x if m is None else jnp.where(m[..., None], x, 1) for x, m in zip(xs, masks)]
     product = functools.reduce(jnp.multiply, factors)
     if any(mask is None for mask in masks):
@@ -46,7 +46,7 @@ def _product(xs: Sequence[Any], masks: Sequence[Any]) -> Any:
 
 
 def _extreme(combine: Callable[[Any, Any], Any], xs: Sequence[Any], masks: Sequence[Any]) -> Any:
-    """A maximum or minimum in which what is masked does not count."""
+    """Returns the maximum or minimum of the entries that are not masked."""
     (y, seen), *others = zip(xs, masks)
     for x, mask in others:
         x = x if mask is None else jnp.where(mask[..., None], x, y)

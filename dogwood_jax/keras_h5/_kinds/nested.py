@@ -1,4 +1,4 @@
-"""Layers that hold layers: models and TimeDistributed; Bidirectional is a recurrent one."""
+"""Layers with inner layers: models and TimeDistributed. Bidirectional is in ``recurrent``."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -18,23 +18,23 @@ from dogwood_jax.keras_h5._kinds.masking import handed_on, unknown
 from dogwood_jax.keras_h5._kinds.weight import is_kernel_and_bias
 
 MODELS = ("Sequential", "Functional", "Model")
-# Layers that call the one in them with what they are called with, or with each step of it.
+# Layers that pass their input, or each step of it, to their inner layer.
 WRAPPERS = ("TimeDistributed", "SpectralNormalization")
 
 
 def layers_of(config: Config | Sequence[Config]) -> Sequence[Config]:
-    """Returns the layers of a model's config, which before Keras 2.2.3 was their bare list."""
+    """Returns the layers in a model's config; before Keras 2.2.3 the config was a list of them."""
     layers: Sequence[Config] = config["layers"] if isinstance(config, Mapping) else config
     return layers
 
 
 def layer_name(layer: Config) -> str:
-    """Returns the name of a layer in the config of a model."""
+    """Returns the name of a layer in a model's config."""
     return str(layer["name"] if "name" in layer else layer["config"]["name"])
 
 
 def inside(keras: str, flax: str, weights: Iterable[Weight]) -> list[Weight]:
-    """The weights of a layer that is inside another, under these names there."""
+    """Returns the weights of an inner layer, under these names in the outer layer."""
 
     def moved(place: Path) -> Path:
         return (place[0], flax, *place[1:]) if flax else place
@@ -45,7 +45,7 @@ def inside(keras: str, flax: str, weights: Iterable[Weight]) -> list[Weight]:
 
 
 def weights_of_layer(layer: Config) -> list[Weight]:
-    """The weights of a layer in another's config; all are fixed where the layer is frozen."""
+    """Returns the weights of an inner layer's config; those of a frozen layer are not trainable."""
     weights = layout(layer["class_name"], layer["config"])
     config = layer["config"]
     frozen = isinstance(config, Mapping) and config.get("trainable") is False

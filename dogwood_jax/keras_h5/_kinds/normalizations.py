@@ -1,4 +1,4 @@
-"""Normalizations, and layers that scale what they are given."""
+"""Normalizations, and layers that scale their input."""
 
 import operator
 import warnings
@@ -25,13 +25,13 @@ from dogwood_jax.keras_h5._kinds.weight import fixed, last_axis, plain
 
 
 def _axis(config: Config) -> tuple[int, ...]:
-    """Returns the axes of a normalization, which configs have as a number or a list."""
+    """Returns the axes of a normalization; configs have a number or a list."""
     axis = config.get("axis", -1)
     return (axis,) if isinstance(axis, int) else tuple(map(operator.index, axis))
 
 
 def _options(config: Config, name: str | None) -> dict[str, Any]:
-    """Returns what normalizations that center and scale have in common."""
+    """Returns the options that all normalizations with a center and a scale have."""
     return {
         "epsilon": float(config.get("epsilon", 1e-3)),
         "use_scale": config.get("scale", True),
@@ -48,7 +48,7 @@ def _scale_and_bias(config: Config) -> list[Weight]:
 
 
 def _channels(config: Config, params: Params) -> int | None:
-    """The channels are those of the scale or bias, where they are the last axis."""
+    """Returns the size of the scale or bias if channels are the last axis, else ``None``."""
     arrays = [params[name] for name in ("scale", "bias") if name in params]
     last = config.get("axis", -1) in (-1, [-1], (-1,))
     return int(arrays[0].shape[-1]) if arrays and last else None
@@ -128,14 +128,15 @@ def _group_norm(config: Config, name: str | None, deterministic: bool) -> Functi
 
 
 def grown_groups(groups: int, before: int, channels: int) -> int:
-    """Returns how many groups a GroupNormalization has with more channels.
+    """Returns the number of groups of a GroupNormalization that has grown to more channels.
 
     Warns:
-        RuntimeWarning: if there may be more groups or larger ones. More are taken, which leave the
-            model's outputs as they are; groups get larger by ``strategies.tile`` alone.
+        RuntimeWarning: if both more groups and larger groups are possible. More groups are chosen,
+            because they leave the model's outputs as they are; only ``strategies.tile`` makes
+            groups larger.
 
     Raises:
-        ValueError: if it is neither.
+        ValueError: if neither is possible.
 
     Example:
         >>> grown_groups(4, before=8, channels=10)  # five groups of 2
@@ -149,12 +150,12 @@ def grown_groups(groups: int, before: int, channels: int) -> int:
     more, larger = channels % size == 0, channels % groups == 0
     if not more and not larger:
         raise ValueError(
-            f"{channels} channels are neither groups of {size} nor {groups} groups, as before"
+            f"{channels} channels divide neither into groups of {size} nor into {groups} groups"
         )
     if more and larger and size > 1:
         warnings.warn(
-            f"GroupNormalization: {channels} channels taken for {channels // size} groups of "
-            f"{size}, not {groups} groups of {channels // groups}",
+            f"GroupNormalization: {channels} channels read as {channels // size} groups of "
+            f"{size}, not as {groups} groups of {channels // groups}",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -185,12 +186,12 @@ def _unit_normalization(config: Config) -> Function:
 
 
 class Standardize(nn.Module):
-    """Subtracts a mean and divides by a standard deviation, which are not learned.
+    """Subtracts a mean and divides by a standard deviation, neither of which is learned.
 
     Attributes:
-        axes: the axes that have a mean each.
-        invert: whether to undo it instead.
-        given: mean and variance where they are part of the config.
+        axes: the axes along which each index has its own mean.
+        invert: whether to apply the inverse instead.
+        given: mean and variance, if the config has them.
     """
 
     axes: tuple[int, ...]
@@ -247,7 +248,7 @@ def _rescaling(config: Config) -> Function:
 
 
 def _constant(value: Any, x: Any) -> Any:
-    """Returns a number of a config, or list of numbers, as an array for computing with ``x``."""
+    """Returns a number or list of numbers of a config as an array of the dtype of ``x``."""
     value = value["config"]["value"] if isinstance(value, Mapping) else value
     return jnp.asarray(value, x.dtype)
 

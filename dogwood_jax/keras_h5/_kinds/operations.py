@@ -1,8 +1,8 @@
 """Functions of the arrays of a Functional model: ``x * 2 + y``, ``ops.mean(x, axis=1)``.
 
-Keras makes layers of them, and each release has its own kind: operations in Keras 3 (called
-``ops.Add`` here, since there is a layer Add), calls of TensorFlow's functions since 2.4, and nodes
-of its graphs before that.
+Keras turns them into layers, in different forms: operations in Keras 3 (called ``ops.Add`` here,
+because there is also a layer Add), calls of TensorFlow's functions since Keras 2.4, and nodes of
+TensorFlow's graphs before that.
 """
 
 import operator
@@ -21,11 +21,11 @@ from dogwood_jax.keras_h5._kinds.masking import forgotten
 
 
 def sizes(value: Any) -> Any:
-    """Returns an axis or size, or several of them."""
+    """Returns an axis or size as it is, and a list of them as a tuple."""
     return tuple(map(operator.index, value)) if isinstance(value, list | tuple) else value
 
 
-# Order, sums up to a place, and segments.
+# Order, cumulative sums, and segments.
 
 
 def roll(x: Any, shift: Any, axis: Any = None) -> Any:
@@ -61,11 +61,11 @@ def take_along_axis(x: Any, indices: Any, axis: Any = None) -> Any:
 
 
 def segments(reduce: Function) -> Function:
-    """Reduces the rows of each segment to one; without ``num_segments`` their count is data."""
+    """Returns a function that reduces the rows of each segment to one; needs ``num_segments``."""
 
     def reduced(x: Any, ids: Any, num_segments: Any) -> Any:
         if num_segments is None:
-            raise ValueError("num_segments is not given; how many there are is not known before")
+            raise ValueError("num_segments is not given; the shape of the result depends on it")
         return reduce(x, jnp.asarray(ids), operator.index(num_segments))
 
     return reduced
@@ -84,7 +84,7 @@ def average(x: Any, axis: Any = None, weights: Any = None) -> Any:
 
 
 def fft(transform: Function) -> Function:
-    """Transforms complex numbers, which are pairs of real arrays."""
+    """Returns a transform of complex numbers, which are pairs of real arrays."""
 
     def transformed(pair: Sequence[Any]) -> Any:
         real, imaginary = pair
@@ -114,11 +114,11 @@ def hard_shrink(x: Any, threshold: Any = 0.5) -> Any:
 
 
 def _divide_no_nan(x: Any, y: Any) -> Any:
-    """Divides; zero where the divisor is."""
+    """Divides; the result is zero where the divisor is zero."""
     return jnp.where(y == 0, 0, x / jnp.where(y == 0, 1, y))
 
 
-# Functions of one or two arrays: by the names in Keras 3, since TensorFlow 2.4, and before.
+# Functions without options, by their names in Keras 3, in TensorFlow since 2.4, and before that.
 _ELEMENTWISE: Mapping[tuple[str, str, str], Function] = {
     ("Add", "__operators__.add math.add", "AddV2 Add"): jnp.add,
     ("Subtract", "math.subtract", "Sub"): jnp.subtract,
@@ -198,7 +198,7 @@ _ELEMENTWISE: Mapping[tuple[str, str, str], Function] = {
 
 
 def _broadcasting(function: Function) -> Function:
-    """Returns a function that takes arrays of any ranks, also where JAX is told to refuse that."""
+    """Returns the function for arrays of any ranks, even where JAX refuses rank promotion."""
 
     def call(*arrays: Any) -> Any:
         rank = max(map(jnp.ndim, arrays))
@@ -262,12 +262,12 @@ def _squeeze(x: Any, axis: Any = None) -> Any:
 
 
 def _split(x: Any, sections: Any, axis: Any = 0) -> Any:
-    """Splits into equal parts, or at these places."""
+    """Splits into equal parts, or at the given places."""
     return jnp.split(x, sizes(sections), axis=operator.index(axis))
 
 
 def _split_sizes(x: Any, sizes: Any, axis: Any = 0) -> Any:
-    """Splits into equal parts, or parts of these sizes."""
+    """Splits into equal parts, or into parts of the given sizes."""
     if isinstance(sizes, list | tuple):
         sizes = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
     return _split(x, sizes, axis)
@@ -362,8 +362,8 @@ def _one_hot(config: Config) -> Function:
     return lambda x: jax.nn.one_hot(x.astype(jnp.int32), count, axis=axis, dtype=dtype)
 
 
-# Operations with a count in their config: where the last axis of the result is as long as that, it
-# follows the readers.
+# Operations with a count in their config: if the last axis of the result has this size, the count
+# follows the layers that read the result.
 
 
 def _is_last(axis: Any, rank: int) -> bool:
@@ -371,10 +371,10 @@ def _is_last(axis: Any, rank: int) -> bool:
 
 
 def _counts(class_name: str, config: Config, shape: Shape, channels: int) -> dict[str, Any]:
-    """Returns the options of a counting operation so that this many channels come out."""
+    """Returns the options with which a counting operation has this many output channels."""
     if class_name == "OneHot":
         return {"num_classes": channels} if _is_last(config["axis"], len(shape) + 1) else {}
-    one = bool(shape) and shape[-1] == 1  # which is repeated; others grow by themselves
+    one = bool(shape) and shape[-1] == 1  # it is repeated; more channels grow by themselves
     if class_name == "BroadcastTo":
         return {"shape": [*config["shape"][:-1], channels if one else shape[-1]]}
     if class_name == "Tile" and one and isinstance(config["repeats"], list | tuple):
@@ -418,9 +418,9 @@ def _einsum(equation: Any) -> Function:
     return lambda *arrays: jnp.einsum(equation, *arrays)
 
 
-# What Keras 3 calls them, with the options in its configs in the order above; what TensorFlow calls
-# them, with the arguments after the first; and nodes, with the attributes that are options after
-# the arrays: reductions, shapes and axes are arrays there, constants in the config.
+# Each function with its name in Keras 3 and the options in its config, in the function's order; its
+# name in TensorFlow and the arguments after the first; and its node and the attributes that follow
+# the arrays. Axes and shapes are arrays in nodes, and constants in their configs.
 _REDUCTIONS = tuple(
     (_reduction(reduce), f"{name}: axis keepdims", f"{called}: axis keepdims", node)
     for reduce, name, called, node in (
@@ -466,7 +466,7 @@ _WITH_OPTIONS: Sequence[tuple[Function, str, str, str]] = (
     (_moveaxis, "Moveaxis: source destination", "", ""),
     (_argmax, "Argmax: axis keepdims", "", ""),
     (_argmin, "Argmin: axis keepdims", "", ""),
-    # TensorFlow takes the first axis where none is given.
+    # TensorFlow uses the first axis if none is given.
     (lambda x, axis=0: _argmax(x, axis or 0), "", "math.argmax: axis", ""),
     (lambda x, axis=0: _argmin(x, axis or 0), "", "math.argmin: axis", ""),
     (lambda x, depth: jax.nn.one_hot(x.astype(jnp.int32), depth), "", "one_hot: depth", ""),
@@ -550,7 +550,7 @@ _OPTIONS_3, _OPTIONS_2, _OPTIONS_1 = (
 
 
 def _operation(name: str) -> Callable[[Config], Function]:
-    """An operation of Keras 3."""
+    """Returns the maker of an operation of Keras 3, which takes its config."""
     if name in _KERAS_3:
         return lambda config: _KERAS_3[name]
     function, options = _OPTIONS_3[name]
@@ -563,7 +563,7 @@ def _operation(name: str) -> Callable[[Config], Function]:
 
 
 def _call_of_function(config: Config) -> Function:
-    """A call of a function of TensorFlow's."""
+    """Returns the function for a call of one of TensorFlow's functions."""
     name = str(config["function"]).removeprefix("compat.v1.")
     if name in _FUNCTIONS:
         return lambda x, **others: _FUNCTIONS[name](x, *(_array(y, x) for y in others.values()))
@@ -584,7 +584,7 @@ def _call_of_function(config: Config) -> Function:
 
 
 def _array(value: Any, like: Any) -> Any:
-    """Returns a list of numbers from a config as an array for computing with another one."""
+    """Returns a list of numbers in a config as an array, with the dtype of ``like`` for floats."""
     if not isinstance(value, list | tuple):
         return value
     array = np.asarray(value)
@@ -595,7 +595,7 @@ def _array(value: Any, like: Any) -> Any:
 
 
 def _node(config: Config) -> Function:
-    """An operation whose inputs that are constants are in its config, by position."""
+    """Returns the function of a node; the config has its constant inputs, by position."""
     node = config["node_def"]
     name = node["op"]
     constants = {int(position): value for position, value in config["constants"].items()}
@@ -625,7 +625,7 @@ _TYPES = {"DT_FLOAT": "float32", "DT_INT32": "int32", "DT_BOOL": "bool", "DT_HAL
 
 
 def _attribute(value: Mapping[str, Any]) -> Any:
-    """Returns the value of a node's attribute, as TensorFlow's JSON has it."""
+    """Returns the value of a node's attribute in TensorFlow's JSON."""
     ((kind, content),) = value.items()
     if kind == "list":
         return [int(number) for number in content["i"]]
@@ -635,7 +635,7 @@ def _attribute(value: Mapping[str, Any]) -> Any:
 
 
 def _strided_slice(attributes: Mapping[str, Any]) -> Function:
-    """Indexing; bits of masks say what of ``begin``, ``end`` and ``strides`` counts."""
+    """Returns an indexing function; for each axis, bits of masks choose what is used."""
     masks = {name: int(attributes[name]["i"]) for name in attributes if name.endswith("_mask")}
 
     def index(x: Any, begin: Any, end: Any, strides: Any) -> Any:
@@ -656,7 +656,7 @@ def _strided_slice(attributes: Mapping[str, Any]) -> Function:
 
 
 def _slicing(x: Any, slice_spec: Any) -> Any:
-    """Indexes, with slices as Keras 3 has them or as TensorFlow wrote them."""
+    """Indexes an array with slices in the form of Keras 3 or of TensorFlow."""
     items = slice_spec if isinstance(slice_spec, list) else [slice_spec]
     return x[tuple(map(_index, items))]
 
@@ -683,10 +683,10 @@ _OPERATIONS: dict[str, Callable[[Config], Function]] = {
 
 
 def _reduced_to(config: Config, axis: int) -> int | None:
-    """Returns where the last axis is after a reduction along others.
+    """Returns the place of the last axis after a reduction along others, ``None`` if unknown.
 
-    A positive axis may be the last one. If it is, and all between it and the batch go as well, the
-    batch alone is left, of which no layer reads channels.
+    A positive axis may be the last axis. If it is, and all axes between it and the batch are
+    reduced as well, only the batch is left, and no layer reads its channels.
     """
     axes = sizes(config["axis"])
     axes = (axes,) if isinstance(axes, int) else axes or (-1,)
@@ -695,7 +695,7 @@ def _reduced_to(config: Config, axis: int) -> int | None:
     return -1 if axis == -1 and stays and not (first and config.get("keepdims")) else None
 
 
-# Operations whose results have the channels of their arrays.
+# Operations whose results have the channels of their inputs.
 _SAME = (*_KERAS_3, "Cast", "Clip", "Softmax", "LogSoftmax", "Gelu", "LeakyRelu", "Normalize")
 
 for _class, _make in _OPERATIONS.items():

@@ -1,4 +1,4 @@
-"""What configs of many layers share: sizes along axes, ``data_format``, rates of dropout."""
+"""Options in the configs of many layers: sizes along axes, ``data_format``, rates of dropout."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from dogwood_jax.keras_h5._kinds.kind import Config, Function
 
 
 def channels_last(config: Config, function: Function) -> Function:
-    """Returns a function that computes with channels last, for arrays as the config has them."""
+    """Wraps a function of arrays with channels last for the ``data_format`` of the config."""
     data_format = config.get("data_format") or "channels_last"
     if data_format not in ("channels_first", "channels_last"):
         raise ValueError(f"the data_format {data_format!r} is unknown")

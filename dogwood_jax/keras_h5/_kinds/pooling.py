@@ -1,4 +1,4 @@
-"""Pooling, in windows and of whole arrays."""
+"""Pooling over windows and over whole arrays."""
 
 from collections.abc import Callable
 from functools import partial
@@ -28,7 +28,7 @@ def _padding(config: Config) -> str:
 
 
 def _average_pool(x: Any, window: tuple[int, ...], **options: Any) -> Any:
-    """The mean of each window, in which padding does not count."""
+    """Returns the mean of each window, without padding."""
     pool: Any = nn.pool  # untyped
     ones = jnp.ones((1, *x.shape[1:-1], 1), x.dtype)
     total, counts = (pool(a, 0.0, jax.lax.add, window, **options) for a in (x, ones))
@@ -52,7 +52,7 @@ def _global_pooling(pool: Callable[..., Any], rank: int, config: Config) -> Func
 
 
 def _adaptive_pooling(pool: Callable[..., Any], rank: int, config: Config) -> Function:
-    """Windows of whatever size makes so many of them; neighbours may overlap."""
+    """Pools over as many windows as the config has; neighbours may overlap."""
     sizes = spatial(config["output_size"], rank)
 
     def pooled(x: Any) -> Any:

@@ -1,8 +1,8 @@
-"""Weights that Keras 3 has quantized: integers, with scales beside them.
+"""Quantized weights of Keras 3: integers with scales.
 
-A layer of 8 bits rounds its inputs, too: it multiplies integers by integers, and divides by both
-scales. One of 4 bits has each block of rows with a scale and a zero point, and only its weights are
-rounded. Files hold two such integers in a byte; variables have one in an ``int8``.
+A layer with 8 bits also rounds its inputs: it multiplies integers by integers, and divides by both
+scales. In a layer with 4 bits, each block of rows has a scale and a zero point, and only weights
+are rounded. Files hold two of its integers in a byte; variables hold one in an ``int8``.
 """
 
 import math
@@ -27,11 +27,11 @@ _COMPUTED = ("Dense", "EinsumDense", "Embedding")
 
 @dataclass(frozen=True)
 class Rounding:
-    """To which integers Keras rounds inputs, after it has multiplied them by a scale.
+    """The integers to which Keras rounds inputs, after multiplying them by a scale.
 
     Attributes:
-        smallest, largest: the range of the integers, of which the largest input becomes the last.
-        epsilon: what is added to the largest input, so that it is not zero.
+        smallest, largest: the range of integers; the largest absolute input becomes ``largest``.
+        epsilon: added to the largest absolute input, to avoid a division by zero.
     """
 
     smallest: int = -127
@@ -41,12 +41,13 @@ class Rounding:
 
 @dataclass(frozen=True)
 class Quantization:
-    """How Keras computes a quantized layer.
+    """The quantization with which Keras computes a layer.
 
     Attributes:
-        bits: of each weight, 8 or 4.
-        block: how many rows share a scale and a zero point; ``None`` if all do, without the latter.
-        rounding: of inputs; ``None`` if they are not rounded.
+        bits: bits of each weight, 8 or 4.
+        block: number of rows that share a scale and a zero point; ``None`` if all rows share a
+            scale, without a zero point.
+        rounding: rounding of inputs; ``None`` if they are not rounded.
     """
 
     bits: int
@@ -54,7 +55,7 @@ class Quantization:
     rounding: Rounding | None
 
     def groups(self, rows: int) -> tuple[int, ...]:
-        """The axis of scales along which there is one for each block, if there is one."""
+        """Returns the axis of scales with one scale for each block; ``()`` without blocks."""
         return () if self.block is None else (math.ceil(rows / self.block),)
 
 
@@ -63,11 +64,11 @@ def refusal(class_name: str | None, config: Config, arrays: Iterable[Any] = ()) 
 
     Args:
         class_name: the layer's class.
-        config: its config, which does not tell of layers that it makes itself.
-        arrays: its arrays, which do.
+        config: its config, which lacks the layers that the layer itself makes.
+        arrays: its arrays, which show whether such inner layers are quantized.
     """
     if class_name not in _COMPUTED:
-        # Keras calls a quantized layer in TimeDistributed without its scales.
+        # In TimeDistributed, Keras calls a quantized layer without its scales.
         inside = config.get("layer")
         policies = str(config.get("dtype")), str(inside) if isinstance(inside, Mapping) else ""
         found = any(map(_POLICIES.search, policies)) or any(a.dtype == "int8" for a in arrays)
@@ -80,10 +81,10 @@ def refusal(class_name: str | None, config: Config, arrays: Iterable[Any] = ()) 
 
 
 def quantization(config: Config) -> Quantization | None:
-    """Returns how a layer is quantized, ``None`` if it is not.
+    """Returns the quantization of a layer, ``None`` if there is none.
 
     Raises:
-        ValueError: if it is in a way that is not supported.
+        ValueError: if the quantization is not supported.
     """
     policy: Any = config.get("dtype")
     if not _POLICIES.search(str(policy)):
@@ -91,7 +92,7 @@ def quantization(config: Config) -> Quantization | None:
     try:
         return _described(policy, config)
     except (AttributeError, LookupError, TypeError) as error:
-        raise ValueError("quantized weights are not supported that Keras describes so") from error
+        raise ValueError("quantized weights with this dtype policy are not supported") from error
 
 
 def _described(policy: Config, config: Config) -> Quantization:
@@ -128,7 +129,7 @@ def _rounding(config: Config, default: Rounding | None) -> Rounding | None:
 
 
 def supported(config: Config) -> Quantization | None:
-    """Returns how a layer is quantized, if it is in a way that is supported."""
+    """Returns the quantization of a layer, ``None`` if there is none or it is not supported."""
     try:
         return quantization(config)
     except ValueError:
@@ -136,7 +137,7 @@ def supported(config: Config) -> Quantization | None:
 
 
 def size_in(config: Config, key: str) -> int:
-    """Returns a size in a config, 0 if there is none."""
+    """Returns a size in a config, 0 if the config has none."""
     size = config.get(key)
     return size if isinstance(size, int) else 0
 
@@ -147,14 +148,14 @@ def size_in(config: Config, key: str) -> int:
 def quantized_weights(
     how: Quantization, name: str, place: str, width: int, others: Sequence[Weight] = ()
 ) -> list[Weight]:
-    """The arrays of a layer, in the order in which Keras stores them.
+    """Returns the arrays of a layer, in the order in which Keras stores them.
 
     Args:
-        how: how the layer is quantized.
-        name: what Keras calls the integers.
-        place: what they are called in Flax.
-        width: how many integers there are in a row.
-        others: weights that are not quantized, which come after the integers.
+        how: the quantization of the layer.
+        name: the name of the integers in Keras.
+        place: their name in Flax.
+        width: number of integers in a row.
+        others: weights that are not quantized; they come directly after the integers.
     """
     unpack, pack = (_unpacked(width), _packed) if how.bits == 4 else (_same, _checked)
     zero = f"{name}_zero", f"{place}_zero"
@@ -176,7 +177,7 @@ def _same(array: np.ndarray) -> Sequence[np.ndarray]:
 
 
 def _checked(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """The integers, once they are of the dtype that Keras reads."""
+    """Returns the integers; raises unless they have the dtype that Keras reads."""
     if arrays[0].dtype != np.int8:
         raise ValueError(f"expected quantized weights of int8, got {arrays[0].dtype}")
     return arrays[0]
@@ -203,7 +204,7 @@ def _packed(arrays: Sequence[np.ndarray]) -> np.ndarray:
     return (integers[..., ::2] & 15) | (integers[..., 1::2] << 4)
 
 
-# What they compute.
+# Computation.
 
 
 def product(
@@ -212,11 +213,11 @@ def product(
     """Computes the product of rounded arrays, by an equation without dots.
 
     Args:
-        module: what has the variables.
-        how: how it is quantized.
-        equation: ``"abc,cd->abd"``.
-        x: its first operand.
-        shape: the shape of its second one.
+        module: the module with the variables.
+        how: the quantization.
+        equation: such as ``"abc,cd->abd"``.
+        x: the first operand.
+        shape: the shape of the second operand.
     """
     operands, output = equation.split("->")
     of_x, of_kernel = operands.split(",")
@@ -246,7 +247,7 @@ def product(
 def _rounded(
     x: jax.Array, axes: tuple[int, ...], rounding: Rounding
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns integers, and by what the inputs were multiplied."""
+    """Returns integers, and the scale by which the inputs were multiplied."""
     largest = jnp.max(jnp.abs(x), axis=axes, keepdims=True)
     scale = rounding.largest / (largest + rounding.epsilon)
     integers = jnp.clip(jnp.round(x * scale), rounding.smallest, rounding.largest)
@@ -254,7 +255,7 @@ def _rounded(
 
 
 def _as_in(output: str, labels: str, scale: jax.Array) -> jax.Array:
-    """Moves the axes of a scale to where the output of a product has them."""
+    """Arranges the axes of a scale as in the output of a product."""
     kept = [label for label in labels if label in output]
     scale = scale.reshape([scale.shape[labels.index(label)] for label in kept])
     scale = scale.transpose([kept.index(label) for label in output if label in kept])
@@ -264,7 +265,7 @@ def _as_in(output: str, labels: str, scale: jax.Array) -> jax.Array:
 def _dequantized(
     module: nn.Module, how: Quantization, labels: str, output: str, shape: Sequence[int]
 ) -> jax.Array:
-    """Returns a kernel of 4 bits, which is a matrix, in its shape."""
+    """Returns the floats of a 4-bit kernel, which is stored as a matrix, in the kernel's shape."""
     rows = math.prod(size for label, size in zip(labels, shape) if label not in output)
     columns = math.prod(size for label, size in zip(labels, shape) if label in output)
     kernel = module.param("kernel", nn.initializers.zeros, (rows, columns), jnp.int8)
@@ -279,16 +280,16 @@ def _dequantized(
 
 
 def _blocks(block: int) -> Callable[..., jax.Array]:
-    """The number of the block of each row."""
+    """Returns an initializer for the index of the block of each row."""
     return lambda key, shape: jnp.asarray(np.arange(*shape) // block, jnp.float32)
 
 
 class QuantizedEmbed(nn.Module):
-    """An embedding whose table is of integers.
+    """An embedding with a table of integers.
 
     Attributes:
-        sizes: how many categories there are, and the size of their vectors.
-        how: how the table is quantized; each vector has scales of its own.
+        sizes: the number of categories, and the size of their vectors.
+        how: the quantization of the table; each vector has its own scales.
     """
 
     sizes: tuple[int, int]

@@ -1,8 +1,8 @@
-"""Keras's recurrent layers as Flax modules, with the gates that Flax's own cells have.
+"""Keras's recurrent layers as Flax modules, with the gates of Flax's own cells.
 
-They are the cells of Flax where these compute the same. Keras lets every layer choose its
-activations, leave biases out, and has two kinds of GRU, of which Flax has neither: with
-``reset_after`` all its gates have a bias on the state as well.
+Their parameters are those of Flax's cells, if the cells compute the same. In Keras, every layer can
+also choose its activations and leave out biases. Flax has neither of Keras's two kinds of GRU: with
+``reset_after``, all gates have a bias on the state as well.
 """
 
 import operator
@@ -34,11 +34,11 @@ from dogwood_jax.keras_h5._kinds.nested import inside, weights_of_layer
 from dogwood_jax.keras_h5._kinds.options import evaluated_only
 from dogwood_jax.keras_h5._kinds.weight import last_axis, path, plain, split
 
-BY_GATES = {1: "SimpleRNN", 3: "GRU", 4: "LSTM"}  # classes by how many gates they have
+BY_GATES = {1: "SimpleRNN", 3: "GRU", 4: "LSTM"}  # classes by their number of gates
 
 
 class Cell(nn.Module):
-    """What recurrent cells of all kinds share: a Dense for each gate of inputs and of the state."""
+    """The base of all recurrent cells: a Dense for each gate on inputs and on the state."""
 
     units: int
     activation: Activation
@@ -100,11 +100,11 @@ class GRUCell(Cell):
 
 
 class StackedCells(nn.Module):
-    """Cells in a row: each is given the outputs of the one before. The carry has all states.
+    """Cells in a row: each cell reads the outputs of the cell before it. The carry has all states.
 
     Attributes:
-        cells: the cells, the first one first; their variables are named ``cells_0``, ``cells_1``.
-        states: how many arrays the state of each has.
+        cells: the cells in their order; their variables are named ``cells_0``, ``cells_1``.
+        states: number of arrays in the state of each cell.
     """
 
     cells: tuple[Cell, ...]
@@ -122,12 +122,12 @@ class Recurrent(nn.Module):
     """A cell applied step by step.
 
     Attributes:
-        cell: what is applied; its variables are named ``cell``.
-        states: the sizes of the arrays of its state. The last state's size is the output's.
+        cell: the cell; its variables are named ``cell``.
+        states: the sizes of the arrays of its state. The last size is also that of the output.
         go_backwards: whether to begin with the last step; outputs are in the order of computation.
-        return_sequences: whether to return the outputs of all steps or of the last one.
+        return_sequences: whether to return the outputs of all steps or of the last step.
         return_state: whether to return the last state as well.
-        zero_masked: whether outputs of masked steps are zero, not those of the step before.
+        zero_masked: whether outputs of masked steps are zero, rather than those of the step before.
     """
 
     cell: Cell | StackedCells
@@ -139,12 +139,12 @@ class Recurrent(nn.Module):
 
     @nn.compact
     def __call__(self, x: Any, initial_state: Any = None, mask: jax.Array | None = None) -> Any:
-        """Computes the outputs, and with ``return_state`` the states after them.
+        """Computes the outputs, and with ``return_state`` also the last states.
 
         Args:
             x: sequences ``[batch, step, feature]``, or a list of them and the initial state.
-            initial_state: one array ``[batch, unit]``, or as many as there are.
-            mask: booleans ``[batch, step]``; the state stays as it is where they are false.
+            initial_state: one array ``[batch, unit]``, or a list of one for each state.
+            mask: booleans ``[batch, step]``; the state does not change where they are false.
         """
         if isinstance(x, list | tuple):  # as Keras 2 writes calls
             x, *initial_state = x
@@ -174,7 +174,7 @@ class Recurrent(nn.Module):
         return (y, *state) if self.return_state else y
 
     def _dtype(self, x: jax.Array) -> Any:
-        """Returns the dtype of the state, which a scan must not change."""
+        """Returns the dtype of the state, which must stay the same in a scan."""
         return jnp.result_type(x.dtype, *jax.tree.leaves(self.variables) or [jnp.float32])
 
 
@@ -186,7 +186,7 @@ _CELLS: dict[str, tuple[type[Cell], int]] = {
 
 
 def _cell(class_name: str, config: Config, deterministic: bool) -> tuple[Cell, int]:
-    """Returns a cell, and how many arrays its state has."""
+    """Returns a cell and the number of arrays in its state."""
     evaluated_only(config, deterministic, "dropout", "recurrent_dropout")
     kind, states = _CELLS[class_name]
     extra: dict[str, Any] = {"parent": None}  # the cell is named by the layer's attribute
@@ -207,7 +207,7 @@ def _recurrent(
 ) -> Recurrent:
     if config.get("time_major"):
         raise ValueError("time_major=True is not supported")
-    # A layer of its own has a name, one inside another is named by the attribute there.
+    # An outer layer has a name; an inner layer is named by the attribute that holds it.
     named: dict[str, Any] = {"parent": None} if name is None else {"name": name}
     return Recurrent(
         cell,
@@ -237,7 +237,7 @@ def _gated_kernels(order: str) -> list[Weight]:
 
 
 def _gate_by_gate(gates: str, order: str, bias: str) -> list[Weight]:
-    """The arrays of Keras 1, with one for each gate, in its order."""
+    """Returns the weights of Keras 1: one array for each gate, in the order of Keras 1."""
     sources = {"W": ("i", "kernel"), "U": ("h", "kernel"), "b": (bias, "bias")}
     return [
         plain(f"cell/{name}_{gate}", f"params/cell/{source}{own}/{weight}")
@@ -261,7 +261,7 @@ def _gru(config: Config) -> list[Weight]:
     kernels = _gated_kernels(order)
     bias = split("cell/bias", *_gates("i", order, "bias"))
     if config.get("reset_after", False):
-        # [2, 3 * units], of inputs and of the state. Flax's own cell would have only their sum.
+        # [2, 3 * units]: for inputs, for the state. Flax's own cell has only their sum.
         bias = Weight(
             "cell/bias",
             tuple(map(path, _gates("ih", order, "bias"))),
@@ -289,7 +289,7 @@ def _axes(gates: int, config: Config) -> dict[str, str]:
 
 
 def cell_told(shapes: Mapping[str, Shape]) -> tuple[str | None, Config | None]:
-    """Returns which of the classes has a cell with such arrays, and its config."""
+    """Returns the class and the config of a cell by the shapes of its arrays, or ``None``."""
     kernels = [shapes.get(f"cell/{i}", ()) for i in (0, 1)]
     if any(len(shape) != 2 for shape in kernels) or not kernels[1][0]:
         return None, None
@@ -314,7 +314,7 @@ _KEYWORDS = {"mask", "initial_state"}
 
 
 def _cells_of(cell: Config) -> list[tuple[str, Config]]:
-    """Returns class and config of a cell, or of each of a stack."""
+    """Returns class and config of a cell, or of each cell in a stack."""
     stacked = cell["class_name"] == "StackedRNNCells"
     cells = cell["config"]["cells"] if stacked else [cell]
     return [(one["class_name"].removesuffix("Cell"), one["config"]) for one in cells]
@@ -340,7 +340,7 @@ def _rnn_weights(config: Config) -> list[Weight]:
         return layout(cell["class_name"].removesuffix("Cell"), cell["config"])
     cells = _cells_of(cell)
     if not _are_known(cells):
-        return []  # their arrays keep the names in the file
+        return []  # their arrays keep their names in the file
     weights: list[Weight] = []
     used: dict[str, int] = {}
     for number, (class_name, details) in enumerate(cells):
@@ -379,7 +379,7 @@ def _rnn_told(shapes: Mapping[str, Shape]) -> Config | None:
 
 
 class Bidirectional(nn.Module):
-    """Two recurrent layers, one of which begins with the last step, and their outputs merged."""
+    """Two recurrent layers, forward and backward in time, whose outputs are merged."""
 
     forward_rnn: Recurrent
     backward_rnn: Recurrent
@@ -425,7 +425,7 @@ def _bidirectional(config: Config, name: str | None, deterministic: bool) -> Fun
     rnns: list[Any] = []
     for layer in (forward, backward):
         if layer["class_name"] not in (*_CELLS, "RNN"):
-            raise ValueError(f"the layer {layer['class_name']} inside is not supported")
+            raise ValueError(f"the inner layer {layer['class_name']} is not supported")
         inner = layer["config"]
         zero = bool(inner.get("return_sequences")) and config.get(MASKS) != "held"
         inner = {**inner, "zero_output_for_mask": zero}

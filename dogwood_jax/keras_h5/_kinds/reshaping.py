@@ -1,4 +1,4 @@
-"""Layers that give arrays another shape."""
+"""Layers that change the shape of arrays."""
 
 import math
 import operator
@@ -29,15 +29,15 @@ def _reshape(config: Config) -> Function:
 def reshape_target(
     sizes: Sequence[int], target: Sequence[int], channels: int | None
 ) -> tuple[int, ...]:
-    """Returns the shape that a Reshape makes, without the batch.
+    """Returns the output shape of a Reshape, without the batch.
 
     Args:
-        sizes: the shape of its input, without the batch.
-        target: the shape in its config, in which one size may be -1.
-        channels: the size of the last axis that is read, if known.
+        sizes: the input's shape, without the batch.
+        target: the shape in the config, in which one size may be -1.
+        channels: the size of the last axis that later layers read, if known.
 
     Raises:
-        ValueError: if it is not known which axis has grown.
+        ValueError: if the axis that has grown is not known.
 
     Example:
         >>> reshape_target((24,), (1, 1, 12), None)
@@ -56,7 +56,7 @@ def reshape_target(
         return tuple(count // others if axis in longer else n for axis, n in enumerate(new))
     raise ValueError(
         f"which axis of {tuple(target)} has grown for inputs of shape {tuple(sizes)} is not known; "
-        "a larger model that Keras made and load_model reads says it"
+        "make the larger model in Keras, and read it with load_model"
     )
 
 
@@ -70,7 +70,7 @@ def _permute(config: Config) -> Function:
 
 
 def moved_to(axes: Sequence[int], axis: int) -> int | None:
-    """Returns where an axis is in an array that is transposed, both counted from the end.
+    """Returns the place of an axis after a transposition, both counted from the end.
 
     Example:
         >>> moved_to((0, 2, 1), -2)

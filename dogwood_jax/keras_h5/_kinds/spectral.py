@@ -1,7 +1,7 @@
 """SpectralNormalization: a layer whose kernel Keras divides by its largest singular value.
 
-It does so at each step of training, and keeps a vector for that. Evaluated, the layer computes what
-the one in it does.
+Keras does so at each step of training, and keeps a vector for it. In evaluation, the layer computes
+the same as its inner layer.
 """
 
 from collections.abc import Mapping
@@ -21,14 +21,14 @@ _LAYERS = ("Dense", *(f"Conv{n}D" for n in _SPACES), *(f"Conv{n}DTranspose" for 
 
 
 class SpectralNormalization(nn.Module):
-    """A layer beside the vector from which Keras goes on when it trains.
+    """An inner layer, and the vector with which Keras continues training.
 
     Attributes:
-        make: makes the layer, without its activation.
-        activate: its activation.
-        axis: that of its channels.
-        by_input: whether the vector has an entry for each channel of the input, as that of a
-            transposed convolution has, not of the output.
+        make: makes the inner layer, without its activation.
+        activate: the activation of the inner layer.
+        axis: the axis of channels.
+        by_input: whether the vector has an entry for each input channel, as in a transposed
+            convolution, rather than for each output channel.
     """
 
     make: Function
@@ -43,7 +43,7 @@ class SpectralNormalization(nn.Module):
         return self.activate(y)  # type: ignore[no-any-return]
 
     def _beside(self, x: jax.Array) -> jax.Array:
-        """Returns the array; the vector is in the program, so that both have one width."""
+        """Returns ``x``; reads the vector, so that its axis and the channels share a width."""
         shape = [1] * x.ndim
         shape[self.axis] = x.shape[self.axis]
 
@@ -59,7 +59,7 @@ def _spectral(config: Config, name: str | None, deterministic: bool) -> Function
     class_name, inner = config["layer"]["class_name"], config["layer"]["config"]
     make = KINDS[class_name].module if class_name in _LAYERS else None
     if make is None:
-        raise ValueError(f"the layer {class_name} inside is not supported")
+        raise ValueError(f"the inner layer {class_name} is not supported")
     if not deterministic:
         raise ValueError(
             "Keras changes its kernel at each step of training, which is not supported; pass "
@@ -79,7 +79,7 @@ def _spectral(config: Config, name: str | None, deterministic: bool) -> Function
 def _weights(config: Config) -> list[Weight]:
     layer = inside("layer", "layer", weights_of_layer(config["layer"]))
     vector = plain("vector_u", "batch_stats/vector_u", trainable=False)
-    # Keras 3's own files have the kernel twice: it is an attribute of both layers.
+    # The native files of Keras 3 have the kernel twice: it is an attribute of both layers.
     again = [
         replace(weight, name="kernel of layer", trainable=False, repeats=weight.name)
         for weight in layer
@@ -99,7 +99,7 @@ def _axes(config: Config) -> Mapping[str, str]:
 
 
 def _told(shapes: Mapping[str, Shape]) -> Config | None:
-    """Tells the layer by its kernel, which is there twice, and by its bias."""
+    """Returns the inner layer by the shapes of its kernel, which is stored twice, and its bias."""
     own = [shapes.get(str(i), ()) for i in range(2)]
     kernel, bias = shapes.get("layer/0", ()), shapes.get("layer/1")
     if own != [kernel, (1, *kernel[-1:])] or not 2 <= len(kernel) <= 5 or len(shapes) > 4:
@@ -108,7 +108,7 @@ def _told(shapes: Mapping[str, Shape]) -> Config | None:
     kinds = {f"Conv{rank}D": kernel[-1:], f"Conv{rank}DTranspose": kernel[-2:-1]}
     if rank == 0:
         kinds = {"Dense": kernel[-1:]}
-    elif bias is None or kernel[-1] in (1, kernel[-2]):  # or one that is depthwise
+    elif bias is None or kernel[-1] in (1, kernel[-2]):  # it may be depthwise
         return None
     fitting = [kind for kind, size in kinds.items() if bias in (None, size)]
     if not fitting:

@@ -1,6 +1,6 @@
 """Layers that look up text and categories in a vocabulary, or hash them.
 
-They are not computed here. A model that begins with them takes what they return for its inputs.
+They are not computed here. A model that begins with such layers takes their outputs as inputs.
 """
 
 from typing import Any
@@ -17,8 +17,8 @@ def _given(config: Config) -> Function:
         if not isinstance(x, jax.Array) and np.asarray(x).dtype.kind not in "biuf":
             name = config.get("name", "a vocabulary layer")
             raise ValueError(
-                f"expected the numbers that {name} returns in Keras, which is left out here; got "
-                "text; pass what that layer makes of it"
+                f"expected the numbers that {name} returns in Keras, because that layer is left "
+                "out here; got text; pass the layer's output for it"
             )
         return jnp.asarray(x)
 

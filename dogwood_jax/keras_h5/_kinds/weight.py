@@ -1,11 +1,11 @@
-"""What arrays of Keras are in Flax, and which sizes they tell, as many layers have it.
+"""Conversions between arrays of Keras and of Flax that many layers share, and sizes of arrays.
 
-Keras and ``flax.linen`` differ in names (gamma, scale), in where statistics are kept (the
-collection ``batch_stats``), and in how some arrays are laid out: Keras has the gates of a recurrent
-layer side by side in one kernel, and the kernel of a transposed convolution is that of the
-convolution which it transposes. Each layer's layout is a list of ``Weight``, in the order in which
+Keras and ``flax.linen`` differ in names (gamma, scale), in where they keep statistics (the
+collection ``batch_stats``), and in the layout of some arrays: Keras has the gates of a recurrent
+layer side by side in one kernel, and stores a transposed convolution with the kernel of the
+convolution that it transposes. Each layer's layout is a list of ``Weight``, in the order in which
 Keras lists and stores them. Every change is a renaming, split, transposition or reshape: nothing is
-lost, nothing is copied, and moments of optimizers convert as weights do.
+lost, nothing is copied, and moments of optimizers convert in the same way as weights.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,12 +21,12 @@ def path(place: str) -> Path:
 
 
 def plain(name: str, place: str, *, trainable: bool = True) -> Weight:
-    """An array that is the same in Flax."""
+    """Returns a weight that is the same array in Flax."""
     return Weight(name, (path(place),), trainable=trainable)
 
 
 def split(name: str, *places: str) -> Weight:
-    """An array whose last axis holds several one after another."""
+    """Returns a weight whose last axis is a concatenation of several Flax arrays."""
     return Weight(
         name,
         tuple(map(path, places)),
@@ -44,12 +44,12 @@ def kernel_and_bias(config: Config) -> list[Weight]:
 
 
 def fixed(axes: Mapping[str, str]) -> Callable[[Config], Mapping[str, str]]:
-    """The axes of arrays, whatever the config."""
+    """Returns a function that returns these axes for every config."""
     return lambda config: axes
 
 
 def is_kernel_and_bias(shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether arrays that have numbers in place of names can be nothing else."""
+    """Checks whether arrays with numbers as names can only be a kernel and a bias."""
     if shapes.keys() != {"0", "1"}:
         return False
     kernel, bias = shapes["0"], shapes["1"]
@@ -57,7 +57,7 @@ def is_kernel_and_bias(shapes: Mapping[str, tuple[int, ...]]) -> bool:
 
 
 def last_axis(key: str, *path: str) -> Callable[[Config, Params], dict[str, Any]]:
-    """The size under a key of the config is that of the last axis of an array."""
+    """Returns a function that sets a key of the config to the last size of the array at a path."""
 
     def sizes(config: Config, params: Params) -> dict[str, Any]:
         for name in path:
@@ -68,5 +68,5 @@ def last_axis(key: str, *path: str) -> Callable[[Config, Params], dict[str, Any]
 
 
 def channels_of_kernel(config: Config, params: Params) -> int | None:
-    """The channels that are read, if not in groups, whose number no array has."""
+    """Returns the channels that a kernel reads; ``None`` with groups, because no array has them."""
     return int(params["kernel"].shape[-2]) if config.get("groups", 1) == 1 else None

@@ -1,13 +1,13 @@
-"""Keras's models as Flax modules that compute the same.
+"""Keras models as Flax modules that compute the same.
 
-In comes a config; out comes a module. ``support`` says what of a model is not supported. ``module``
-calls the layers of a whole model as ``graph`` reads it off the config, and ``masks`` hands on which
-steps of a sequence count. ``model`` puts both together. ``shapes`` says what a model takes and what
-shapes its arrays have.
+The input is a config, the output a module. ``support`` lists what is not supported. ``graph`` reads
+the calls of layers from the config, ``module`` makes them, and ``masks`` passes on which steps of a
+sequence count. ``model`` builds and checks the whole module. ``shapes`` computes the shapes of a
+model's inputs and variables.
 
-``resize`` says what a config becomes when weights have other sizes, ``sizes`` the same for each
-layer, ``channels`` and ``groups`` the sizes that no array has. ``vocabularies`` finds layers that
-are left out. ``frozen`` makes configs that can be hashed.
+``resize`` adapts a config to weights of other sizes, ``sizes`` does so for each layer, and
+``channels`` and ``groups`` find sizes that no array has. ``vocabularies`` finds layers that are
+left out. ``frozen`` makes configs hashable.
 
-Where to add: a layer is one entry in ``_kinds``; here is what takes all layers of a model together.
+Where to add: a layer is one entry in ``_kinds``; this folder treats the layers of a model together.
 """

@@ -1,10 +1,9 @@
-"""Sizes that no array of a grown model has: shapes of Reshape, groups of GroupNormalization.
+"""Finds sizes that no array of a grown model has, such as the target shape of a Reshape.
 
-Their configs have them as they were before. Where the input of a Reshape is larger than its config
-says, one axis of the output has grown. Which, the layers that read the output say by their weights;
-or there is only one that it can be. A count, as of a RepeatVector, that is read as channels is what
-the weights of its readers say, too. Where a GroupNormalization has more channels, there are more
-groups or larger ones.
+The config still has the old sizes. If the input of a Reshape has grown, one axis of its output has
+grown. The weights of the layers that read the output show which axis, or only one axis is possible.
+If a count, such as that of a RepeatVector, is read as channels, the weights of its readers show it
+too. If a GroupNormalization has more channels, it has more groups or larger ones.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,12 +16,12 @@ from dogwood_jax.keras_h5._models.graph import Graph, refs_in
 def read_channels(
     graph: Graph, params: Mapping[str, Any], *, of_inputs: bool = False
 ) -> dict[str, int]:
-    """Returns how many channels are read of each layer with a count, where weights of readers tell.
+    """Returns the number of channels that the readers of each layer with a count expect, if known.
 
     Args:
         graph: the model.
-        params: parameters of Flax by layer, of whatever sizes.
-        of_inputs: whether of the model's inputs, rather than of all other layers.
+        params: Flax parameters by layer, in any sizes.
+        of_inputs: whether to return those of the model's inputs, not those of all other layers.
 
     Raises:
         ValueError: if readers contradict each other.
@@ -39,7 +38,7 @@ def read_channels(
         axis, count = counted(counting)
         sizes: set[int] = set()
         queue, seen = [(name, axis)], {name}
-        for layer, axis in queue:  # which grows
+        for layer, axis in queue:  # the loop extends the queue
             for reader in sorted(readers.get(layer, set()) - seen):
                 seen.add(reader)
                 reader_class, config = graph.layers[reader]
@@ -53,15 +52,15 @@ def read_channels(
                     continue
                 if _is_unclear(counting.get("target_shape", ()), reader_class, config, arrays):
                     raise ValueError(
-                        f"{name}: whether the channels or the depth_multiplier of {reader} have "
-                        "grown is not known, because its target_shape has a -1"
+                        f"{name}: cannot tell whether the channels or the depth_multiplier of "
+                        f"{reader} have grown, because its target_shape has a -1"
                     )
                 if config.get("data_format") == "channels_first":
                     continue
                 size = kind.reads(config, arrays) if arrays else None
                 if size is not None:
                     sizes.add(size)
-                elif kind.passes_channels and count != 1:  # one may be repeated for all others
+                elif kind.passes_channels and count != 1:  # one channel may be broadcast
                     queue.append((reader, axis))
         if len(sizes) > 1:
             raise ValueError(f"{name}: its readers expect {sorted(sizes)} channels")
@@ -73,7 +72,7 @@ def read_channels(
 def _is_unclear(
     target: Sequence[int], class_name: str, config: Config, params: Mapping[str, Any]
 ) -> bool:
-    """Whether a depthwise kernel has grown without telling if it is for more channels."""
+    """Returns whether a depthwise kernel has grown for an unknown cause: channels or multiplier."""
     depthwise = "depthwise_kernel" in kind_of(class_name).axes(config)
     if not depthwise or -1 not in target[:-1] or config.get("data_format") == "channels_first":
         return False

@@ -1,14 +1,14 @@
-"""Configs that can be hashed: ``frozen``."""
+"""Hashable configs: ``frozen``."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 
 class FrozenConfig(Mapping[str, Any]):
-    """A config that can be hashed, as the fields of modules must be.
+    """A hashable config, because fields of modules must be hashable.
 
-    Unlike a ``FrozenDict`` it is nothing that Flax looks through for modules, which it would at
-    every call: a config may hold a hundred thousand boundaries.
+    Unlike a ``FrozenDict``, Flax does not search it for modules. Such a search at every call would
+    be slow: a config may hold a hundred thousand boundaries.
     """
 
     def __init__(self, items: Mapping[str, Any]) -> None:
@@ -31,7 +31,7 @@ class FrozenConfig(Mapping[str, Any]):
 
 
 def frozen(tree: Any) -> Any:
-    """Returns a config, or a value in it, as one that can be hashed."""
+    """Returns a config, or a value in it, in hashable form."""
     if isinstance(tree, Mapping):
         return tree if isinstance(tree, FrozenConfig) else FrozenConfig(tree)
     return tuple(map(frozen, tree)) if isinstance(tree, list | tuple) else tree

@@ -1,4 +1,4 @@
-"""The calls that a Keras model's config describes, in an order in which they can be made."""
+"""Reads the calls of layers from a Keras model's config, in an executable order: ``parse``."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -10,11 +10,11 @@ import numpy as np
 from dogwood_jax.keras_h5._kinds.kind import Config
 from dogwood_jax.keras_h5._kinds.nested import MODELS, layer_name, layers_of
 
-ALL = -1  # in place of one array: all that a call returns
+ALL = -1  # index for all arrays that a call returns
 
 
 class Ref(NamedTuple):
-    """An array that a call of a layer returns: the layer, which of its calls, which array."""
+    """An array that a call of a layer returns: the layer, the number of the call, the index."""
 
     layer: str
     call: int
@@ -23,7 +23,7 @@ class Ref(NamedTuple):
 
 @dataclass(frozen=True)
 class Call:
-    """A call of a layer. In place of arrays its arguments have references to them."""
+    """A call of a layer. Its arguments contain references in place of arrays."""
 
     layer: str
     number: int
@@ -37,10 +37,10 @@ class Graph:
 
     Attributes:
         layers: class and config by name, in the order of the config.
-        calls: each after those whose results it takes.
-        inputs: the arrays that the model is given, in nested lists or dicts as it takes them.
-        outputs: the arrays that it returns, likewise.
-        masks_are_given: whether calls of recurrent layers say which masks they take, as in Keras 3.
+        calls: the calls, each after those whose results it reads.
+        inputs: references to the model's inputs, in nested lists or dicts as the model takes them.
+        outputs: references to the model's outputs, in the same form.
+        masks_are_given: whether calls of recurrent layers name their masks, as in Keras 3.
     """
 
     layers: dict[str, tuple[str, Config]]
@@ -50,9 +50,9 @@ class Graph:
     masks_are_given: bool = False
 
     def after(self, call: Call) -> list[Call]:
-        """Returns the calls that wait for this one."""
+        """Returns the calls that depend on this one."""
         results, found = {(call.layer, call.number)}, []
-        for other in self.calls:  # in an order in which they can be made
+        for other in self.calls:  # in an executable order
             if results & {ref[:2] for ref in refs_in([other.args, other.kwargs])}:
                 results.add((other.layer, other.number))
                 found.append(other)
@@ -60,11 +60,11 @@ class Graph:
 
 
 def parse(class_name: str, config: Config) -> Graph:
-    """Returns the graph of a model's config, ``KeyError`` or ``ValueError`` if it has none."""
+    """Returns the graph of a model's config; raises ``KeyError`` or ``ValueError`` if not valid."""
     if class_name not in MODELS:
         raise ValueError(
-            "its class is not Keras's own, and the file has its weights, not its code; load reads "
-            "them, for a module of your own"
+            "its class is not part of Keras, and its code is not in the file; load reads its "
+            "weights, for a module of your own"
         )
     layers = {layer_name(layer): layer for layer in layers_of(config)}
     if len(layers) < len(layers_of(config)):
@@ -100,7 +100,7 @@ def parse(class_name: str, config: Config) -> Graph:
 
 
 def replaced(tree: Any, new: Callable[[Any], Any]) -> Any:
-    """Returns nested lists and dicts with what ``new`` returns for them, unless ``None``."""
+    """Returns nested lists and dicts in which ``new(part)``, unless ``None``, replaces a part."""
     if (value := new(tree)) is not None:
         return value
     if isinstance(tree, Mapping):
@@ -111,7 +111,7 @@ def replaced(tree: Any, new: Callable[[Any], Any]) -> Any:
 
 
 def refs_in(tree: Any) -> Iterator[Ref]:
-    """Yields the references in nested lists and dicts, dicts in the order of their keys."""
+    """Yields the references in nested lists and dicts, those of dicts sorted by key."""
     if isinstance(tree, Ref):
         yield tree
     elif isinstance(tree, Mapping):
@@ -123,7 +123,7 @@ def refs_in(tree: Any) -> Iterator[Ref]:
 
 
 def _ref_of_list(layers: Mapping[str, Any]) -> Callable[[Any], Ref | None]:
-    """For Keras 2: a reference is ``[layer, call, output]``, perhaps with keyword arguments."""
+    """Returns a reader of Keras 2 references, ``[layer, call, output]``, perhaps with keywords."""
 
     def ref(value: Any) -> Ref | None:
         if not isinstance(value, list | tuple) or len(value) not in (3, 4):
@@ -137,7 +137,7 @@ def _ref_of_list(layers: Mapping[str, Any]) -> Callable[[Any], Ref | None]:
 
 
 def _ref_of_tensor(value: Any) -> Any:
-    """For Keras 3: a reference is a dict, and so are slices and constants."""
+    """Reads a dict of Keras 3 that stands for a reference, a slice or a constant."""
     if not isinstance(value, Mapping):
         return None
     if value.get("class_name") in ("__numpy__", "__tensor__"):
@@ -152,7 +152,7 @@ def _ref_of_tensor(value: Any) -> Any:
 
 
 def _constant(value: Any, dtype: str = "float32") -> np.ndarray:
-    """Returns an array that is part of a config, before Keras 3.4 without its dtype."""
+    """Returns an array that a config contains; before Keras 3.4 its dtype is not stored."""
     array = np.asarray(value, jnp.dtype(dtype))
     if not jnp.issubdtype(array.dtype, jnp.number):
         raise ValueError(f"a constant of dtype {dtype!r} is not supported")
@@ -165,7 +165,7 @@ def _arguments(node: Any, layers: Mapping[str, Any]) -> tuple[tuple[Any, ...], d
         args, kwargs = (replaced(node[key], _ref_of_tensor) for key in ("args", "kwargs"))
         return tuple(args), _given(kwargs)
     ref = _ref_of_list(layers)
-    if isinstance(node[0], str):  # one array, not in a list
+    if isinstance(node[0], str):  # a single array without a list
         node = [node]
     first = node[0]
     args = [item[2] if item[0] == "_CONSTANT_VALUE" else ref(item) for item in node]
@@ -176,7 +176,7 @@ def _arguments(node: Any, layers: Mapping[str, Any]) -> tuple[tuple[Any, ...], d
 
 
 def _given(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Leaves out what says nothing of the evaluation, such as ``mask=[None, None]``."""
+    """Leaves out arguments without effect on evaluation, such as ``mask=[None, None]``."""
 
     def says_nothing(value: Any) -> bool:
         return value is None or (
@@ -193,13 +193,13 @@ def _given(kwargs: Mapping[str, Any]) -> dict[str, Any]:
 def _renumbered(refs: list[Ref], calls: Mapping[str, int]) -> dict[Ref, Ref]:
     """Returns references with calls counted from zero, without gaps.
 
-    Configs count a model's calls from one where Keras built it with a call of its own, and early
-    Keras 3 counts calls outside the model as well. But each call is referred to.
+    Configs count an inner model's calls from one if Keras built it by calling it, and early Keras 3
+    also counts calls outside the model. But each call inside the model has a reference to it.
     """
     new: dict[Ref, Ref] = {}
     for layer in {ref.layer for ref in refs}:
         numbers = sorted({ref.call for ref in refs if ref.layer == layer})
-        known = calls.get(layer) or 1  # inputs are not called
+        known = calls.get(layer) or 1  # inputs have no calls in the config
         if len(numbers) < known and numbers[-1] < known:
             numbers = list(range(known))
         if layer not in calls or len(numbers) != known:
@@ -209,7 +209,7 @@ def _renumbered(refs: list[Ref], calls: Mapping[str, int]) -> dict[Ref, Ref]:
 
 
 def _sorted(calls: list[Call], inputs: Any) -> list[Call]:
-    """Returns the calls, each after those that it waits for."""
+    """Returns the calls, each after those that it depends on."""
     done = {ref[:2] for ref in refs_in(inputs)}
     waits = {i: {r[:2] for r in refs_in([c.args, c.kwargs])} - done for i, c in enumerate(calls)}
     waiting: dict[tuple[str, int], list[int]] = {}
@@ -218,7 +218,7 @@ def _sorted(calls: list[Call], inputs: Any) -> list[Call]:
             waiting.setdefault(result, []).append(i)
     ready = [i for i, results in waits.items() if not results]
     order = []
-    for i in ready:  # which grows
+    for i in ready:  # the loop extends the list
         order.append(calls[i])
         result = (calls[i].layer, calls[i].number)
         for other in waiting.get(result, ()):
@@ -227,5 +227,5 @@ def _sorted(calls: list[Call], inputs: Any) -> list[Call]:
                 ready.append(other)
     if len(order) < len(calls):
         stuck = sorted({calls[i].layer for i, results in waits.items() if results})
-        raise ValueError(f"the layers {', '.join(stuck)} wait for each other or for nothing")
+        raise ValueError(f"the layers {', '.join(stuck)} depend on each other or on missing layers")
     return order

@@ -1,4 +1,4 @@
-"""How many channels each GroupNormalization of a model has: ``annotated``."""
+"""Adds the number of channels to the config of each GroupNormalization: ``annotated``."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from dogwood_jax.keras_h5._models.sizes import Given, each_step, inputs_of
 
 
 def annotated(config: Config) -> Config:
-    """Returns a model's config in which each GroupNormalization says how many channels it has."""
+    """Returns a model's config with the number of channels of each GroupNormalization."""
     if not any(_group_norms(config)):
         return config
     try:
@@ -25,7 +25,7 @@ def annotated(config: Config) -> Config:
 
 
 def _group_norms(layer: Config) -> Iterator[Any]:
-    """Yields the layers of this class in a model, and in layers that it has."""
+    """Yields the GroupNormalization layers in a model, including those in its inner layers."""
     if layer["class_name"] in MODELS:
         for inner in layers_of(layer["config"]):
             yield from _group_norms(inner)
@@ -38,13 +38,13 @@ def _group_norms(layer: Config) -> Iterator[Any]:
 def _with_channels(
     layer: Config, inner: Mapping[str, Any], given: Sequence[Given] | None = None
 ) -> Config:
-    """Returns the config of a model, or of a layer in one, that says how many channels there are.
+    """Returns the config of a model or layer, with ``CHANNELS`` in each GroupNormalization.
 
     Args:
         layer: the config.
-        inner: what the layers of the model are called with, by ``inputs_of(layer)``, and the same
-            for models in it by their names.
-        given: what the layer itself is called with, as far as is known.
+        inner: the inputs of the model's layers, by ``inputs_of(layer)``, and the same for inner
+            models, by their names.
+        given: the inputs of the layer itself, if known.
     """
     class_name, config = layer["class_name"], layer["config"]
     if class_name in MODELS:

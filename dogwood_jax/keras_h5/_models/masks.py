@@ -1,7 +1,7 @@
-"""Masks: which steps of a sequence count, as Keras hands it on from layer to layer.
+"""Masks: which steps of a sequence count, as Keras passes masks from layer to layer.
 
-An Embedding with ``mask_zero`` or a Masking layer makes one. Recurrent layers skip the steps that
-do not count, most others hand it on or drop it: each ``Kind`` says what its layers do.
+An Embedding with ``mask_zero`` or a Masking layer makes a mask. Recurrent layers skip the steps
+that do not count. Most other layers pass the mask on or drop it: each ``Kind`` defines which.
 """
 
 from collections.abc import Iterator, Mapping
@@ -11,12 +11,12 @@ from dogwood_jax.keras_h5._kinds.kind import Config, kind_of
 from dogwood_jax.keras_h5._kinds.masking import MASKS
 from dogwood_jax.keras_h5._models.graph import Call, Graph, Ref, refs_in
 
-Result = tuple[str, int]  # of a layer, by the number of its call
-Masks = Mapping[Result, Any]  # of the first output
+Result = tuple[str, int]  # the result of a call: the layer and the number of the call
+Masks = Mapping[Result, Any]  # masks of the first output of each call
 
 
 def taken_off(graph: Graph) -> dict[Result, set[Result]]:
-    """Returns for calls which results have no masks any more when they are made."""
+    """Returns, for each call, the results whose masks have been taken off before it."""
     gone: dict[Result, set[Result]] = {}
     for call in _takers_off(graph):
         for later in graph.after(call):
@@ -33,13 +33,13 @@ def _takers_off(graph: Graph) -> list[Call]:
 
 
 def seen_by(call: Call, masks: Masks, gone: Mapping[Result, set[Result]]) -> Masks:
-    """Returns the masks without those that have been taken off before a call."""
+    """Returns the masks that a call sees: all except those taken off before it."""
     without = gone.get((call.layer, call.number))
     return {r: mask for r, mask in masks.items() if r not in without} if without else masks
 
 
 def given_to(class_name: str, call: Call, masks: Masks) -> list[Any]:
-    """Returns the masks of what a layer is called with, ``None`` where there are none."""
+    """Returns the masks of a layer's inputs, ``None`` for inputs without a mask."""
     if kind_of(class_name).takes_masks == "by name":
         named = _named(call)
         return [_mask_of(named[name], masks) for name in ("query", "value", "key") if name in named]
@@ -47,13 +47,13 @@ def given_to(class_name: str, call: Call, masks: Masks) -> list[Any]:
 
 
 def with_masks(graph: Graph, call: Call, masks: Masks, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a call's arguments with those in which the layer takes the masks of its inputs.
+    """Returns a call's keyword arguments, plus those that pass the masks of its inputs.
 
     Args:
         graph: the model.
         call: the call.
-        masks: of the results before it.
-        kwargs: the arguments that the config has.
+        masks: masks of earlier results.
+        kwargs: the keyword arguments in the config.
     """
     class_name, config = graph.layers[call.layer]
     if config.get(MASKS) == "ignored":
@@ -63,7 +63,7 @@ def with_masks(graph: Graph, call: Call, masks: Masks, kwargs: Mapping[str, Any]
     if takes == "by name":
         names = [f"{n}_mask" for n in ("query", "value", "key") if n in _named(call)]
         implied = {name: mask for name, mask in zip(names, given) if mask is not None}
-        if config.get(MASKS) == "taken":  # whatever it is called with
+        if config.get(MASKS) == "taken":  # even if the call passes one
             kwargs = {name: value for name, value in kwargs.items() if name != "query_mask"}
     elif any(mask is not None for mask in given) and takes == "all":
         implied = {"mask": given}
@@ -75,14 +75,14 @@ def with_masks(graph: Graph, call: Call, masks: Masks, kwargs: Mapping[str, Any]
 
 
 def unclear(graph: Graph, masks: Masks) -> Iterator[str]:
-    """Yields layers of attention after which there may be a mask or not.
+    """Yields attention layers whose effect on masks depends on Keras's order of calls.
 
-    They take it off their inputs. What else reads these, and does not wait for the attention, has
-    it or not by the order in which Keras makes the calls.
+    They take the masks off their inputs. Other layers that read the same inputs, independently of
+    the attention, see a mask only if Keras calls them first.
 
     Args:
         graph: the model.
-        masks: whether results have masks.
+        masks: which results have masks.
     """
     for call in _takers_off(graph):
         later = graph.after(call)
@@ -98,7 +98,7 @@ def unclear(graph: Graph, masks: Masks) -> Iterator[str]:
 
 
 def _relies(graph: Graph, call: Call) -> bool:
-    """Whether a call takes masks that its config does not say."""
+    """Returns whether a call uses masks that are not in its config."""
     class_name, config = graph.layers[call.layer]
     if config.get(MASKS) == "taken":
         return True
@@ -121,11 +121,11 @@ def handed_on(class_name: str, config: Config, masks: list[Any]) -> Any:
     Args:
         class_name: the layer's class.
         config: the layer's config.
-        masks: those of its inputs, ``None`` where there are none: arrays, or ``True`` to find out
-            whether there will be one.
+        masks: one for each input: an array, ``None`` for no mask, or ``True`` to find out whether
+            the output will have a mask.
 
     Raises:
-        ValueError: if that is not known of such a layer.
+        ValueError: if the layer's treatment of masks is not known.
     """
     if all(mask is None for mask in masks) or config.get(MASKS) == "ignored":
         return None

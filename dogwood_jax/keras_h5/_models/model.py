@@ -22,12 +22,12 @@ from dogwood_jax.keras_h5._weights.convert import leaves_of
 class KerasModel(KerasLayers):
     """A Keras model as a Flax module: its layers are submodules of the same names.
 
-    ``module.apply(variables, *inputs)`` returns what the model's ``predict`` returns, one array, or
-    lists and dicts of arrays as in Keras. With ``deterministic=False`` it is in training: dropout
-    is drawn with the RNG ``dropout``, and ``batch_stats`` are updated.
+    ``module.apply(variables, *inputs)`` returns what the model's ``predict`` returns: one array, or
+    lists and dicts of arrays as in Keras. With ``deterministic=False`` the module is in training:
+    dropout is drawn with the RNG ``dropout``, and ``batch_stats`` are updated.
 
-    Sizes are those of the variables: units, filters and heads of a grown model need no other
-    module. ``resized`` returns one whose config says them, for ``init``.
+    Sizes are those of the variables, so the same module also computes a grown model. ``resized``
+    returns a module with these sizes in its config, as ``init`` needs it.
 
     Attributes:
         config: the model's config as Keras has it, ``{"class_name": ..., "config": {...}}``.
@@ -53,22 +53,22 @@ def build(config: Config) -> KerasModel:
 
     Args:
         config: ``{"class_name": ..., "config": {...}}`` of a Sequential or Functional model, as
-            ``checked_config`` returns it, with ``keras_version`` where it is known.
+            ``checked_config`` returns it, with ``keras_version`` if it is known.
 
     Raises:
-        KerasFileError: if there are layers, options or calls that are not supported, all of them
-            named. Nothing of the model is run: layers with code of their own (Lambda) are among
-            those not supported.
+        KerasFileError: if there are layers, options or calls that are not supported; the error
+            names all of them. Nothing of the model is run, so layers with code of their own
+            (Lambda) are not supported.
     """
     return KerasModel(frozen(supported(config)))
 
 
 def check_variables(module: KerasModel, variables: Mapping[str, Any]) -> None:
-    """Checks that variables are those of a model, without computing anything.
+    """Checks that variables belong to a model, without computing anything.
 
     Raises:
-        KerasFileError: if arrays are missing, or do not fit together. That they have the sizes of
-            the config is checked where they are read.
+        KerasFileError: if arrays are missing or do not fit together. The sizes in the config are
+            compared with the arrays when these are read.
     """
     class_name, config = module.config["class_name"], module.config["config"]
     problems = [
@@ -79,8 +79,8 @@ def check_variables(module: KerasModel, variables: Mapping[str, Any]) -> None:
     ]
     quantized = {p for w in layout(class_name, config) if w.quantized for p in w.places}
     problems += [
-        f"{'/'.join(place)}: is of {leaf.dtype}, and the model's config does not say that this "
-        "layer is quantized"
+        f"{'/'.join(place)}: has dtype {leaf.dtype}, but this layer is not quantized in the "
+        "model's config"
         for place, leaf in leaves_of(variables["params"])
         if not jnp.issubdtype(leaf.dtype, jnp.inexact) and ("params", *place) not in quantized
     ]
@@ -91,7 +91,7 @@ def check_variables(module: KerasModel, variables: Mapping[str, Any]) -> None:
         except Exception as error:  # JAX and Flax raise all kinds
             problems = [str(error)]
     if problems:
-        raise KerasFileError(listed("the arrays are not those of the model", problems))
+        raise KerasFileError(listed("the arrays do not belong to the model", problems))
 
 
 def _has(tree: Any, path: tuple[str, ...]) -> bool:

@@ -26,7 +26,7 @@ from dogwood_jax.keras_h5._models.sizes import Given, inputs_of, resized_layer
 
 
 class KerasLayers(nn.Module):
-    """The layers of a Keras model, called as it calls them; ``KerasModel`` without its sizes.
+    """The layers of a Keras model, called as in Keras; the base class of ``KerasModel``.
 
     Attributes:
         config: the model's config as Keras has it, ``{"class_name": ..., "config": {...}}``.
@@ -39,8 +39,8 @@ class KerasLayers(nn.Module):
         """Computes the outputs.
 
         Args:
-            *inputs: one array for each of the model's inputs, in their order, or one list of them,
-                or one dict by their names.
+            *inputs: one array for each input of the model, in order, or a list of these arrays, or
+                a dict of them by input name.
             deterministic: whether to evaluate rather than to train.
         """
         graph = parse(self.config["class_name"], self.config["config"])
@@ -90,25 +90,25 @@ class KerasLayers(nn.Module):
 
 @contextlib.contextmanager
 def _at(name: str = "", class_name: str = "") -> Iterator[None]:
-    """Says of what a layer raises in which layer it was, and that its arrays are to blame."""
+    """Reraises errors of a layer as ``UnfitArrays``, with the layer's name and class."""
     try:
         yield
-    except UnfitArrays as error:  # of a layer in a model in this one
+    except UnfitArrays as error:  # from a layer of an inner model
         raise UnfitArrays(f"{name}/{error}") from error
-    except Warning:  # that was made an error
+    except Warning:  # warnings may be set to raise
         raise
     except Exception as error:  # JAX and Flax raise all kinds
-        what = re.sub(r" \(https://flax\S+\)$", "", str(error))  # where to read more
+        what = re.sub(r" \(https://flax\S+\)$", "", str(error))  # link to Flax's docs
         raise UnfitArrays(f"{name} ({class_name}): {what}" if name else what) from error
 
 
 def make_layer(
     class_name: str, config: Config, name: str | None, deterministic: bool
 ) -> Callable[..., Any]:
-    """Returns a layer as a function of arrays; its variables are named by it.
+    """Returns a layer as a function of arrays; its variables are under the layer's name.
 
     Raises:
-        ValueError, KeyError or TypeError: if its class or config is not supported.
+        ValueError, KeyError or TypeError: if the class or config is not supported.
     """
     kind = kind_of(class_name)
     if class_name not in MODELS and (why := refusal(class_name, config)):
@@ -132,7 +132,7 @@ def make_layer(
         return spread
     if ">" in class_name:
         raise ValueError(
-            "its class is not Keras's own, and its code is not in the file; load reads its "
+            "its class is not part of Keras, and its code is not in the file; load reads its "
             "weights, for a module of your own"
         )
     raise ValueError("this class of layers is not supported")
@@ -149,7 +149,7 @@ def _given(args: Any, kwargs: Mapping[str, Any]) -> Given:
 
 
 def _assigned(expected: Any, inputs: tuple[Any, ...]) -> dict[Ref, Any]:
-    """Returns the arrays that were given, by the inputs that they are for."""
+    """Returns the given arrays by the input of the model that each belongs to."""
     refs = list(refs_in(expected))
     if len(inputs) == 1 and isinstance(inputs[0], Mapping):
         names = sorted(expected) if isinstance(expected, Mapping) else [ref.layer for ref in refs]

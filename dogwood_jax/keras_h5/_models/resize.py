@@ -1,4 +1,4 @@
-"""The config of a model for variables of other sizes: ``resized``."""
+"""Adapts the config of a model to variables of other sizes: ``resized``."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -24,20 +24,20 @@ _COLLECTIONS = ("params", "batch_stats")
 def resized(
     config: Config, variables: Mapping[str, Any], *, is_opened: bool = True
 ) -> dict[str, Any]:
-    """Returns a model's config for these variables: units, filters and heads are what they are now.
+    """Returns a model's config with the sizes of these variables: units, filters, heads, ...
 
     Args:
-        config: of the model before it grew, ``{"class_name": "Sequential", "config": {...}}``: in
-            the attribute ``model_config`` of a file or in ``config.json`` of a ``.keras`` archive.
+        config: the config before growth, ``{"class_name": "Sequential", "config": {...}}``, from
+            the attribute ``model_config`` of a file or from ``config.json`` of an archive.
         variables: ``{"params": {"dense_1": ...}, ...}``: arrays or ``jax.ShapeDtypeStruct``.
-        is_opened: whether Keras will make a model of the new config, which is checked then.
+        is_opened: whether Keras will make a model of the new config. If so, the config is checked.
 
     Returns:
-        A new config. Models inside, depthwise convolutions and the shapes from which Keras 3 builds
-        layers one by one (``build_config``) follow the sizes of their inputs, as far as these are
-        found out because ``load_model`` supports the model. Otherwise ``build_config`` is left
-        out: Keras builds layers from the model's input then. The model's inputs have as many
-        channels as the layers that read them, where that alone explains the variables.
+        A new config. Inner models, depthwise convolutions and the shapes from which Keras 3 builds
+        single layers (``build_config``) follow the sizes of their inputs. These are known only if
+        ``load_model`` supports the model. Otherwise ``build_config`` is left out, and Keras builds
+        the layers from the model's input. The channels of the model's inputs change to those that
+        their readers expect, if the variables fit no config otherwise.
 
     Raises:
         ValueError: if no config describes a model with these variables.
@@ -53,9 +53,9 @@ def resized(
     if config["class_name"] not in MODELS:
         name = config.get(NAMED, config["class_name"])
         raise ValueError(
-            f"the model's config has no layers whose sizes could change: {name} "
-            "makes them itself; save with layout='weights.h5', and load these weights into a "
-            "model that is made with the new sizes"
+            f"the model's config has no layers whose sizes could change, because {name} "
+            "creates its layers itself; save with layout='weights.h5', and load these weights "
+            "into a model that is made with the new sizes"
         )
     if not _built(config):
         return _resized(config, variables, is_opened)
@@ -74,7 +74,7 @@ def resized(
 
 
 def _as_read(config: Config, params: Mapping[str, Any]) -> Config:
-    """Returns the config of a model whose inputs have as many channels as its layers read."""
+    """Returns a model's config with as many channels of inputs as its layers expect."""
     graph = parse(config["class_name"], config["config"])
     read = read_channels(graph, params, of_inputs=True)
 
@@ -95,7 +95,7 @@ def _as_read(config: Config, params: Mapping[str, Any]) -> Config:
 
 
 def _resized(config: Config, variables: Mapping[str, Any], is_opened: bool) -> dict[str, Any]:
-    """Returns a model's config with the sizes of variables, if Keras has such layers."""
+    """Returns a model's config with the sizes of variables; raises if Keras has no such layers."""
     params = variables.get("params", variables)
     new, unfit = resized_layer(config["class_name"], config["config"], params), None
     if any(_follows(layer["class_name"]) for layer in layers_of(new)):
@@ -110,19 +110,19 @@ def _resized(config: Config, variables: Mapping[str, Any], is_opened: bool) -> d
     if problems := sorted({*_lopsided(new)} - {*_lopsided(config)}):
         raise ValueError(listed("no config of this model has these sizes", problems))
     if unfit and is_opened:
-        _check(new, variables)  # which names all arrays that do not fit
+        _check(new, variables)  # its error names all arrays that do not fit
         raise unfit
     return new
 
 
 def _follows(class_name: str) -> bool:
-    """Whether sizes in a layer, or in layers that it holds, follow from its inputs."""
+    """Returns whether sizes in a layer, or in its inner layers, follow from its inputs."""
     by_input = kind_of(class_name).sizes_by_input is not None
     return by_input or class_name in (*MODELS, *WRAPPERS)
 
 
 def _lopsided(config: Config, place: str = "") -> Iterator[str]:
-    """Yields the layers whose two directions differ: Keras 3 counts one of them twice."""
+    """Yields Bidirectional layers of two sizes; Keras 3 would use the size of one for both."""
     for layer in layers_of(config["config"]):
         name = f"{place}{layer_name(layer)}"
         if layer["class_name"] in MODELS:
@@ -131,11 +131,11 @@ def _lopsided(config: Config, place: str = "") -> Iterator[str]:
         if layer["class_name"] == "Bidirectional" and all(ways):
             cells = [way["config"].get("cell", way) for way in ways]
             if len({*map(_units, cells)}) > 1:
-                yield f"{name}: its two directions must be of one size; grow both by as much"
+                yield f"{name}: its two directions must have one size; grow both to the same size"
 
 
 def _units(cell: Config) -> tuple[Any, ...]:
-    """Returns the size of a recurrent cell, or the sizes of a stack."""
+    """Returns the size of a recurrent cell, or the sizes of stacked cells."""
     stack = cell["config"].get("cells", [cell])
     return tuple(one["config"].get("units") for one in stack)
 
@@ -155,7 +155,7 @@ def _without(key: str, tree: Any) -> Any:
 
 
 def _check(config: Config, variables: Mapping[str, Any]) -> None:
-    """Raises if a config describes other variables than these, as far as that is known."""
+    """Raises if a config is known to describe other variables than these."""
     if (module := _built(config)) is None:
         return
     try:
@@ -164,7 +164,7 @@ def _check(config: Config, variables: Mapping[str, Any]) -> None:
         raise ValueError(f"no config of this model has these sizes: {error}") from error
     shapes = dict(_shapes(variables))
     problems = [
-        f"{path}: has shape {shapes[path]}, where Keras would make one of shape {shape}"
+        f"{path}: has shape {shapes[path]}, but Keras would create shape {shape}"
         for path, shape in _shapes({name: expected.get(name, {}) for name in _COLLECTIONS})
         if shapes.get(path, shape) != shape
     ]

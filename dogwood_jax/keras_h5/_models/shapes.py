@@ -1,4 +1,4 @@
-"""Shapes of what a model takes, of its variables, and of what it calls its layers with."""
+"""Shapes of a model's inputs, of its variables, and of the inputs of its layers."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,11 +12,11 @@ from dogwood_jax.keras_h5._models.graph import parse, refs_in
 from dogwood_jax.keras_h5._models.module import KerasLayers
 from dogwood_jax.keras_h5._models.vocabularies import left_out
 
-_ANY_SIZE = 32  # where a model takes inputs of any size
+_ANY_SIZE = 32  # stands for a size that the model leaves open
 
 
 def example_inputs(module: KerasLayers) -> list[jax.ShapeDtypeStruct] | None:
-    """Returns inputs that a model takes, as its config describes them; ``None`` if it does not."""
+    """Returns inputs as a model's config describes them; ``None`` if it does not."""
     inputs = model_inputs(module.config["class_name"], module.config["config"], _ANY_SIZE)
     known = [one for one in inputs if one is not None]
     return known if len(known) == len(inputs) else None
@@ -25,13 +25,13 @@ def example_inputs(module: KerasLayers) -> list[jax.ShapeDtypeStruct] | None:
 def model_inputs(
     class_name: str, config: Config, any_size: int | None = None
 ) -> list[jax.ShapeDtypeStruct | None]:
-    """Returns the shapes of a model's inputs, ``None`` for those that are not fixed.
+    """Returns the shapes of a model's inputs, ``None`` for inputs whose shape is not known.
 
     Args:
         class_name: the model's class.
         config: its config.
-        any_size: what to take where the config leaves a size open, not the last one: channels. The
-            batch is of one unless given.
+        any_size: size for axes that the config leaves open, except the last one (channels). Without
+            it, an open batch has size 1.
     """
     graph = parse(class_name, config)
     looked_up = left_out(graph)
@@ -62,10 +62,10 @@ def model_inputs(
 
 
 def recorded_inputs(module: KerasLayers, variables: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Returns the shapes of what a model and models in it call their layers with.
+    """Returns the shapes of the inputs of a model's layers.
 
-    By ``inputs_of(layer)``, and for each model in it by its name; nothing if the shapes of the
-    model's inputs are not known.
+    The keys are ``inputs_of(layer)``, and the names of inner models, whose values have the same
+    form. The result is empty if the shapes of the model's inputs are not known.
 
     Raises:
         ValueError: if the model cannot be called with these variables.
@@ -87,10 +87,10 @@ def recorded_inputs(module: KerasLayers, variables: Mapping[str, Any]) -> Mappin
 
 
 def described(module: KerasLayers) -> Mapping[str, Any] | None:
-    """Returns the variables that a model's config describes, and what its layers are called with.
+    """Returns the variables that a model's config describes, and the inputs of its layers.
 
-    The latter are in ``"intermediates"``, as ``recorded_inputs`` returns them. ``None`` if the
-    shapes of the model's inputs are not known.
+    The inputs are in ``"intermediates"``, as ``recorded_inputs`` returns them. Returns ``None`` if
+    the shapes of the model's inputs are not known.
 
     Raises:
         ValueError: if the config contradicts itself.
@@ -108,6 +108,6 @@ def described(module: KerasLayers) -> Mapping[str, Any] | None:
         raise
     except Exception as error:  # JAX and Flax raise all kinds
         if None in model_inputs(module.config["class_name"], module.config["config"]):
-            return None  # perhaps only the size that was taken is wrong
+            return None  # perhaps only the size assumed for an open axis is wrong
         raise ValueError(str(error)) from error
     return found

@@ -1,6 +1,6 @@
-"""Configs of Keras layers with the sizes of other weights: ``resized_layer``.
+"""Adapts configs of Keras layers to weights of other sizes: ``resized_layer``.
 
-The weights are those of Flax, as ``load`` gives them; only their shapes are used.
+The weights are those of Flax, as ``load`` returns them; only their shapes are used.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from dogwood_jax.keras_h5._models.graph import parse, refs_in
 
 
 class Given(NamedTuple):
-    """What a layer is called with: the arrays in each argument that has any."""
+    """The inputs of a call of a layer: the arrays in each argument that contains arrays."""
 
     args: list[list[Any]]
     kwargs: dict[str, list[Any]]
@@ -30,16 +30,16 @@ def resized_layer(
     given: Any = None,
     channels: int | None = None,
 ) -> Any:
-    """Returns the config of one layer for these parameters; unchanged where nothing is known.
+    """Returns the config of one layer for these parameters; options of unknown effect stay.
 
     Args:
         class_name: the layer's class.
         config: its config.
         params: its parameters.
-        inner: for a model, what its layers are called with, by ``inputs_of(layer)``, and the same
-            for models in it by their names.
-        given: what the layer is called with, a ``Given`` for each call, as far as is known.
-        channels: how many channels of its output are read, likewise.
+        inner: for a model, the inputs of its layers, by ``inputs_of(layer)``, and the same for
+            inner models, by their names.
+        given: the inputs of the layer, a ``Given`` for each call, if known.
+        channels: the number of channels that readers expect of its output, if known.
     """
     if class_name in MODELS:
         inner = inner or {}
@@ -73,7 +73,7 @@ def resized_layer(
 
 
 def each_step(calls: Sequence[Given] | None) -> list[Given] | None:
-    """Returns what a layer in a TimeDistributed one is called with: all steps as a batch."""
+    """Returns the inputs of the layer inside a TimeDistributed layer: all steps as one batch."""
     if calls is None:
         return None
 
@@ -85,7 +85,7 @@ def each_step(calls: Sequence[Given] | None) -> list[Given] | None:
 
 
 def inputs_of(layer: str) -> str:
-    """Returns the name under which a model's module records what it calls a layer with."""
+    """Returns the name under which a model's module records the inputs of a layer."""
     return f"inputs of {layer}"
 
 
@@ -96,7 +96,7 @@ def _inside(
     given: Any = None,
     channels: int | None = None,
 ) -> dict[str, Any]:
-    """Returns a layer in another's config for these parameters."""
+    """Returns the entry of a layer in another layer's config, for these parameters."""
     kept = {key: value for key, value in layer.items() if key != "build_config"}
     if given and isinstance(layer.get("build_config"), Mapping):
         with contextlib.suppress(ValueError):
@@ -106,13 +106,13 @@ def _inside(
 
 
 def _built_from(config: Config, given: Given) -> Config:
-    """Returns what a layer was built from in new sizes: the shapes of what it is called with.
+    """Returns a ``build_config`` in new sizes: the shapes of the layer's inputs.
 
-    Keras 2 has those of the first argument, Keras 3 those of all arguments by their names, in the
-    order of the call's parameters.
+    Keras 2 stores the shape of the first argument, Keras 3 the shapes of all arguments by name, in
+    the order of the call's parameters.
 
     Raises:
-        ValueError: if it is not known which arguments they are of.
+        ValueError: if it is not known which arguments the shapes belong to.
     """
     if config.get("input_shape", 0) is None:
         return config
@@ -130,7 +130,7 @@ def _built_from(config: Config, given: Given) -> Config:
 
 
 def _followed(old: Any, shapes: list[tuple[int, ...]]) -> Any:
-    """Returns shapes, perhaps in lists or dicts, with other sizes, which it takes off a list."""
+    """Returns shapes, perhaps nested in lists or dicts, in sizes that it removes from a list."""
     if isinstance(old, Mapping):
         new = {key: _followed(old[key], shapes) for key in sorted(old)}
         return {key: new[key] for key in old}
@@ -144,7 +144,7 @@ def _followed(old: Any, shapes: list[tuple[int, ...]]) -> Any:
 
 
 def _fed(class_name: str, config: Any, inputs: list[Any]) -> Any:
-    """Returns the config of a model inside another for inputs of these shapes."""
+    """Returns the config of an inner model for inputs of these shapes."""
     names = [ref.layer for ref in refs_in(parse(class_name, config).inputs)]
     shapes = dict(zip(names, (array.shape for array in inputs)))
     layers = list(layers_of(config))
@@ -162,7 +162,7 @@ def _fed(class_name: str, config: Any, inputs: list[Any]) -> Any:
 
 
 def with_shape(config: Config, shape: tuple[int, ...]) -> Config:
-    """Returns a config with an input's shape; sizes that it leaves open stay open."""
+    """Returns a config with an input's shape; sizes that are ``None`` stay ``None``."""
     changed = {
         key: [old if old is None else new for old, new in zip(config[key], shape)]
         for key in ("batch_shape", "batch_input_shape", "build_input_shape")

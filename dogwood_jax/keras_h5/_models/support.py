@@ -1,4 +1,4 @@
-"""What of a model is not supported, and in what the others differ from Keras."""
+"""Lists what is not supported in a model, and how supported models differ from Keras."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -19,17 +19,17 @@ from dogwood_jax.keras_h5._models.vocabularies import left_out
 
 
 def explicit(config: Config) -> Config:
-    """Returns a model's config in which what depends on the version of Keras has names of its own.
+    """Returns a model's config with own names for options whose meaning depends on the version.
 
     Args:
-        config: ``{"class_name": ..., "config": {...}}``, with ``keras_version`` where it is known:
-            ``"2.2.4-tf"`` is that of the Keras in TensorFlow.
+        config: ``{"class_name": ..., "config": {...}}``, with ``keras_version`` if it is known.
+            ``"2.2.4-tf"`` is the Keras inside TensorFlow.
     """
     version = str(config.get("keras_version") or "")
     number = tuple(map(int, re.findall("[0-9]+", version)[:2]))
-    if not number:  # the newest; Keras 3 says of every layer where it is registered
+    if not number:  # assume the newest; only Keras 3 writes registered_name
         number = (3, 99) if "registered_name" in config else (2, 99)
-    elif "tf" in version:  # where Keras was ahead of its number
+    elif "tf" in version:  # the Keras in TensorFlow was ahead of its version number
         number = max(number, (2, 4))
     renamed: dict[tuple[str, str], str] = {}
     if number < (3,):
@@ -63,22 +63,22 @@ def _explicit(tree: Any, renamed: Mapping[tuple[str, str], str], version: tuple[
     return new
 
 
-_MAX_CALLS = 1 << 16  # of layers; models that call models many times can make ever more
+_MAX_CALLS = 1 << 16  # calls of layers; nested models that call models multiply them
 
-_TAKEN = {*dir(KerasLayers), "resized", "params"}  # names in modules
+_TAKEN = {*dir(KerasLayers), "resized", "params"}  # names that modules use themselves
 
-# What reading a config raises that is not as Keras writes it.
+# Errors from reading a config that Keras did not write.
 _ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
 def supported(config: Config) -> Config:
-    """Returns a model's config for its module, once all in it is supported.
+    """Checks that a model is supported, and returns its config for the module.
 
     Args:
         config: as ``build`` takes it.
 
     Raises:
-        KerasFileError: naming all that is not supported.
+        KerasFileError: lists everything that is not supported.
     """
     config = explicit(config)
     problems = list(_problems(config["class_name"], config.get("config"), ""))
@@ -92,12 +92,12 @@ def supported(config: Config) -> Config:
 
 
 def differences(module: KerasLayers) -> list[str]:
-    """Returns in what the module of a model differs from it, by layer."""
+    """Returns the differences between a module and the Keras model, by layer."""
     return list(_differences(module.config, ""))
 
 
 def _problems(class_name: str, config: Any, place: str) -> Iterator[str]:
-    """Yields what of a model is not supported, with its place in the whole."""
+    """Yields everything in a model that is not supported, with its place in the whole model."""
     try:
         graph = parse(class_name, config)
     except _ERRORS as error:
@@ -113,14 +113,14 @@ def _problems(class_name: str, config: Any, place: str) -> Iterator[str]:
         except _ERRORS as error:
             yield f"{where} ({layer_class}): {_reason(error)}"
         if name in _TAKEN:
-            yield f"{where} ({layer_class}): Flax has another use for this name; rename the layer"
+            yield f"{where} ({layer_class}): Flax modules use this name; rename the layer"
     looked_up: dict[str, str] = {}
     try:
         looked_up = left_out(graph)
         if place and looked_up:
             raise ValueError(
-                f"{', '.join(looked_up.values())} is inside another model; only at the front of "
-                "the whole model can layers be left out"
+                f"{', '.join(looked_up.values())} is inside another model; layers can be left out "
+                "only at the front of the whole model"
             )
     except ValueError as error:
         yield f"{place or 'the model'} ({class_name}): {error}"
@@ -149,11 +149,11 @@ def _problems(class_name: str, config: Any, place: str) -> Iterator[str]:
             yield f"{place}{call.layer} ({layer_class}): {_reason(error)}"
     for name in unclear(graph, masks):
         yield (
-            f"{place}{name} ({graph.layers[name][0]}): masks after it, which Keras 3 hands on or "
-            "forgets by the order of calls, are not supported"
+            f"{place}{name} ({graph.layers[name][0]}): masks after it are not supported, because "
+            "they depend on the order of calls in Keras 3"
         )
     if place and any(masks.get(ref[:2]) for ref in refs_in(graph.outputs)):
-        yield f"{place.removesuffix('/')} ({class_name}): a mask of its output is not supported"
+        yield f"{place.removesuffix('/')} ({class_name}): an output with a mask is not supported"
 
 
 def _reason(error: Exception) -> str:
@@ -161,7 +161,7 @@ def _reason(error: Exception) -> str:
 
 
 def _count_calls(class_name: str, config: Config) -> int:
-    """Returns how many calls of layers one call of a layer comes to."""
+    """Returns the number of layer calls in one call of a layer, inner layers included."""
     if class_name == "TimeDistributed":
         return _count_calls(config["layer"]["class_name"], config["layer"]["config"])
     if class_name not in MODELS:
@@ -174,26 +174,26 @@ def _count_calls(class_name: str, config: Config) -> int:
 def _differences(model: Config, place: str) -> Iterator[str]:
     if NAMED in model:
         yield (
-            f"{place.removesuffix('/') or 'the model'} computes what its config describes, not a "
-            f"call that its class, {model[NAMED]}, which is not Keras's own, may define"
+            f"{place.removesuffix('/') or 'the model'} computes what its config describes, without "
+            f"any call method that its user-defined class, {model[NAMED]}, may have"
         )
     for name, reader in left_out(parse(model["class_name"], model["config"])).items():
-        yield f"{place}{reader} is left out; pass what it returns in Keras as input {name or 'x'}"
+        yield f"{place}{reader} is left out; pass its result in Keras as input {name or 'x'}"
     for layer in layers_of(model["config"]):
         name, layer_class, details = layer_name(layer), layer["class_name"], layer["config"]
         if layer_class in MODELS:
             yield from _differences(layer, f"{place}{name}/")
             continue
         if details.get("stateful"):
-            yield f"{place}{name} begins each call with a state of zeros, as after reset_states()"
+            yield f"{place}{name} starts each call with a state of zeros, as after reset_states()"
         policy = _policy(details)
         options = policy.get("config") if isinstance(policy, Mapping) else {"name": policy}
         options = options if isinstance(options, Mapping) else {}
         name_of = options.get("source_name", options.get("name"))
         if layer_class != "InputLayer" and str(name_of).endswith("float16"):
-            yield f"{place}{name} computes in the dtype of its arrays, in Keras in {name_of}"
+            yield f"{place}{name} computes in the dtype of its arrays, but in Keras in {name_of}"
 
 
 def _policy(config: Any) -> Any:
-    """Returns a layer's dtype, or what Keras 3 has in its place."""
+    """Returns a layer's dtype, or the dtype policy that Keras 3 has in its place."""
     return config.get("dtype") if isinstance(config, Mapping) else None

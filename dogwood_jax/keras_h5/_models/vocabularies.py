@@ -1,18 +1,18 @@
-"""Layers at the front of a model whose results it takes for inputs: ``left_out``."""
+"""Finds layers at the front of a model whose results become its inputs: ``left_out``."""
 
 from collections.abc import Iterator
 
 from dogwood_jax.keras_h5._kinds.kind import kind_of
 from dogwood_jax.keras_h5._models.graph import Call, Graph, refs_in
 
-Result = tuple[str, int]  # of a layer, by the number of its call
+Result = tuple[str, int]  # the result of a call: the layer and the number of the call
 
 
 def left_out(graph: Graph) -> dict[str, str]:
     """Returns the layers that look up text or categories, by the input that each reads.
 
     Raises:
-        ValueError: if one of them is not at the front, or if its input is read elsewhere, too.
+        ValueError: if such a layer is not at the front, or if another layer also reads its input.
     """
     names = [n for n, (kind, _) in graph.layers.items() if kind_of(kind).looked_up is not None]
     if not names:
@@ -28,22 +28,22 @@ def left_out(graph: Graph) -> dict[str, str]:
         read = [result for call in calls for result in _read(call)]
         if len(read) != 1 or read[0] not in inputs:
             raise ValueError(
-                f"{name} is not at the front, where the model could take what it returns for an "
-                "input; save the part of the model behind it"
+                f"{name} is not at the front of the model, so its result cannot become an input; "
+                "save only the part of the model after it"
             )
         if others := [call.layer for call in readers[read[0]] if call.layer != name]:
             raise ValueError(
-                f"the input of {name} is read by {', '.join(others)} as well, so that the model "
-                "cannot take what it returns in its place; give each layer an input of its own"
+                f"the input of {name} is also read by {', '.join(others)}, so the result of the "
+                "layer cannot replace this input; give each layer an input of its own"
             )
         found[inputs[read[0]]] = name
     return found
 
 
 def _inputs(graph: Graph) -> dict[Result, str]:
-    """Returns the results that are the model's inputs, and the names of these."""
+    """Returns the results that are the model's inputs, with the names of these inputs."""
     found = {ref[:2]: ref.layer for ref in refs_in(graph.inputs)}
-    for call in graph.calls:  # of a Sequential model, which calls its InputLayer
+    for call in graph.calls:  # a Sequential model calls its InputLayer
         read = list(_read(call))
         if graph.layers[call.layer][0] == "InputLayer" and len(read) == 1 and read[0] in found:
             found[call.layer, call.number] = found.pop(read[0])

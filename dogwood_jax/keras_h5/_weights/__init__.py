@@ -1,12 +1,11 @@
-"""The arrays of a file as those of Flax and back, whichever layout the file has.
+"""Converts the arrays of files of any layout to those of Flax and back.
 
-In comes an open file; out come layers with their arrays, and the other way round. ``layouts`` says
-which layers a file has, ``positions`` finds them where they are named by class and position, and
-``config`` checks configs that strangers wrote, ``keras_1`` puts those of Keras 1 as Keras 2 has
-them. ``infer`` says what class a layer is of where the file does not, ``shapes`` whether its arrays
-fit each other, ``convert`` what they are in Flax, and ``layers`` does all three for every layer.
-``write`` makes new files, ``copy`` files like another.
+``layouts`` lists the layers of an open file, and ``positions`` finds layers that are named by class
+and position. ``config`` checks configs, which may be malicious, and ``keras_1`` translates configs
+of Keras 1 to Keras 2. ``infer`` finds the class of a layer if the file lacks it, ``shapes`` checks
+that arrays fit each other, ``convert`` maps arrays to Flax, and ``layers`` does all three for every
+layer, inner models included. ``write`` makes new files, ``copy`` makes files like another.
 
-Where to add: what a layer's arrays are in Flax is in its entry, in ``_kinds``; a layout of files is
-one in ``layouts``.
+Where to add: the mapping of a layer's arrays to Flax is in the layer's entry in ``_kinds``; a file
+layout belongs in ``layouts``.
 """

@@ -1,9 +1,9 @@
-"""Configs of models, as strangers wrote them: checked before anything relies on them.
+"""Checks configs of models, which may come from untrusted files, before they are used.
 
-Archives say of each class in which module it is, and under which name its author registered it;
-here alone this is read. A class keeps its name only if it is Keras's own, so that a layer of the
-user's own that is called Dense is not taken for Keras's. HDF5 files do not say it: a class is
-taken for Keras's own there, as Keras itself takes it.
+Archives contain the module of each class and the name under which its author registered it. Only
+this file reads them. A class keeps its name only if it is Keras's own, so a user-defined layer
+called Dense is not mistaken for Keras's. HDF5 files lack this information: their classes are
+assumed to be Keras's own, as in Keras itself.
 """
 
 import reprlib
@@ -15,34 +15,34 @@ from dogwood_jax.keras_h5._kinds.kind import KINDS, NAMED, Config
 from dogwood_jax.keras_h5._kinds.nested import MODELS
 from dogwood_jax.keras_h5._weights.keras_1 import as_in_keras_2
 
-_WRAPPED = ("layer", "backward_layer", "cell")  # where the config of a layer has another one
+_WRAPPED = ("layer", "backward_layer", "cell")  # keys of inner layers in the config of a layer
 
 _KERAS = ("keras", "tf_keras", "keras_core")  # packages
 
-# Keras's own classes that it registers itself, as HDF5 files call them.
+# Names in HDF5 files of Keras's own classes that Keras registers itself.
 _REGISTERED = ("Adam", "AdamW", "CustomScaleLayer")
 
-# What the config of a Sequential model has, also if its class is the user's own.
+# Keys in the config of a Sequential model, also of a user-defined subclass.
 _SEQUENTIAL = {"name", "trainable", "dtype", "layers", "build_input_shape"}
 
 
 def checked_config(
     config: Any, place: str, names: Sequence[str] = (), *, of_theano: bool = False
 ) -> Config:
-    """Returns a model's config, once every layer in it has a class, a config and a name.
+    """Checks that every layer in a model's config has a class, a config and a name; returns it.
 
-    Before Keras 2.2.3 the config of a Sequential model was the list of its layers, and one inside
-    another had no name. Here it is as it has been since, also for Keras 1. Classes are called as
-    ``with_classes`` says.
+    Before Keras 2.2.3 the config of a Sequential model was the list of its layers, and an inner
+    model had no name. The result has the later form, also for Keras 1. Class names are those of
+    ``with_classes``.
 
     Args:
-        config: the config as it is in the file.
-        place: where it is there.
-        names: the names of the layers, where the file has them elsewhere.
-        of_theano: whether the weights are Theano's, if they are of Keras 1.
+        config: the config in the file.
+        place: its place in the file.
+        names: the names of the layers, if the file has them elsewhere.
+        of_theano: whether the weights are Theano's, for Keras 1.
 
     Raises:
-        KerasFileError: naming the first layer that is not as it should be.
+        KerasFileError: names the first layer that is not valid.
     """
     modern: Config = with_classes(as_in_keras_2(_modern(config, "", names), of_theano))
     _check(modern, f"at {place}: the model")
@@ -65,13 +65,13 @@ def _modern(item: Any, name: str, names: Sequence[str] = ()) -> Any:
 
 
 def with_classes(tree: Any) -> Any:
-    """Returns a config in which the names of classes say whose they are.
+    """Returns a config in which class names show where a class is defined.
 
-    Keras's own classes have the names that they have in Keras, its operations with ``ops.`` before
-    them, since there is a layer Add as well. Others have the package in which they are registered,
-    or their module, before them: ``my_package>Dense``. Models of the user's own class that are
-    described by their layers are what those describe, ``Functional`` or ``Sequential``. Where a
-    name differs from the file's, the latter is kept beside it, as ``NAMED``.
+    Keras's own classes have their names in Keras. Its operations have the prefix ``ops.``, because
+    there is a layer Add as well. Other classes have their registered package or their module as a
+    prefix: ``my_package>Dense``. A user-defined model class whose config lists the layers becomes
+    ``Functional`` or ``Sequential``. If a name differs from that in the file, the config keeps the
+    latter as ``NAMED``.
     """
     if isinstance(tree, list):
         return list(map(with_classes, tree))
@@ -88,7 +88,7 @@ def with_classes(tree: Any) -> Any:
 def _class_of(item: Config) -> str:
     name, config = str(item["class_name"]), item["config"]
     if "module" in item:
-        module = str(item["module"] or "__main__")  # where Keras leaves it out
+        module = str(item["module"] or "__main__")  # Keras leaves __main__ out
         package, *path = module.split(".")
         if package in _KERAS:
             path = path[1:] if path[:1] == ["src"] else path
@@ -108,7 +108,7 @@ def _class_of(item: Config) -> str:
 
 
 def _is_operation(item: Config) -> bool:
-    """Whether HDF5 has an operation of Keras 3: only layers say whether they are trained."""
+    """Returns whether an HDF5 entry is a Keras 3 operation: only layers have ``trainable``."""
     nodes = item.get("inbound_nodes")
     if not isinstance(nodes, list) or not nodes or not isinstance(nodes[0], Mapping):
         return False
@@ -118,7 +118,7 @@ def _is_operation(item: Config) -> bool:
 
 
 def lists_layers(config: Config) -> bool:
-    """Whether a model's config describes its layers; one of the user's own class may not."""
+    """Returns whether a model's config lists its layers; that of a user-defined class may not."""
     layers = config.get("layers")
     return isinstance(layers, list) and all(
         isinstance(layer, Mapping) and "class_name" in layer for layer in layers
@@ -126,12 +126,12 @@ def lists_layers(config: Config) -> bool:
 
 
 def as_in(original: Any, config: Any) -> Any:
-    """Returns a config in the form that another one has: the inverse of ``checked_config``."""
+    """Returns a config in the form of the original one: the inverse of ``checked_config``."""
     return _listed_as(original, _called_as_before(config))
 
 
 def _called_as_before(tree: Any) -> Any:
-    """Returns a config with the names of classes that it has in its file."""
+    """Returns a config with the class names of its file."""
     if isinstance(tree, list):
         return list(map(_called_as_before, tree))
     if not isinstance(tree, Mapping):
@@ -143,7 +143,7 @@ def _called_as_before(tree: Any) -> Any:
 
 
 def _listed_as(original: Any, config: Any) -> Any:
-    """Returns a config in which layers are listed, and named, as in another one."""
+    """Returns a config in which layers are listed and named as in the original one."""
     if not isinstance(original, Mapping) or not isinstance(config, Mapping):
         return config
     old, new = original.get("config"), config["config"]
@@ -157,7 +157,7 @@ def _listed_as(original: Any, config: Any) -> Any:
 
 
 def entries_of(config: Config | None) -> list[Config]:
-    """Returns the configs of a model's layers; none where they are not known."""
+    """Returns the configs of a model's layers; an empty list if they are not known."""
     inner = {} if config is None else config["config"]
     return list(inner["layers"]) if lists_layers(inner) else []
 

@@ -1,4 +1,4 @@
-"""The arrays of a Keras layer as those of the Flax layer that computes the same, and back."""
+"""Converts the arrays of a Keras layer to those of the equivalent Flax layer, and back."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -19,18 +19,18 @@ def to_flax(
 
     Args:
         class_name: the layer's class, ``"Conv2D"``. A model inside a model is a layer too. ``None``
-            where the file does not say: use ``infer`` then.
-        config: the layer's config, ``{}`` where the file does not say.
-        weights: the arrays in the file's order. Names are those of Keras, whose last part counts
-            (``"kernel"``, ``"lstm_cell_2/kernel"``), or positions (``"0"``, ``"cell/0"``).
+            if it is not known; ``infer`` may find it.
+        config: the layer's config, ``{}`` if it is not known.
+        weights: the arrays in the file's order. Names are those of Keras, of which the last part
+            counts (``"kernel"``, ``"lstm_cell_2/kernel"``), or positions (``"0"``, ``"cell/0"``).
 
     Returns:
         Nested dicts by collection: ``{"params": {"scale": ...}, "batch_stats": {"mean": ...}}``.
-        ``params`` is always there. Weights that have no counterpart, and layers of unknown classes,
-        keep their names, in ``params``.
+        ``params`` is always present. Weights without a counterpart, and weights of unknown classes,
+        are in ``params`` under their own names.
 
     Raises:
-        KerasFileError: if the arrays cannot be those of such a layer.
+        KerasFileError: if the arrays do not fit the class.
 
     Example:
         >>> import numpy as np
@@ -71,14 +71,14 @@ def to_keras(
     Args:
         class_name: the Keras layer's class.
         config: its config.
-        collections: what ``to_flax`` returns, in any sizes.
+        collections: the result of ``to_flax``, in any sizes.
 
     Returns:
         The arrays in Keras's order by their paths in the Keras layer, ``"kernel"`` or
-        ``"cell/kernel"``, then those without a counterpart.
+        ``"cell/kernel"``, followed by arrays without a counterpart.
 
     Raises:
-        ValueError: if arrays are missing, naming all of them.
+        ValueError: if arrays are missing; the error names all of them.
     """
     found = dict(leaves_of(collections))
     weights = {}
@@ -99,21 +99,21 @@ def to_keras(
 def canonical(
     class_name: str | None, config: Config, weights: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Returns the arrays under the names that ``layout`` gives them, in the order they came.
+    """Returns the arrays under the names of ``layout``, in their given order.
 
-    Names in files begin with whatever variables were called when they were made. So they count by
-    their last parts where these differ, and by position otherwise.
+    Names in files start with arbitrary prefixes. So arrays are identified by the last part of their
+    names if these parts differ, and by position otherwise.
     """
     expected = [weight.name for weight in layout(class_name, config)]
     if not expected or weights.keys() <= {*expected}:
         return dict(weights)
     last = [last_part(name) for name in weights]
     if len(expected) == len(last) == 1 and last[0].startswith("variable"):
-        names = expected  # Keras 3 calls weights without a name variable, variable_1, ...
+        names = expected  # in Keras 3, unnamed weights are variable, variable_1, ...
     elif all(part.isdigit() for part in last):
         names = [_at_position(class_name, expected, name) for name in weights]
     elif len({name.rsplit("/", 1)[-1] for name in expected}) == len(expected):
-        # Keras 3 calls the kernel of a depthwise convolution a kernel.
+        # In Keras 3 the kernel of a depthwise convolution is called kernel.
         by_last = {name.rsplit("/", 1)[-1]: name for name in expected}
         by_last |= {"kernel": "depthwise_kernel"} if "depthwise_kernel" in expected else {}
         by_last |= {"kernel": "embeddings"} if "embeddings" in expected else {}  # in Keras 1
@@ -127,7 +127,7 @@ def canonical(
     return dict(zip(names, weights.values()))
 
 
-# What Keras 1 called them, after the layer's own name: dense_1_W.
+# Names of weights in Keras 1, which follow the layer's name: dense_1_W.
 _KERAS_1 = {
     "W": "kernel",
     "U": "recurrent_kernel",
@@ -136,14 +136,14 @@ _KERAS_1 = {
     "gamma": "gamma",
     "beta": "beta",
     "running_mean": "moving_mean",
-    "running_std": "moving_variance",  # which it is, despite its name
+    "running_std": "moving_variance",  # a variance, despite its name
 }
 
 
 def last_part(name: str) -> str:
-    """Returns what a weight is called within its layer, whatever the file says before that."""
+    """Returns the name of a weight within its layer, without any prefix of the file."""
     last = name.rsplit("/", 1)[-1]
-    if gate := re.search("_([WUb]_[a-z])$", last):  # of Keras 1
+    if gate := re.search("_([WUb]_[a-z])$", last):  # Keras 1
         return gate[1]
     for old, new in _KERAS_1.items():
         if last.endswith(f"_{old}"):
@@ -152,7 +152,7 @@ def last_part(name: str) -> str:
 
 
 def _at_position(class_name: str | None, expected: list[str], position: str) -> str:
-    """Returns the name of a weight given by the layer that holds it and its number there."""
+    """Returns the name of a weight from its inner layer, if any, and its number there."""
     *holder, number = (part.lstrip("_") for part in position.split("/") if part != "vars")
     inside = [name for name in expected if name.split("/")[:-1] == holder]
     if not holder:

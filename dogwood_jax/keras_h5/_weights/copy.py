@@ -1,4 +1,4 @@
-"""A file like another, with other arrays and all the rest as it was."""
+"""Copies a file with new arrays and everything else unchanged: ``copied``."""
 
 import io
 import json
@@ -34,15 +34,15 @@ def copied(
 
     Args:
         source: the old file.
-        old: what it holds.
-        new: what the new one shall hold: the same layers, with their configs.
-        arrays: its arrays, by layer and name.
-        draft: what is written to.
-        optimizer: what takes the place of arrays of the optimizer. Without it, all of them are
-            left out where weights have other shapes.
+        old: the contents of the old file.
+        new: the contents of the new file: the same layers, with their configs.
+        arrays: the new arrays, by layer and name.
+        draft: the file object to write to.
+        optimizer: replacements of the optimizer's arrays. If empty, the optimizer is left out as
+            soon as one weight has another shape.
 
     Raises:
-        NotSavable: if weights that are one array of the old file now differ.
+        NotSavable: if weights that share one array in the old file now differ.
     """
     replaced = [
         (dataset, f"{layer.name}/{name}", arrays[layer.name][name])
@@ -72,7 +72,7 @@ def copied(
 
 
 def _replacements(replaced: Iterable[Replacement]) -> dict[str, np.ndarray]:
-    """Returns the new arrays by where the old ones are in the file, links followed."""
+    """Returns the new arrays by the places of the old ones in the file, after following links."""
     replacements: dict[str, np.ndarray] = {}
     first: dict[str, str] = {}
     problems = []
@@ -82,9 +82,9 @@ def _replacements(replaced: Iterable[Replacement]) -> dict[str, np.ndarray]:
             replacements[place], first[place] = array, name
         elif not _same(array, replacements[place]):
             problems.append(
-                f"{name}: expected the values of {first[place]}, because links of the file make "
-                f"both one array, {place}; found others; give both the same, or choose another "
-                "layout, which keeps them apart"
+                f"{name}: expected the values of {first[place]}, because the file links both to "
+                f"one array, {place}; found others; give both the same values, or choose another "
+                "layout, which stores two arrays"
             )
     if problems:
         raise NotSavable(listed("cannot save these variables", problems))
@@ -92,7 +92,7 @@ def _replacements(replaced: Iterable[Replacement]) -> dict[str, np.ndarray]:
 
 
 def _same(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether two arrays are the same to the last bit, NaN included."""
+    """Returns whether two arrays are equal bit by bit, NaN included."""
     return (
         one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
     )
@@ -101,7 +101,7 @@ def _same(one: np.ndarray, other: np.ndarray) -> bool:
 def _copy(
     old: Group, new: Group, replacements: Mapping[str, np.ndarray], left_out: tuple[str, ...]
 ) -> None:
-    """Copies a group with all that is in it, other arrays in place of those replaced."""
+    """Copies a group and its contents, with new arrays in place of the replaced ones."""
     _copy_attributes(old, new)
     for name in old:
         place = f"{old.name.rstrip('/')}/{name}"
@@ -110,7 +110,7 @@ def _copy(
         if place in left_out and not inside:
             continue
         if not isinstance(link, h5py.HardLink):
-            new[name] = link  # not what it points to, perhaps in another file
+            new[name] = link  # the link itself: its target may be in another file
         elif place in replacements:
             _copy_attributes(old[name], write_array(new, name, replacements[place]))
         elif inside:
@@ -123,8 +123,8 @@ def _copy_attributes(old: Any, new: Any) -> None:
     for name, value in old.attrs.items():
         attribute = old.attrs.get_id(name)
         if h5py.check_string_dtype(attribute.dtype) and not isinstance(value, h5py.Empty):
-            # As bytes, because Keras says that all names are ASCII.
+            # Read as bytes, because Keras declares all names to be ASCII.
             value = np.empty(attribute.shape, attribute.dtype)
             attribute.read(value)
-        # With the type of the file, which NumPy's array of names does not know.
+        # The file's own type: NumPy's array of names has lost it.
         new.attrs.create(name, value, dtype=attribute.dtype)

@@ -1,7 +1,7 @@
-"""What class of layer an array belongs to, where a file or a tree does not say.
+"""Infers the class of a layer if a file or a tree does not contain it.
 
-Files of ``save_weights`` name layers and weights, not classes. Most layers can be told by the names
-and shapes of their weights.
+Files of ``save_weights`` name layers and weights, but not classes. The names and shapes of weights
+identify most classes.
 """
 
 from collections.abc import Mapping
@@ -18,14 +18,14 @@ def infer(weights: Mapping[str, np.ndarray], layer: str = "") -> tuple[str | Non
     """Returns a class and config with which ``to_flax`` converts a layer's arrays.
 
     Args:
-        weights: the arrays in the file's order, by their names: ``"kernel"``, in a layer that holds
-            others ``"dense_1/kernel"``.
-        layer: the layer's name, which decides where arrays cannot: Keras itself calls a transposed
+        weights: the arrays in the file's order, by name: ``"kernel"``, or ``"dense_1/kernel"`` in a
+            layer that holds others.
+        layer: the layer's name, which decides if arrays cannot: Keras names a transposed
             convolution ``conv2d_transpose_1``.
 
     Returns:
-        The class, ``None`` where nothing is known, and as much of a config as conversion needs. A
-        layer that holds several others of different names is taken for a model.
+        The class, ``None`` if it is not known, and as much of a config as conversion needs. A layer
+        that holds several others of different names counts as a model.
 
     Example:
         >>> import numpy as np
@@ -59,7 +59,7 @@ def infer(weights: Mapping[str, np.ndarray], layer: str = "") -> tuple[str | Non
 
 
 def _of_arrays(arrays: Mapping[str, np.ndarray], layer: str) -> tuple[str | None, dict[str, Any]]:
-    """Tells a layer by the last parts of its weights' names."""
+    """Infers a layer from the last parts of its weights' names, and from their shapes."""
     names = arrays.keys()
     shapes = {name: array.shape for name, array in arrays.items()}
     bias = {"use_bias": "bias" in names}
@@ -90,13 +90,13 @@ def _of_arrays(arrays: Mapping[str, np.ndarray], layer: str) -> tuple[str | None
 
 
 def _of_kernel(shapes: Mapping[str, tuple[int, ...]], layer: str) -> tuple[str, dict[str, Any]]:
-    """Tells convolutions apart: their kernels have the same axes in different roles."""
+    """Infers the kind of convolution: all have kernels of the same axes, in different roles."""
     *space, rows, columns = (1, 1, *shapes["kernel"])[-max(len(shapes["kernel"]), 2) :]
     use_bias = "bias" in shapes
     config: dict[str, Any] = {"use_bias": use_bias}
     if not 1 <= len(space) <= 3:
         return "Dense", config
-    # Which sizes of the kernel a bias can have, and what the layer is then.
+    # The size of the bias in each kind of layer.
     kinds = {"Conv{}D": columns, "Conv{}DTranspose": rows, "DepthwiseConv{}D": rows * columns}
     fits = [k for k, size in kinds.items() if not use_bias or shapes["bias"] == (size,)]
     hints = {"Conv{}DTranspose": "transpose", "DepthwiseConv{}D": "depthwise"}
@@ -110,8 +110,8 @@ def _of_kernel(shapes: Mapping[str, tuple[int, ...]], layer: str) -> tuple[str, 
 def infer_flax(collections: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
     """Returns a class and config with which ``to_keras`` converts a Flax layer's arrays.
 
-    The counterpart of ``infer``. A plain convolution, its transpose and a depthwise one look the
-    same in Flax, and are taken for the first.
+    The counterpart of ``infer``. A plain, a transposed and a depthwise convolution look the same in
+    Flax. The result for all of them is ``"Dense"``; ``write.told`` refines it.
 
     Example:
         >>> infer_flax({"params": {"scale": 1.0}, "batch_stats": {"mean": 0.0, "var": 1.0}})

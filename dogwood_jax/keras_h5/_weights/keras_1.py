@@ -1,7 +1,7 @@
-"""Configs of Keras 1 as Keras 2 writes them: ``as_in_keras_2``.
+"""Translates configs of Keras 1 to Keras 2: ``as_in_keras_2``.
 
-Keras 2 has other names for most options, and for some layers. Where arrays are laid out in another
-way too, the config says so, as ``KERAS_1``.
+Keras 2 has other names for most options, and for some layers. If the layout of arrays differs too,
+the config gets the key ``KERAS_1``.
 """
 
 from collections.abc import Iterator, Mapping
@@ -24,7 +24,7 @@ _CONVOLUTION = {
 _POOLING = {"border_mode": "padding", "pool_length": "pool_size", "stride": "strides"}
 _RATE = {"p": "rate"}
 
-# What options are called in Keras 2.
+# New names of options in Keras 2, by class.
 _OPTIONS: dict[str, Mapping[str, str]] = {
     "Dense": _DENSE,
     "LSTM": _RECURRENT,
@@ -60,17 +60,16 @@ _MERGES = {
     "concat": "Concatenate",
 }
 _FORMATS = {"th": "channels_first", "tf": "channels_last"}
-# Layers that keep the order of axes to themselves: it is that of the others.
+# Layers without an axis order in their config: they have that of the other layers.
 _SILENT = ("ZeroPadding2D", "UpSampling2D", "Cropping2D")
 
 
 def as_in_keras_2(config: Any, of_theano: bool) -> Any:
-    """Returns the config of a model as Keras 2 has it; it stays as it is unless of Keras 1.
+    """Returns a model's config in the form of Keras 2; only configs of Keras 1 are changed.
 
     Args:
         config: the config.
-        of_theano: whether the model was computed by Theano, which turns kernels of convolutions
-            around.
+        of_theano: whether the model was computed by Theano, which flips kernels of convolutions.
     """
     orderings = {*_orderings(config)}
     ordering = orderings.pop() if len(orderings) == 1 else "tf"
@@ -78,14 +77,14 @@ def as_in_keras_2(config: Any, of_theano: bool) -> Any:
 
 
 class _Origin(NamedTuple):
-    """What a config of Keras 1 does not say: the order of axes, and whether Theano computed it."""
+    """Facts missing in a config of Keras 1: the order of axes, and whether Theano computed it."""
 
     ordering: str
     is_theano: bool
 
 
 def _orderings(tree: Any) -> Iterator[str]:
-    """Yields the orders of axes that layers of Keras 1 name, ``"th"`` or ``"tf"``."""
+    """Yields the axis orders in the configs of Keras 1 layers, ``"th"`` or ``"tf"``."""
     if isinstance(tree, Mapping):
         if tree.get("dim_ordering") in _FORMATS:
             yield tree["dim_ordering"]
@@ -139,7 +138,7 @@ def _layer(class_name: str, config: Config, origin: _Origin) -> tuple[str, Confi
 
 
 def _is_even(config: Config) -> bool:
-    """Whether a window has an even size, which Theano pads on another side than TensorFlow."""
+    """Returns whether a window has an even size, which Theano and TensorFlow pad differently."""
     names = ("filter_length", "nb_row", "nb_col", "pool_size")
     sizes = [size for name in names for size in np.ravel(config.get(name, 1))]
     return any(size % 2 == 0 for size in sizes)

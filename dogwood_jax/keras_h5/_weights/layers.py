@@ -1,8 +1,8 @@
-"""Layers of a file, and their arrays as those of Flax and back.
+"""Layers of a file, and the conversion of their arrays to Flax and back.
 
-A model inside a model is a layer that holds layers. What conversion knows, ``convert`` says for
-each class; here models are taken apart, so that a layer of an unknown class in one does not keep
-the others from being converted.
+A model inside a model is a layer that holds layers. ``convert`` converts layers of a single class.
+This file splits inner models into layers, so a layer of an unknown class does not prevent the
+conversion of the others.
 """
 
 from collections.abc import Iterator, Mapping
@@ -25,11 +25,11 @@ class Layer:
 
     Attributes:
         name: the layer's own name.
-        class_name: its class in Keras, ``None`` where neither the file nor its weights tell.
+        class_name: its class in Keras, ``None`` if neither the file nor its weights determine it.
         config: its config, as far as it is known.
-        weights: arrays in the file's order, not read yet, by the names of ``layout``;
-            those of unknown layers by the names in the file.
-        state: arrays that are no weights: the states of random generators.
+        weights: arrays in the file's order, not read yet, by the names of ``layout``; for unknown
+            classes, by the names in the file.
+        state: arrays other than weights: the states of random generators.
     """
 
     name: str
@@ -47,10 +47,10 @@ class Layer:
 def make_layer(
     name: str, class_name: str | None, config: Config, weights: Mapping[str, Dataset]
 ) -> Layer:
-    """Returns a layer of these arrays in the file's order, once they fit together.
+    """Checks arrays and returns the layer that holds them, in the file's order.
 
     Raises:
-        KerasFileError: if they are no arrays or contradict each other or the config.
+        KerasFileError: if an item is not an array, or arrays contradict each other or the config.
     """
     state = {n: d for n, d in weights.items() if _is_state(n, checked_array(d))}
     weights = {n: d for n, d in weights.items() if n not in state}
@@ -63,20 +63,20 @@ def make_layer(
         _check(class_name, config, named)
     except KerasFileError as error:
         why = None if class_name in MODELS else refusal(class_name, config, weights.values())
-        hint = f"{why}, save the model before quantize(); " if why else ""
+        hint = f"{why}; save the model before quantize(); " if why else ""
         raise KerasFileError(f"at layer {name!r} ({class_name}): {hint}{error}") from None
     return Layer(name, class_name, config, named, state)
 
 
 def _is_state(name: str, dataset: Dataset) -> bool:
-    """Whether an array is the state of a random generator: a layer of dropout has one."""
+    """Returns whether an array is the state of a random generator, as in dropout layers."""
     return dataset.dtype.kind in "ui" and "seed_generator" in name
 
 
 def _inner(
     class_name: str | None, config: Config, items: Mapping[str, Any]
 ) -> list[tuple[str, str | None, Config, dict[str, Any]]]:
-    """Returns the layers of a model with their items; unknown ones come without a class."""
+    """Returns the layers of a model with their items; the class of unknown layers is ``None``."""
     entries = {layer_name(entry): entry for entry in layers_of(config)}
     names = {*entries, *(name.partition("/")[0] for name in items)}
     split: dict[str, dict[str, Any]] = {
@@ -106,7 +106,7 @@ def _named(class_name: str | None, config: Config, weights: Mapping[str, Any]) -
 
 
 def _fit(class_name: str | None, config: Config, weights: Mapping[str, Any]) -> bool:
-    """Whether arrays have as many axes as those of a class that their names suggest."""
+    """Returns whether arrays have as many axes as expected for the class that names suggest."""
     if class_name in MODELS:
         return all(_fit(*layer[1:]) for layer in _inner(class_name, config, weights))
     return fits(class_name, config, _named(class_name, config, weights))

@@ -1,4 +1,4 @@
-"""What a file of Keras holds: its layers and their arrays, whichever layout it has.
+"""Lists the layers and arrays of Keras files of any layout: ``contents``.
 
 | layout | written by | recognised by |
 |---|---|---|
@@ -7,7 +7,7 @@
 | ``"weights.h5"`` | ``model.save_weights("x.weights.h5")`` of Keras 3 | neither of them |
 | ``"keras"`` | ``model.save("x.keras")`` | an archive, or its folder, with config.json |
 
-The first two are those of Keras 1 and 2::
+The first two are written by Keras 1 and 2::
 
     /                           attributes layer_names, backend, keras_version
     /dense_1                    attribute weight_names: dense_1/kernel:0, dense_1/bias:0
@@ -15,8 +15,8 @@ The first two are those of Keras 1 and 2::
     /dense_1/dense_1/bias:0     float32 [out]
     /flatten                    attribute weight_names, empty: a layer without weights
 
-The attributes alone say what a file holds and in which order; HDF5 itself lists by the alphabet,
-biases before kernels. The other two name layers by class and position: see ``positions``.
+Only the attributes give the names and their order; HDF5 itself lists names alphabetically, biases
+before kernels. The other two layouts name layers by class and position: see ``positions``.
 """
 
 import os
@@ -61,19 +61,19 @@ _NOT_LAYERS = {"optimizer", "metrics", "loss_tracker", "compile_metrics", "seed_
 
 @dataclass(frozen=True)
 class Contents:
-    """What a file holds.
+    """The contents of a file.
 
     Attributes:
         layout: one of ``LAYOUTS``.
-        keras_version: of the Keras that wrote it, where it says so.
-        backend: likewise.
-        config: the model's, ``{"class_name": ..., "config": ...}``, or ``None``.
+        keras_version: version of the Keras that wrote the file, if the file contains it.
+        backend: Keras's backend, if the file contains it.
+        config: the model's config, ``{"class_name": ..., "config": ...}``, or ``None``.
         layers: the layers in the model's order.
         optimizer: the optimizer's arrays in its order, by their names in the file.
-        optimizer_class: its class, ``"Adam"`` or as in names ``"adam"``, where the file says so.
-        optimizer_config: its config, empty where the file does not have it.
-        optimizer_problem: why the optimizer cannot be read, which weights do not need.
-        version_problem: why the version cannot be read, likewise.
+        optimizer_class: its class ``"Adam"``, or name ``"adam"``, if the file contains it.
+        optimizer_config: its config, empty if the file does not contain it.
+        optimizer_problem: why the optimizer cannot be read. Weights can be read without it.
+        version_problem: why the version cannot be read. Weights can be read without it.
     """
 
     layout: str
@@ -89,10 +89,10 @@ class Contents:
 
 
 def contents(source: Source) -> Contents:
-    """Returns what an open file holds, with its arrays unread.
+    """Returns the contents of an open file, without reading its arrays.
 
     Raises:
-        KerasFileError: if it holds no Keras weights, or contradicts itself.
+        KerasFileError: if the file holds no Keras weights, or contradicts itself.
     """
     root = source.weights
     if source.config is not None:
@@ -149,7 +149,7 @@ def _weights_of_keras_3(root: Group) -> Contents:
 
 
 def _version(source: Source) -> tuple[str | None, str | None]:
-    """Returns the version that an archive is of, or why it cannot be read."""
+    """Returns the Keras version of an archive, and the reason if it cannot be read."""
     if source.metadata is None:
         return None, None
     try:
@@ -170,7 +170,7 @@ Optimizer: TypeAlias = tuple[Mapping[str, Dataset], str | None, Config]
 def _if_readable(
     read: Callable[[], Optimizer],
 ) -> tuple[Mapping[str, Dataset], str | None, Config, str | None]:
-    """Returns what is known of the optimizer, or why the optimizer cannot be read."""
+    """Returns the optimizer's arrays, class and config, and the reason if it cannot be read."""
     try:
         return *read(), None
     except KerasFileError as error:
@@ -178,7 +178,7 @@ def _if_readable(
 
 
 def _compiled(training: Any) -> tuple[str | None, Config]:
-    """Returns the optimizer's class and config from what a model was compiled with."""
+    """Returns the optimizer's class and config from a model's compile settings."""
     described = training if isinstance(training, Mapping) else {}
     described = with_classes(described.get("optimizer", described.get("optimizer_config")))
     if not isinstance(described, Mapping):
@@ -188,7 +188,7 @@ def _compiled(training: Any) -> tuple[str | None, Config]:
 
 
 def _optimizer_name(tree: Tree) -> str | None:
-    """Returns the optimizer's class as Keras 3.6 and later name it, where nothing else does."""
+    """Returns the optimizer's name from the attribute that Keras 3.6 and later write."""
     optimizer = tree.part("optimizer")
     name = None if optimizer is None else positions.own_name(optimizer)
     return None if name is None else positions.stem(name)
@@ -206,14 +206,14 @@ def _named(group: Group, names: Sequence[str], config: Config | None) -> tuple[L
         place = member(group, name, "Group")
         weights = _listed_weights(place)
         if name == TOP_LEVEL and not weights:
-            continue  # Keras writes the group always; empty, it is no layer
+            continue  # Keras always writes this group, even without weights
         entry = described.get(name, {"class_name": None, "config": {}})
         layers.append(make_layer(name, entry["class_name"], entry["config"], weights))
     return tuple(layers)
 
 
 def _is_of_theano(group: Group, names: Sequence[str]) -> bool:
-    """Whether weights have no ``:0`` in their names, as of Keras 1 on Theano."""
+    """Returns whether the names of weights lack ``:0``, as with Keras 1 on Theano."""
     groups = (find(group, name) for name in names)
     weights = [w for g in groups if g is not None for w in read_names(g, "weight_names") or ()]
     return not any(name.endswith(":0") for name in weights)
@@ -225,8 +225,8 @@ def _listed_weights(group: Group) -> dict[str, Dataset]:
     if names is None:
         raise misplaced(group, "an attribute weight_names", "none")
     paths = [tuple(name.removesuffix(":0").split("/")) for name in names]
-    # A variable's name may begin with that of another layer, model or cell; what all weights
-    # of a layer share tells nothing.
+    # A variable's name may begin with the name of another layer, model or cell; the prefix that
+    # all weights of a layer share carries no information.
     shared = len(os.path.commonprefix([path[:-1] for path in paths]))
     paths = [path[shared:] for path in paths]
     inner = {path[:n] for path in paths for n in range(1, len(path))}
@@ -253,7 +253,7 @@ def _positioned(tree: Tree, config: Config | None) -> tuple[Layer, ...]:
     """Returns the layers of a file that names them by class and position."""
     layers = []
     own = positions.variables(tree)
-    # The config of a model of the user's own class may tell nothing of the layers in it.
+    # The config of a user-defined model class may not list its layers.
     known_layers = config is not None and lists_layers(config["config"])
     for container in filter(None, map(tree.part, positions.CONTAINERS)):
         entries = entries_of(config) if known_layers else None
@@ -277,7 +277,7 @@ def _positioned(tree: Tree, config: Config | None) -> tuple[Layer, ...]:
 
 
 def _attribute(name: str, tree: Tree, weights: Mapping[str, Dataset]) -> Layer:
-    """Returns what a model of the user's own class has under one of its attributes."""
+    """Returns the layer that a user-defined model class holds under one of its attributes."""
     class_name, config = positions.described(tree, None)
     if class_name is not None:
         return make_layer(name, class_name, config or {}, weights)

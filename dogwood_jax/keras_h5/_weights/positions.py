@@ -2,15 +2,15 @@
 
 ::
 
-    /layers/dense/vars/0                    the kernel of the first Dense layer, whatever its name
-    /layers/dense_1/vars/0, 1               kernel and bias of the second one
-    /layers/lstm/cell/vars/0, 1, 2          layers inside layers go by the attribute that holds them
-    /layers/functional/layers/dense/vars/0  models inside models count anew
+    /layers/dense/vars/0                    kernel of the first Dense layer, whatever its own name
+    /layers/dense_1/vars/0, 1               kernel and bias of the second Dense layer
+    /layers/lstm/cell/vars/0, 1, 2          an inner layer has the name of its attribute
+    /layers/functional/layers/dense/vars/0  an inner model numbers its layers from the start
     /optimizer/vars/0, 1, ...
 
 TensorFlow 2.12 called the container ``_layer_checkpoint_dependencies`` and counted every layer with
-weights twice. From Keras 3.6 on ``vars`` has an attribute ``name``, the layer's. Without it and
-without the model's config, the layers' own names are not in the file.
+weights twice. Since Keras 3.6, ``vars`` has an attribute ``name`` with the layer's own name.
+Without it and without the model's config, the file does not contain the layers' own names.
 """
 
 import re
@@ -26,7 +26,7 @@ CONTAINERS = ("layers", "_layer_checkpoint_dependencies")
 
 
 class Member(NamedTuple):
-    """A layer in a container: ``config`` and ``tree`` are ``None`` where the file has none."""
+    """A layer in a container: ``config`` and ``tree`` are ``None`` if the file has none."""
 
     name: str
     class_name: str | None
@@ -35,7 +35,7 @@ class Member(NamedTuple):
 
 
 def snake_case(class_name: str) -> str:
-    """Returns what Keras calls the group of a class: ``Conv2DTranspose`` is conv2d_transpose."""
+    """Returns the group name of a class in Keras: conv2d_transpose for ``Conv2DTranspose``."""
     name = re.sub(r"\W+", "", class_name.rpartition(">")[2])
     name = kind_of(name).own_name or name
     name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", name)
@@ -46,12 +46,12 @@ _CLASSES = {snake_case(name): name for name, kind in KINDS.items() if kind.weigh
 
 
 def class_named(name: str) -> str | None:
-    """Returns the class that Keras itself gives a name like this, ``dense_12``."""
+    """Returns the class whose layers Keras names like this, Dense for ``dense_12``."""
     return _CLASSES.get(stem(name))
 
 
 def stem(name: str) -> str:
-    """Returns a name without the number with which Keras tells layers of one class apart."""
+    """Returns a name without the number by which Keras distinguishes layers of one class."""
     return re.sub("_[0-9]+$", "", name)
 
 
@@ -74,7 +74,7 @@ def variables(tree: Tree) -> dict[str, Dataset]:
 
 
 def members(container: Tree, entries: Sequence[Config] | None) -> list[Member]:
-    """Returns the layers in a container, in the model's order where its config tells.
+    """Returns the layers in a container, in the model's order if its config is known.
 
     Args:
         container: the group ``layers``.
@@ -107,7 +107,7 @@ def named(container: Tree) -> dict[str, tuple[str, Tree]]:
 
 
 def own_name(tree: Tree) -> str | None:
-    """Returns the name that Keras 3.6 and later give a layer or an optimizer itself."""
+    """Returns a layer's or optimizer's own name, which Keras 3.6 and later store."""
     own = tree.part("vars")
     name = None if own is None else read_text(own.group, "name")
     return name or None
@@ -122,7 +122,7 @@ def positions(entries: Sequence[Config], counted_twice: Container[str] = ()) -> 
 
     Args:
         entries: configs of the model's layers.
-        counted_twice: groups that take two numbers, as in TensorFlow 2.12.
+        counted_twice: groups that use up two numbers, as in TensorFlow 2.12.
     """
     used: dict[str, int] = {}
     for entry in entries:
@@ -134,7 +134,7 @@ def positions(entries: Sequence[Config], counted_twice: Container[str] = ()) -> 
 
 
 def arrays(tree: Tree, class_name: str | None, config: Config | None) -> dict[str, Dataset]:
-    """Returns all arrays of a layer: ``"0"``, ``"cell/0"``, of models inside ``"dense_1/0"``."""
+    """Returns all arrays of a layer: ``"0"``, ``"cell/0"``, or ``"dense_1/0"`` in a model."""
     found = variables(tree)
     for name, item in _groups(tree).items():
         if name == "vars":
@@ -148,14 +148,14 @@ def arrays(tree: Tree, class_name: str | None, config: Config | None) -> dict[st
             inside = [Member(n, None, None, part) for n, (_, part) in named(item).items()]
         for layer in inside:
             if layer.tree is not None:
-                # What is only inferred does not say how the groups in it are called.
+                # An inferred config does not determine the names of its groups.
                 within = arrays(layer.tree, layer.class_name, config and layer.config)
                 found |= {f"{layer.name}/{n}": dataset for n, dataset in within.items()}
     return found
 
 
 def inner(config: Config, attribute: str) -> Config:
-    """Returns the description of the layer that a wrapper has under an attribute, if known."""
+    """Returns the entry of the layer that a wrapper holds under an attribute, if known."""
     keys = {"forward_layer": ("layer",), "backward_layer": ("backward_layer", "layer")}
     for key in keys.get(attribute, (attribute,)):
         if isinstance(config, Mapping) and isinstance(config.get(key), Mapping):
@@ -172,11 +172,11 @@ def _numbered(name: str) -> tuple[str, int]:
     return (stem, int(number)) if stem and number.isdecimal() else (name, 0)
 
 
-# Where there is no config: what can be told for certain from the class and the arrays' shapes.
+# Without a config: conclusions that are certain from the class and the arrays' shapes.
 
 
 def described(tree: Tree, class_name: str | None) -> tuple[str | None, Config | None]:
-    """Returns a layer's class and as much of its config as conversion needs, or twice ``None``."""
+    """Returns a layer's class and the config that conversion needs, or ``None`` for both."""
     inside = _groups(tree)
     container = next((inside[name] for name in CONTAINERS if name in inside), None)
     if class_name in MODELS and container is not None:
@@ -186,7 +186,7 @@ def described(tree: Tree, class_name: str | None) -> tuple[str | None, Config | 
         ]
         return class_name, {"layers": layers}
     found = arrays(tree, class_name, None)
-    if any(dataset.dtype == "int8" for dataset in found.values()):  # quantized, who knows how
+    if any(dataset.dtype == "int8" for dataset in found.values()):  # quantized, in an unknown way
         return None, None
     shapes = {name: tuple(d.shape) for name, d in found.items()}
     if class_name is None:
@@ -198,14 +198,14 @@ def described(tree: Tree, class_name: str | None) -> tuple[str | None, Config | 
         return _holder(tree)
     if config is None or class_name in MODELS:
         return None, None
-    # A layer that holds others, unlike those of the class, only has the name of the class.
+    # A layer that holds others, unlike layers of the class, shares only the name of the class.
     others = any("/" in name for name in shapes)
     expected = any("/" in weight.name for weight in layout(class_name, config))
     return (None, None) if others and not expected else (class_name, config)
 
 
 def _holder(tree: Tree) -> tuple[str | None, Config | None]:
-    """Takes a layer of the user's own class for a model, if what it is made of is known."""
+    """Returns a user-defined layer as a model, if the class of one of its parts is known."""
     parts = []
     for name, item in _groups(tree).items():
         if name in CONTAINERS:
@@ -223,7 +223,7 @@ def _holder(tree: Tree) -> tuple[str | None, Config | None]:
 
 
 def config_of(class_name: str | None, shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
-    """Returns what a class and the shapes of its arrays say of its config; ``None`` if too little.
+    """Infers a config from a class and the shapes of its arrays; ``None`` if these do not suffice.
 
     Example:
         >>> config_of("BatchNormalization", {str(i): (8,) for i in range(4)})
@@ -244,7 +244,7 @@ def config_of(class_name: str | None, shapes: Mapping[str, tuple[int, ...]]) -> 
 
 
 def named_by_shape(weights: Mapping[str, Dataset]) -> dict[str, Dataset]:
-    """Calls pairs of arrays kernel and bias where their shapes leave no doubt."""
+    """Renames pairs of arrays to kernel and bias if their shapes leave no doubt."""
     holders: dict[str, dict[str, tuple[int, ...]]] = {}
     for name, dataset in weights.items():
         holder, _, number = name.rpartition("/")

@@ -1,8 +1,8 @@
-"""Whether a layer's arrays fit each other, and the sizes in its config.
+"""Checks that a layer's arrays fit each other and the sizes in the layer's config.
 
-A ``Kind`` has the axes of arrays by name, as many times their size as it says; the same name is the
-same size everywhere. A name that is also in the layer's config has its size there. "..." stands for
-any axes.
+A ``Kind`` names the axes of arrays, perhaps with a factor (``4*units``). The same name means the
+same size everywhere. A name that is also in the layer's config has the size given there. "..."
+stands for any axes.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from dogwood_jax.keras_h5._kinds.kind import Config, kind_of
 
 
 def fits(class_name: str | None, config: Config, weights: Mapping[str, Any]) -> bool:
-    """Whether arrays have the numbers of axes that a class has: without them it was a bad guess."""
+    """Returns whether arrays have as many axes as a class expects; if not, its guess was wrong."""
     return not any(
         "..." not in axes and len(weights[name].shape) != len(axes.split())
         for name, axes in kind_of(class_name).axes(config).items()
@@ -25,7 +25,7 @@ def check_shapes(class_name: str | None, config: Config, weights: Mapping[str, A
     """Raises if arrays of a layer contradict each other or its config.
 
     Raises:
-        KerasFileError: saying what was expected of which array.
+        KerasFileError: names the array and its expected shape.
     """
     sizes = {name: size for name, size in config.items() if isinstance(size, int)}
     for name, pattern in kind_of(class_name).axes(config).items():

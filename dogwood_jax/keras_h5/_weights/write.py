@@ -1,4 +1,4 @@
-"""New files, in any of the layouts."""
+"""Writes new files in any of the layouts: ``write``."""
 
 import json
 import re
@@ -15,14 +15,14 @@ from dogwood_jax.keras_h5._weights.config import as_in, entries_of
 from dogwood_jax.keras_h5._weights.layouts import TOP_LEVEL, Contents
 from dogwood_jax.keras_h5._weights.positions import class_named, inner, positions, stem
 
-# What Keras calls weights of layers that are not known here, in its order.
+# Names of weights in Keras's order, for layers of unknown classes.
 _WEIGHT_ORDER = (
     *("depthwise_kernel", "pointwise_kernel", "kernel", "recurrent_kernel"),
     *("gamma", "scale", "bias", "beta", "moving_mean", "moving_variance"),
 )
 
-# What files without a model to imitate say of themselves: the last Keras 2 of that name. Keras
-# treats files of all versions from 2.0 on alike.
+# Default origin of a file: the last Keras 2 under that name. Keras treats files of all versions
+# since 2.0 alike.
 _ORIGIN = {"keras_version": "2.15.0", "backend": "tensorflow"}
 
 _ATTRIBUTE_LIMIT = 64512  # bytes; Keras splits longer attributes over name0, name1, ...
@@ -31,7 +31,7 @@ Arrays = Mapping[str, Mapping[str, np.ndarray]]
 
 
 def layer_order(names: Iterable[str]) -> list[str]:
-    """Returns the layers in the dict's order, or numbers by value where JAX has sorted it."""
+    """Returns the layers in the dict's order; if that is sorted, numbers are ordered by value."""
     layers = list(names)
     if layers != sorted(layers):
         return layers
@@ -39,19 +39,19 @@ def layer_order(names: Iterable[str]) -> list[str]:
 
 
 def weight_position(name: str) -> int:
-    """Returns where a weight of an unknown layer comes among the others."""
+    """Returns the position of a weight among those of a layer of unknown class."""
     return _WEIGHT_ORDER.index(name) if name in _WEIGHT_ORDER else len(_WEIGHT_ORDER)
 
 
 def told(
     name: str, class_name: str | None, config: Config, weights: Mapping[str, np.ndarray]
 ) -> tuple[str | None, Config]:
-    """Returns a layer's class, as its name and the axes of its kernel tell it further."""
+    """Refines a layer's class by its name and by the axes of its kernel; returns the config too."""
     kernel = weights.get("kernel")
     if class_name == "Dense" and kernel is not None and 3 <= kernel.ndim <= 5:
         class_name = f"Conv{kernel.ndim - 2}D"
     hint = class_named(name)
-    # Layers that hold others have the arrays that these have.
+    # The arrays of a layer that holds others are known only with the configs of those layers.
     held = {"layers"} if hint in MODELS else {*kind_of(hint).holds}
     if hint and held <= config.keys() and {w.name for w in layout(hint, config)} == weights.keys():
         class_name = hint
@@ -99,12 +99,12 @@ def _variable_name(class_name: str | None, name: str) -> str:
 def _write_origin(group: Group, new: Contents) -> None:
     given = {"keras_version": new.keras_version, "backend": new.backend}
     for attribute, value in _ORIGIN.items():
-        # Early versions of Keras can only read bytes.
+        # Early versions of Keras can read only bytes.
         group.attrs[attribute] = np.bytes_(given[attribute] or value)
 
 
 def _write_names(group: Group, attribute: str, names: list[str]) -> None:
-    """Writes names as fixed-length bytes, which Keras of all ages reads, split where too long."""
+    """Writes names as fixed-length bytes, which every Keras reads; splits long attributes."""
     encoded = np.array([name.encode() for name in names])
     if encoded.nbytes <= _ATTRIBUTE_LIMIT:
         group.attrs[attribute] = encoded
@@ -124,8 +124,8 @@ def _write_positions(file: Group, new: Contents, arrays: Arrays) -> None:
     layers = [layer for layer in new.layers if layer.name != TOP_LEVEL]
     described = {layer_name(entry): entry for entry in entries_of(new.config)}
     entries = [
-        # Keras names layers without a name by their class, and layers without weights alone are
-        # of unknown classes here.
+        # Keras names unnamed layers by their class; here only layers without weights have unknown
+        # classes, so the stem of the name serves as class.
         {
             "class_name": layer.class_name or stem(layer.name),
             **described.get(layer.name, {}),
@@ -157,7 +157,7 @@ def _write_layer(group: Group, name: str, entry: Config, weights: Mapping[str, n
         place, layer = groups.get(holder, (holder, inner(entry["config"], holder)))
         described = {"class_name": layer.get("class_name", ""), "config": layer.get("config", {})}
         if place in kind_of(entry["class_name"]).inner_names:
-            place = f"_{place}"  # Keras 3 looks there too, tf_keras there alone
+            place = f"_{place}"  # Keras 3 also reads this name, tf_keras only this name
         _write_layer(group.create_group(place), holder, described, part)
 
 
@@ -169,7 +169,7 @@ def write_array(group: Group, name: str, array: np.ndarray) -> Dataset:
 
 
 def write_text(file: Group, attribute: str, text: str, like: Any) -> None:
-    """Writes a string as another file has it, of fixed or variable length."""
+    """Writes a string in the type that another file has, of fixed or variable length."""
     dtype = like.attrs.get_id(attribute).dtype
     strings = h5py.check_string_dtype(dtype)
     fixed = strings is not None and strings.length is not None

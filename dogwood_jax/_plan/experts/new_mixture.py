@@ -1,7 +1,7 @@
-"""A mixture of experts in place of an MLP, or beside it: ``mixture``.
+"""A mixture of experts that replaces an MLP, or is added to it: ``mixture``.
 
-The larger model has other arrays. Each array of the MLP becomes one of the experts, where it is
-repeated along a new first axis, or stays as part of a shared expert. Names and shapes tell which.
+The larger model has other arrays. Each array of the MLP becomes an array of experts, in which it is
+repeated along a new first axis, or stays as part of a shared expert. Names and shapes decide which.
 """
 
 import re
@@ -9,11 +9,16 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from dogwood_jax._growth.edit import Edit, Experts, Fill, silenced
+from dogwood_jax._growth.edit import Edit, Fill, Repetition, silenced
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._plan.depth.layers import with_kind
 from dogwood_jax._plan.experts.copied import STAYS, Attempts, notes_of, tried
-from dogwood_jax._plan.experts.mixtures import Mixtures, arrays_along, factors_of_outputs, hidden_in
+from dogwood_jax._plan.experts.found_mixtures import (
+    Mixtures,
+    arrays_along,
+    factors_of_outputs,
+    hidden_in,
+)
 from dogwood_jax._widths.layout import Layout, Units
 from dogwood_jax._widths.widths import Leaf, Widths
 
@@ -36,22 +41,22 @@ def mixture(
     anew: float,
     problems: list[str],
 ) -> Attempts:
-    """Returns the growths in which a mixture of experts replaces an MLP, or stands beside it.
+    """Returns the growths in which a mixture of experts replaces an MLP, or is added to it.
 
     Args:
         network: the network with the MLP.
         shapes: arrays of the larger model by path.
-        larger: the larger model, if its program is known.
+        larger: the larger model, or None if its program is not known.
         rename: parts of paths that have other names in the larger model.
         anew: the share of hidden units that are drawn anew in each expert.
-        problems: receives a line for each thing that is wrong.
+        problems: receives a line for each problem.
     """
     if larger is None:
         problems.append("the target has other arrays: pass target_apply=, its function, too")
         return Attempts()
     widths, routers = network.widths, {group.router: group for group in larger.experts}
     if not routers:
-        problems.append("the larger model has no router: it picks the largest along no width")
+        problems.append("the larger model has no router: it has no top_k along a width")
         return Attempts()
     stay = {
         leaf.path
@@ -101,10 +106,10 @@ def _moved(
     anew: float,
     problems: list[str],
 ) -> dict[str, Edit]:
-    """Returns what arrays become that the larger model does not have in their place, by new path.
+    """Returns edits for arrays that have another path in the larger model, by new path.
 
-    The new path of an array has more words in common with its old one than any other path. An array
-    of the same shape comes before an array of experts.
+    The new path of an array shares more words with the old path than any other path does. An array
+    of the same shape is preferred to an array of experts.
     """
     found: dict[str, Edit] = {}
     hidden = hidden_in(widths, gone)
@@ -119,7 +124,7 @@ def _moved(
             problems.append(f"{leaf.path}: not in the target, nor an array of experts like it")
         elif len(best) > 1 or best[0] in found:
             problems.append(
-                f"{leaf.path}: names do not tell which of {best} it becomes; say so with rename=, "
+                f"{leaf.path}: names do not show which of {best} it becomes; pass rename=, "
                 "{part of its path: part of the other}"
             )
         else:
@@ -128,9 +133,9 @@ def _moved(
             experts = None
             if not same:
                 axes = [a for a, layout in enumerate(leaf.axes) if _is_one_of(layout, hidden)]
-                experts = Experts(array.shape[0])
+                experts = Repetition(array.shape[0])
                 if axes:
-                    experts = Experts(array.shape[0], anew, axes[0] + 1)
+                    experts = Repetition(array.shape[0], anew, axes[0] + 1)
             shape, dtype = tuple(array.shape), str(array.dtype)
             found[place] = Edit(place, shape, dtype, leaf.path, experts=experts)
     return found
@@ -149,10 +154,10 @@ def _renamed(path: str, rename: Mapping[str, str]) -> str:
 
 
 def _words(path: str) -> Counter[str]:
-    """Returns the words in a path, and the numbers."""
+    """Returns the words and numbers in a path, counted."""
     return Counter(re.findall(r"[a-zA-Z]+|[0-9]+", path))
 
 
 def _alike(path: str, place: str) -> int:
-    """Returns how many words two paths have in common, and whether they are equal besides."""
+    """Returns a score: twice the number of common words, plus one if both paths are equal."""
     return 2 * (_words(path) & _words(place)).total() + (path == place)

@@ -1,4 +1,4 @@
-"""The experts in a network: ``Mixtures``, and which arrays hold what of them."""
+"""The experts in a network and their arrays: ``Mixtures``."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -8,17 +8,17 @@ from dogwood_jax._plan.experts.routers import Router, routers_of
 from dogwood_jax._widths.layout import Concat, Units, units_of
 from dogwood_jax._widths.widths import Facts, Leaf, Widths
 
-_LABEL = "experts"  # of an axis that a program cuts
+_LABEL = "experts"  # label of a width along an axis that a program cuts into pieces
 
 
 @dataclass(frozen=True)
-class Experts:
+class RoutedExperts:
     """The experts of one router.
 
     Attributes:
         router: name of the width of the logits.
-        stacks: names of the widths that count experts in arrays of theirs.
-        choice: what the program shows of the router.
+        stacks: names of the widths that count experts in the experts' own arrays.
+        choice: the router, as read from the program.
         logits: paths of the arrays that make the logits.
     """
 
@@ -29,7 +29,7 @@ class Experts:
 
     @property
     def count(self) -> int:
-        """How many experts there are."""
+        """The number of experts."""
         return self.choice.experts.size
 
     @property
@@ -43,16 +43,16 @@ class Experts:
 
 
 class Mixtures:
-    """The experts in a network, by routers whose logits are made by arrays of it.
+    """The experts in a network, for each router whose logits are made by the network's arrays.
 
     Args:
         widths: the network's widths.
-        places: axes that count experts, each by path and axis, as far as they are known besides.
+        places: further axes that are known to count experts, each as (path, axis).
 
     Attributes:
-        widths: the same, in which every axis that counts experts is one width.
+        widths: the network's widths, in which every axis that counts experts is one width.
         experts: the experts of each router.
-        routers: the routers in their order, each with the name of the width of its logits.
+        routers: the routers in their order, each with the name of the width of its logits, or None.
     """
 
     def __init__(self, widths: Widths, places: Sequence[tuple[str, int]] = ()) -> None:
@@ -74,7 +74,7 @@ class Mixtures:
             for axis, layout in enumerate(leaf.axes)
             if isinstance(layout, Units)
         }
-        paths, found = [*traced.leaves], dict[str, Experts]()
+        paths, found = [*traced.leaves], dict[str, RoutedExperts]()
         self.routers = [(names.get(router.experts), router) for router in routers]
         for name, router in self.routers:
             if name is None:
@@ -82,7 +82,7 @@ class Mixtures:
             size = router.experts.size
             stacks = {names[dim] for dim in router.stacks if dim in names and dim.size == size}
             logits = frozenset(paths[leaf] for leaf in router.leaves)
-            found[name] = Experts(name, tuple(sorted(stacks)), router, logits)
+            found[name] = RoutedExperts(name, tuple(sorted(stacks)), router, logits)
         self.experts = [*found.values()]
         tied = {name for group in self.experts for name in group.names}
         for name, facts in self.widths.facts:
@@ -91,18 +91,21 @@ class Mixtures:
                     more = replace(group, stacks=(*group.stacks, name))
                     self.experts[self.experts.index(group)] = more
 
-    def like(self, experts: Experts) -> Experts | None:
-        """Returns the experts whose router makes logits by the same arrays as another network's."""
+    def like(self, experts: RoutedExperts) -> RoutedExperts | None:
+        """Returns the experts here that correspond to another network's, or None.
+
+        Their routers make logits with the same arrays.
+        """
         return next((own for own in self.experts if own.logits & experts.logits), None)
 
 
-def closest(widths: Widths, name: str, every: Sequence[Experts]) -> Experts | None:
+def closest(widths: Widths, name: str, every: Sequence[RoutedExperts]) -> RoutedExperts | None:
     """Returns the experts whose router's arrays share the longest path with those of a width.
 
-    None if several do.
+    Returns None if there is a tie, or no router.
     """
 
-    def shared(group: Experts) -> int:
+    def shared(group: RoutedExperts) -> int:
         return max(
             len(commonprefix([one.path.split("/"), other.path.split("/")]))
             for one in widths[name].occurrences
@@ -116,7 +119,7 @@ def closest(widths: Widths, name: str, every: Sequence[Experts]) -> Experts | No
 
 
 def hidden_in(widths: Widths, leaves: Sequence[Leaf]) -> set[str]:
-    """Returns the widths of hidden units of some arrays: nothing else has them."""
+    """Returns the widths of hidden units of some arrays: no other arrays have these widths."""
     inside = {leaf.path for leaf in leaves}
     return {
         width.name
@@ -126,11 +129,11 @@ def hidden_in(widths: Widths, leaves: Sequence[Leaf]) -> set[str]:
     }
 
 
-def factors_of_outputs(widths: Widths, experts: Experts) -> list[tuple[str, ...]]:
-    """Returns arrays in which a factor may be one on the outputs of experts, the likeliest first.
+def factors_of_outputs(widths: Widths, experts: RoutedExperts) -> list[tuple[str, ...]]:
+    """Returns groups of arrays on which a factor may scale outputs of experts, likeliest first.
 
-    These are all arrays that write outputs, such as a projection and a bias, and then single arrays
-    that write no hidden units, such as a scale.
+    The first group has all arrays that write outputs, such as a projection and a bias. Single
+    arrays that write no hidden units follow, such as a scale.
     """
     arrays = sorted(experts.arrays(widths), key=lambda leaf: -len(leaf.shape))
     hidden, known = hidden_in(widths, arrays), {*experts.names}
@@ -145,7 +148,7 @@ def factors_of_outputs(widths: Widths, experts: Experts) -> list[tuple[str, ...]
 
 
 def arrays_along(widths: Widths, names: Sequence[str]) -> list[Leaf]:
-    """Returns the arrays along which some widths lie."""
+    """Returns the arrays that have one of some widths along an axis."""
     return [
         leaf
         for leaf in widths.leaves
@@ -154,9 +157,10 @@ def arrays_along(widths: Widths, names: Sequence[str]) -> list[Leaf]:
 
 
 def _counted_in_one(widths: Widths, places: Collection[tuple[str, int]]) -> Widths:
-    """Returns widths in which some axes are a width of their own, though a program cuts them.
+    """Returns widths in which each of some axes is one width, though a program cuts it.
 
-    A program may take experts out of their array one by one, or count tokens of all but the last.
+    A program may take experts out of their array one by one, or skip the last one when it counts
+    tokens.
     """
     leaves, facts, names = [], dict(widths.facts), dict[tuple[str, ...], str]()
     for leaf in widths.leaves:
@@ -176,14 +180,15 @@ def _counted_in_one(widths: Widths, places: Collection[tuple[str, int]]) -> Widt
     return replace(widths, leaves=tuple(leaves), facts=left)
 
 
-# Takes sizes by name of the width.
+# Returns a share for sizes by name of the width.
 Share = Callable[[Mapping[str, int]], float]
 
 
 def idle_shares(widths: Widths) -> Iterator[tuple[str, Share]]:
-    """Yields the arrays of experts by path, each with the share of it that a token does not use.
+    """Yields paths of experts' arrays, each with the share of the array that a token does not use.
 
-    The share depends on the number of experts. As many are chosen for a token in all sizes.
+    The share depends on the number of experts; the number of chosen experts is the same for all
+    sizes.
 
     Args:
         widths: the widths of a network that was traced in this process.
@@ -194,7 +199,7 @@ def idle_shares(widths: Widths) -> Iterator[tuple[str, Share]]:
             yield leaf.path, _share_of(experts)
 
 
-def _share_of(experts: Experts) -> Share:
+def _share_of(experts: RoutedExperts) -> Share:
     def share(sizes: Mapping[str, int]) -> float:
         count = sizes.get(experts.router, experts.count)
         return max(count - experts.choice.chosen, 0) / count

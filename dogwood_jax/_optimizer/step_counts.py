@@ -1,10 +1,10 @@
-"""When entries of parameters were born, and what share of a unit copies carry: ``Ages``.
+"""Step counts of entries by cohort, and the share of a unit that each copy carries: ``StepCounts``.
 
-Both are kept for the units along each axis of an array, not for each entry. An entry is as old as
-the youngest unit that it belongs to, and its share is the product of the shares along its axes.
+Both are stored per unit along each axis of an array, not per entry. An entry belongs to the newest
+cohort among its units, and its share is the product of the shares along its axes.
 
-Units of one growth are one cohort, with a number. Where units are renewed while training runs, each
-is a cohort of its own from the beginning, so that nothing gets another shape.
+The units added by one growth are one cohort, which has a number. If units can be renewed during
+training, each unit is a cohort of its own from the beginning, so that shapes never change.
 """
 
 import functools
@@ -24,19 +24,18 @@ from dogwood_jax._growth.growth import Growth
 from dogwood_jax._optimizer.fields import Field, fields_in
 from dogwood_jax._widths.widths import Leaf
 
-# A copy with half of a unit's weight begins with half of the unit's steps. After this many steps
-# it takes whole ones.
+# A copy with half of a unit's weights first takes steps of half length. After this many steps they
+# have full length.
 SETTLED = 100
 
 
 class AlongAxes(NamedTuple):
-    """The ages and shares of the entries of one array, along each of its axes.
+    """The cohorts and shares of the units along each axis of one array.
 
     Attributes:
-        cohorts: the number of the growth in which units were born; units of the first network have
-            0: ``[n]``, int32.
-        shares: the share that units carried at a growth: ``[n]``, float32.
-        since: the number of that growth: ``[n]``, int32.
+        cohorts: the number of each unit's cohort, 0 for units of the first network: ``[n]``, int32.
+        shares: the share that each unit carried just after a growth: ``[n]``, float32.
+        since: the cohort number of that growth: ``[n]``, int32.
     """
 
     cohorts: tuple[Array, ...]
@@ -45,7 +44,7 @@ class AlongAxes(NamedTuple):
 
 
 class AlongUnits(NamedTuple):
-    """The same where each unit along each axis is a cohort of its own, whose number is its place.
+    """The shares along each axis of an array in which each unit is its own cohort, in order.
 
     Attributes:
         shares: see ``AlongAxes``.
@@ -56,17 +55,20 @@ class AlongUnits(NamedTuple):
     since: tuple[Array, ...]
 
 
-class Ages(NamedTuple):
-    """What an optimizer that can grow keeps beside its state.
+class StepCounts(NamedTuple):
+    """The steps at which entries were added: what ``GrowableState`` adds to an optimizer's state.
 
     Attributes:
-        steps: the number of updates since the first growth, int32.
-        births: a zero, then the value of ``steps`` at each growth: ``[growths + 1]``, int32. Then,
-            where each unit has a number of its own, that at the birth of each, along each axis of
-            each array; -1 for those of the first network.
-        counts: the same for each step count of the optimizer's state. Where the state only says
-            whether the next step is the first, this is said for each cohort instead: bool.
-        arrays: for each array of parameters that has changed, by the parts of its path.
+        steps: the number of updates since the first growth, or since ``init`` if each unit is a
+            cohort: int32.
+        births: a zero, then the value of ``steps`` at each growth: ``[growths + 1]``, int32. If
+            each unit is a cohort, the births of all units follow, along each axis of each array: -1
+            for units of the first network. In all: ``[cohorts]``.
+        counts: for each step count in the optimizer's state, its value at these births:
+            ``[cohorts]``. For a boolean that marks the first step, whether the next step is the
+            first of each cohort: bool.
+        arrays: ``AlongAxes`` of each array of parameters that a growth changed or added, as nested
+            dicts by the parts of its path; ``AlongUnits`` of all arrays if each unit is a cohort.
     """
 
     steps: Array
@@ -75,7 +77,7 @@ class Ages(NamedTuple):
     arrays: PyTree
 
     def by_path(self) -> dict[str, AlongAxes]:
-        """Returns the ages and shares of arrays by path, with the cohorts of all units."""
+        """Returns the cohorts and shares of arrays by path, also where each unit is a cohort."""
         found, start = dict[str, AlongAxes](), self.growths
         for path, along in _flat(self.arrays, ()):
             if isinstance(along, AlongUnits):
@@ -87,7 +89,7 @@ class Ages(NamedTuple):
 
     @property
     def growths(self) -> int:
-        """How many cohorts come before those of single units."""
+        """The number of cohorts before those of single units."""
         arrays = [along for _, along in _flat(self.arrays, ()) if isinstance(along, AlongUnits)]
         return len(self.births) - sum(len(shares) for along in arrays for shares in along.shares)
 
@@ -98,8 +100,8 @@ class Ages(NamedTuple):
 
     @property
     def order(self) -> Array:
-        """A number for each cohort that is larger the later it was born: ``[cohorts]``."""
-        # Of JAX's width for integers: beside wider numbers, XLA 0.10 fails to compile on a CPU.
+        """A number for each cohort, larger for cohorts that were added later: ``[cohorts]``."""
+        # JAX's default integer dtype: next to wider values, XLA 0.10 fails to compile on a CPU.
         return self.births.at[0].set(-1).astype(int)
 
 
@@ -107,12 +109,12 @@ def _flat(node: Any, keys: tuple[str, ...]) -> Iterator[tuple[str, AlongAxes | A
     if isinstance(node, AlongAxes | AlongUnits):
         yield "/".join(keys), node
         return
-    for key in sorted(node):  # as in any pytree, whose dicts are sorted by compiled functions
+    for key in sorted(node):  # the order of dicts in JAX pytrees
         yield from _flat(node[key], (*keys, key))
 
 
 def _nested(found: Mapping[str, AlongAxes | AlongUnits]) -> PyTree:
-    """Returns a tree of dicts by the parts of paths, which every checkpoint can hold."""
+    """Returns nested dicts by the parts of paths, a tree that every checkpoint format can store."""
     tree: dict[str, Any] = {}
     for path, along in found.items():
         *parts, last = path.split("/")
@@ -123,8 +125,8 @@ def _nested(found: Mapping[str, AlongAxes | AlongUnits]) -> PyTree:
     return tree
 
 
-def ages_of(stored: Mapping[str, Any]) -> Ages:
-    """Returns ages from the nested dicts and lists that a checkpoint holds of them."""
+def step_counts_from(stored: Mapping[str, Any]) -> StepCounts:
+    """Returns ``StepCounts`` from their nested dicts and lists in a checkpoint."""
 
     def arrays(node: Mapping[str, Any]) -> PyTree:
         for kind in (AlongAxes, AlongUnits):
@@ -133,11 +135,11 @@ def ages_of(stored: Mapping[str, Any]) -> Ages:
         return {key: arrays(part) for key, part in node.items()}
 
     counts = tuple(stored["counts"])
-    return Ages(stored["steps"], stored["births"], counts, arrays(stored["arrays"]))
+    return StepCounts(stored["steps"], stored["births"], counts, arrays(stored["arrays"]))
 
 
 class Moments:
-    """The second moments in the state of an optimizer, and the step counts beside them.
+    """Finds the second moments in the state of an optimizer, and their step counts.
 
     Args:
         state: the state.
@@ -146,20 +148,21 @@ class Moments:
     Attributes:
         followers: all arrays of the state that follow one of the parameters.
         fields: the second moments among them.
-        aged: those whose entries need ages: second moments, and what stands beside a first step.
-        first_steps: paths of the numbers that say whether the next step is the first.
-        counts: paths of the step counts and first steps, in the order of the state.
+        counted: followers whose entries need step counts: second moments, and fields of a state
+            with a boolean that marks the first step.
+        first_steps: paths of these booleans.
+        counts: paths of the step counts and of these booleans, in the order of the state.
     """
 
     def __init__(self, state: PyTree, known: Mapping[str, Leaf]) -> None:
         arrays = leaves_by_path(state)
         self.followers = list(fields_in(state, known))
         self.fields = [f for f in self.followers if f.known({})[0] in ("second", "magnitude")]
-        # Averages of updates beside them correct their bias by counts of their own.
+        # Averages of updates in the same state correct their bias by their own counts.
         averages = [f for f in self.followers if "EmaState" in f.declared] if self.fields else []
         groups = {field.group for field in (*self.fields, *averages)}
         begins = {f: f.first_step for f in self.followers if f.first_step in arrays}
-        self.aged = [*begins, *self.fields]
+        self.counted = [*begins, *self.fields]
         self.first_steps = {*begins.values()}
         self.counts = [
             path
@@ -171,39 +174,39 @@ class Moments:
         ]
 
     def count_of(self, field: Field) -> int | None:
-        """Returns which of the counts says how many steps an array has taken."""
+        """Returns the index in ``counts`` of a field's step count; None if it has none."""
         for i, path in enumerate(self.counts):
             if path.rpartition("/")[0] == field.group and path not in self.first_steps:
                 return i
         return None
 
 
-def share_now(along: AlongAxes, axis: int, ages: Array) -> Array:
+def share_now(along: AlongAxes, axis: int, steps: Array) -> Array:
     """Returns the share of each unit along an axis: ``[n]``.
 
     Args:
-        along: what is known of the array.
+        along: the cohorts and shares of the array.
         axis: the axis.
-        ages: the number of steps since each growth: ``[growths + 1]``.
+        steps: the number of steps since each cohort was added: ``[cohorts]``.
     """
     share = along.shares[axis]
-    settled = jnp.minimum(ages[along.since[axis]] / SETTLED, 1.0)
+    settled = jnp.minimum(steps[along.since[axis]] / SETTLED, 1.0)
     return share + (1 - share) * settled
 
 
-def grown_ages(
-    ages: Ages | None, state: PyTree, growth: Growth, exists: Callable[[str], bool]
-) -> Ages | None:
-    """Returns the ages in the larger network; None where no entry of the state needs one.
+def grown_step_counts(
+    step_counts: StepCounts | None, state: PyTree, growth: Growth, exists: Callable[[str], bool]
+) -> StepCounts | None:
+    """Returns the step counts of the larger network; None if no entry of the state needs one.
 
     Args:
-        ages: those in the network; None before the first growth.
-        state: the optimizer's state in the network.
+        step_counts: the step counts of the network; None before the first growth.
+        state: the optimizer's state for the network.
         growth: the growth.
         exists: whether the state of the larger network has an array at a path.
     """
     moments = Moments(state, {leaf.path: leaf for leaf in growth.widths.leaves})
-    if not moments.aged:
+    if not moments.counted:
         return None
     arrays = leaves_by_path(state)
     zero = jnp.zeros((), jnp.int32)
@@ -212,20 +215,24 @@ def grown_ages(
         is_first = path in moments.first_steps
         now.append(jnp.asarray(arrays[path], bool if is_first else jnp.int32))
         born.append(jnp.ones((), bool) if is_first else now[-1])
-    if ages is None:
+    if step_counts is None:
         begun = [n if path in moments.first_steps else zero for path, n in zip(moments.counts, now)]
-        ages = Ages(zero, zero[None], tuple(number[None] for number in begun), {})
-    number, is_renewable = len(ages.births), ages.is_renewable
-    known, grown = ages.by_path(), dict[str, AlongAxes]()
-    fields = {f.leaf.path: f for f in moments.aged if f.leaf.path in growth.held}
+        step_counts = StepCounts(zero, zero[None], tuple(number[None] for number in begun), {})
+    number, is_renewable = len(step_counts.births), step_counts.is_renewable
+    known, grown = step_counts.by_path(), dict[str, AlongAxes]()
+    fields = {f.leaf.path: f for f in moments.counted if f.leaf.path in growth.held}
     for field in fields.values():
         leaf, inner = field.leaf, field.inner
         index = moments.count_of(field)
-        since = ages.steps - ages.births if index is None else now[index] - ages.counts[index]
+        since = (
+            step_counts.steps - step_counts.births
+            if index is None
+            else now[index] - step_counts.counts[index]
+        )
         edit = growth.held[leaf.path]
         if inner in known or edit.map or edit.layers or edit.experts:
             if inner in known:
-                _expect_one_age(leaf.path, known[inner], edit)
+                _expect_one_cohort(leaf.path, known[inner], edit)
             old = known.get(inner) or _born(leaf.shape, 0)
             found = _grown(old, since, number, edit=edit.without_names)
             if edit.experts:
@@ -236,56 +243,58 @@ def grown_ages(
         places = {f.at(edit.path) for f in fields.values()}
         if edit.is_whole and any(map(exists, places)):
             grown[edit.path.removeprefix(field.collection)] = _born(edit.shape, number)
-    larger = Ages(
-        ages.steps,
-        jnp.append(ages.births, ages.steps),
-        tuple(jnp.append(count, n) for count, n in zip(ages.counts, born, strict=True)),
+    larger = StepCounts(
+        step_counts.steps,
+        jnp.append(step_counts.births, step_counts.steps),
+        tuple(jnp.append(count, n) for count, n in zip(step_counts.counts, born, strict=True)),
         _nested(grown),
     )
-    return _by_unit(larger, ages.growths) if is_renewable else larger
+    return _by_unit(larger, step_counts.growths) if is_renewable else larger
 
 
-def _expect_one_age(path: str, ages: AlongAxes, edit: Edit) -> None:
-    """Raises if units of several ages get another order in each layer."""
+def _expect_one_cohort(path: str, along: AlongAxes, edit: Edit) -> None:
+    """Raises if units of several cohorts get a different order in each layer."""
     for order in edit.orders:
-        cohorts = concrete(ages.cohorts[order.axis])
+        cohorts = concrete(along.cohorts[order.axis])
         if cohorts is None or (cohorts != cohorts[:1]).any():
             raise ValueError(
-                f"{path}: its units are of several ages, which are kept for all layers together; "
-                "keep the same units in all layers"
+                f"{path}: its units have different step counts, which are stored once for all "
+                "layers; keep the same units in all layers"
             )
 
 
-def renewable_ages(state: PyTree, known: Mapping[str, Leaf]) -> Ages | None:
-    """Returns the ages in a new state where each unit is a cohort of its own.
+def renewable_step_counts(state: PyTree, known: Mapping[str, Leaf]) -> StepCounts | None:
+    """Returns step counts for a new state in which each unit is a cohort of its own.
 
     Args:
         state: the new state of an optimizer.
         known: the arrays of parameters by path, as the optimizer sees them.
 
     Returns:
-        The ages, or None where no entry of the state needs one.
+        The step counts, or None if no entry of the state needs one.
     """
     moments = Moments(state, known)
-    if not moments.aged:
+    if not moments.counted:
         return None
     arrays, zero = leaves_by_path(state), jnp.zeros((), jnp.int32)
     begun = (arrays[path] if path in moments.first_steps else zero for path in moments.counts)
-    found = {field.inner: _born(field.leaf.shape, 0) for field in moments.aged}
-    ages = Ages(zero, zero[None], tuple(jnp.asarray(n)[None] for n in begun), _nested(found))
-    ages = _by_unit(ages, 1)
-    return ages._replace(births=ages.births.at[1:].set(-1))
+    found = {field.inner: _born(field.leaf.shape, 0) for field in moments.counted}
+    step_counts = StepCounts(
+        zero, zero[None], tuple(jnp.asarray(n)[None] for n in begun), _nested(found)
+    )
+    step_counts = _by_unit(step_counts, 1)
+    return step_counts._replace(births=step_counts.births.at[1:].set(-1))
 
 
-def _by_unit(ages: Ages, growths: int) -> Ages:
-    """Returns ages in which each unit is a cohort of its own.
+def _by_unit(step_counts: StepCounts, growths: int) -> StepCounts:
+    """Returns step counts in which each unit is a cohort of its own.
 
     Args:
-        ages: the ages.
-        growths: how many cohorts come before those of single units. The last cohort is that of the
-            newest growth, unless there are no more.
+        step_counts: the step counts.
+        growths: the number of cohorts before those of single units. If there are more cohorts, the
+            last one is that of the newest growth.
     """
-    known, last = ages.by_path(), len(ages.births) - 1
+    known, last = step_counts.by_path(), len(step_counts.births) - 1
     found = [numbers for along in known.values() for numbers in along.cohorts]
     first = jnp.arange(growths, dtype=jnp.int32)
     numbers = jnp.concatenate([first, *[jnp.full(1, last)] * (last >= growths), *found])
@@ -296,43 +305,46 @@ def _by_unit(ages: Ages, growths: int) -> Ages:
         )
         for path, along in known.items()
     }
-    counts = tuple(count[numbers] for count in ages.counts)
-    return Ages(ages.steps, ages.births[numbers], counts, _nested(arrays))
+    counts = tuple(count[numbers] for count in step_counts.counts)
+    return StepCounts(step_counts.steps, step_counts.births[numbers], counts, _nested(arrays))
 
 
-def renewed_ages(
-    ages: Ages, state: PyTree, known: Mapping[str, Leaf], masks: Mapping[str, Sequence[Array]]
-) -> Ages:
-    """Returns ages after some units were born anew.
+def renewed_step_counts(
+    step_counts: StepCounts,
+    state: PyTree,
+    known: Mapping[str, Leaf],
+    masks: Mapping[str, Sequence[Array]],
+) -> StepCounts:
+    """Returns step counts after some units were renewed.
 
     Args:
-        ages: the ages, in which each unit is a cohort of its own.
+        step_counts: the step counts, in which each unit is a cohort of its own.
         state: the state of the optimizer.
         known: the arrays of parameters by path, as the optimizer sees them.
-        masks: for each of them with such units, which are new along each axis.
+        masks: for each array with renewed units, by path, which units are new along each axis.
     """
     arrays, moments = leaves_by_path(state), Moments(state, known)
-    found, is_new = dict[str, AlongAxes | AlongUnits](), [jnp.zeros(ages.growths, bool)]
-    for path, along in _flat(ages.arrays, ()):
+    found, is_new = dict[str, AlongAxes | AlongUnits](), [jnp.zeros(step_counts.growths, bool)]
+    for path, along in _flat(step_counts.arrays, ()):
         own = masks.get(path) or [jnp.zeros(len(n), bool) for n in along.shares]
         shares = (jnp.where(new, 1, n) for new, n in zip(own, along.shares, strict=True))
         found[path] = along._replace(shares=tuple(shares))
         is_new += own
     new = jnp.concatenate(is_new)
     now = (True if path in moments.first_steps else arrays[path] for path in moments.counts)
-    return Ages(
-        ages.steps,
-        jnp.where(new, ages.steps, ages.births),
+    return StepCounts(
+        step_counts.steps,
+        jnp.where(new, step_counts.steps, step_counts.births),
         tuple(
             jnp.where(new, n, count).astype(count.dtype)
-            for n, count in zip(now, ages.counts, strict=True)
+            for n, count in zip(now, step_counts.counts, strict=True)
         ),
         _nested(found),
     )
 
 
 def _born(shape: Sequence[int], number: int) -> AlongAxes:
-    """Returns the ages of an array whose entries were all born in one growth."""
+    """Returns the cohorts and shares of an array that was added as a whole, by one growth."""
     sizes = tuple(shape) or (1,)
     return AlongAxes(
         tuple(jnp.full(n, number, jnp.int32) for n in sizes),
@@ -343,13 +355,13 @@ def _born(shape: Sequence[int], number: int) -> AlongAxes:
 
 @functools.partial(jax.jit, static_argnames="edit")
 def _grown(old: AlongAxes, since: Array, number: int, *, edit: Edit) -> AlongAxes:
-    """Returns the ages of an array whose axes grow; arrays that grow alike share its program.
+    """Returns the cohorts and shares of an array whose axes grow; compiled once for equal edits.
 
     Args:
-        old: its ages.
-        since: the number of steps since each growth.
-        number: that of this growth.
-        edit: what becomes of the array, before it is repeated.
+        old: the cohorts and shares of the old array.
+        since: the number of steps since each cohort was added: ``[cohorts]``.
+        number: the cohort number of this growth.
+        edit: the edit of the array; repeats into experts are left to ``_repeated``.
     """
     found = []
     for axis, cohorts in enumerate(old.cohorts):
@@ -376,15 +388,15 @@ def _grown(old: AlongAxes, since: Array, number: int, *, edit: Edit) -> AlongAxe
 
 
 def _repeated(old: AlongAxes, repeats: int) -> AlongAxes:
-    """Returns the ages of an array of experts, each of which repeats an old array.
+    """Returns the cohorts and shares of an array of experts, each a repeat of the old array.
 
-    Gates weigh the experts, so that together they move as the old array did if each of them does.
+    Gates weight the experts, so if each expert moves as the old array did, their sum does, too.
     """
     experts = _born((repeats,), 0)
     return AlongAxes(*((*new, *olds) for new, olds in zip(experts, old, strict=True)))
 
 
 def _taken_along(edit: Edit, axis: int, *, copied: bool) -> Callable[[Array], Array]:
-    """Returns what takes numbers along an axis to the larger network, see ``of_numbers``."""
+    """Returns a function from values along an axis to values along the axis of the larger array."""
     along = edit.of_numbers(copied=copied).along(axis)
     return lambda numbers: edited(along, numbers.astype(jnp.float32))

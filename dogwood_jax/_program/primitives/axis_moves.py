@@ -10,6 +10,13 @@ import numpy as np
 from dogwood_jax._program import dims as _dims
 from dogwood_jax._program.dims import DROPPED, REPEATED, Dim, unify
 from dogwood_jax._program.primitives.axes import Axes, Shape, named
+from dogwood_jax._program.primitives.new_sizes import (
+    CannotResize,
+    SizeOf,
+    moved,
+    new_shape,
+    shape_out,
+)
 from dogwood_jax._program.primitives.reading import (
     mixed,
     origin_of,
@@ -20,7 +27,6 @@ from dogwood_jax._program.primitives.reading import (
     with_axis,
 )
 from dogwood_jax._program.primitives.record import Primitive, describes
-from dogwood_jax._program.primitives.sizes import CannotResize, SizeOf, moved, new_shape, shape_out
 from dogwood_jax._program.values import Step, Trace, Value, joined
 
 
