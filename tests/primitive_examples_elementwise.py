@@ -10,7 +10,7 @@ from jax import lax
 from jax.extend.core import primitives
 from primitive_examples import EXAMPLES, TOTAL, Example, Shapes, gated, mlp
 
-from dogwood_jax._program.primitives.record import PRIMITIVES
+from dogwood_jax._program.primitives.table import PRIMITIVES
 
 Function = Callable[..., Any]
 

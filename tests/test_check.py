@@ -34,7 +34,7 @@ from dogwood_jax._plan import decide
 from dogwood_jax._plan.depth.trial import Trial
 from dogwood_jax._plan.search import search
 from dogwood_jax._plan.shown import reasons
-from dogwood_jax._program.primitives.record import PRIMITIVES, primitive
+from dogwood_jax._program.primitives.table import PRIMITIVES, primitive
 from dogwood_jax._program.program import Program
 from dogwood_jax._widths.roles import Roles
 

@@ -25,7 +25,7 @@ from primitive_examples_elementwise import BINARY, UNARY, WHOLE, primitive_of
 import dogwood_jax as dw
 from dogwood_jax._program.interpret import evaluated as evaluated_eqn
 from dogwood_jax._program.primitives.entries import OfEntries, folded
-from dogwood_jax._program.primitives.record import PRIMITIVES, axes_of, is_linear, primitive
+from dogwood_jax._program.primitives.table import PRIMITIVES, axes_of, is_linear, primitive
 from dogwood_jax._program.subprograms import equations
 
 strategies = dw.strategies

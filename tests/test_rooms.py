@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import dogwood_jax
-from dogwood_jax._program.primitives.record import PRIMITIVES
+from dogwood_jax._program.primitives.table import PRIMITIVES
 
 PACKAGE = Path(dogwood_jax.__file__).parent
 # Each room, or public file, imports only what stands before it.

@@ -14,7 +14,7 @@ from tiers import in_tiers
 import dogwood_jax as dw
 from dogwood_jax._plan import shown
 from dogwood_jax._plan.search import problem, search, starts, weighed
-from dogwood_jax._program.primitives.record import PRIMITIVES
+from dogwood_jax._program.primitives.table import PRIMITIVES
 
 
 def residual_mlp(epsilon: float) -> Any:

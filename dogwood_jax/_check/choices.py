@@ -17,7 +17,7 @@ import numpy as np
 from dogwood_jax._check.seen import BRANCHES, Operation, numbers_in
 from dogwood_jax._program.dims import Dim
 from dogwood_jax._program.interpret import called, interpret
-from dogwood_jax._program.primitives.record import primitive
+from dogwood_jax._program.primitives.table import primitive
 from dogwood_jax._program.subprograms import Key, key_of, scan_counts, sub_programs
 
 

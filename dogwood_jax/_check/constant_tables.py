@@ -24,7 +24,7 @@ from dogwood_jax._check.lines import line_of, with_line
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._program.dims import Dim, parts_of
 from dogwood_jax._program.interpret import called, interpret
-from dogwood_jax._program.primitives.record import primitive
+from dogwood_jax._program.primitives.table import primitive
 from dogwood_jax._program.subprograms import sub_programs
 from dogwood_jax._widths.trace import Traced
 

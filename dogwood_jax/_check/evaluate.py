@@ -23,7 +23,7 @@ from dogwood_jax._base.bits import in_64_bits
 from dogwood_jax._program.interpret import called, interpret
 from dogwood_jax._program.primitives.outside import arbitrary
 from dogwood_jax._program.primitives.random_numbers import random_bits_alike
-from dogwood_jax._program.primitives.record import primitive
+from dogwood_jax._program.primitives.table import primitive
 from dogwood_jax._program.subprograms import Key, key_of, scan_counts
 
 # A loop that goes on longer than this shows nothing.

@@ -16,7 +16,7 @@ import numpy as np
 
 from dogwood_jax._check.evaluate import again
 from dogwood_jax._check.seen import Operation
-from dogwood_jax._program.primitives.record import primitive
+from dogwood_jax._program.primitives.table import primitive
 from dogwood_jax._program.subprograms import Key, key_of, sub_programs
 
 # By how much an entry differs, relative to the largest of its array.

@@ -22,7 +22,7 @@ from dogwood_jax._check.seen import PIECES
 from dogwood_jax._program.dims import Dim, atoms
 from dogwood_jax._program.interpret import called, interpret
 from dogwood_jax._program.primitives.new_sizes import CannotResize, SizeOf, places_along
-from dogwood_jax._program.primitives.record import primitive
+from dogwood_jax._program.primitives.table import primitive
 from dogwood_jax._program.program import Program
 from dogwood_jax._program.subprograms import Key, scan_counts, sub_programs
 from dogwood_jax._program.values import Reading, Step, Value

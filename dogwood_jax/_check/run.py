@@ -17,7 +17,7 @@ from dogwood_jax._check.evaluate import evaluate
 from dogwood_jax._check.hidden import Steps
 from dogwood_jax._check.samples import SampleFamily
 from dogwood_jax._check.seen import Seen
-from dogwood_jax._program.primitives.record import primitive
+from dogwood_jax._program.primitives.table import primitive
 from dogwood_jax._program.subprograms import Key, key_of
 
 # By how much every number is nudged, relative to the number.

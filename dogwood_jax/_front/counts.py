@@ -10,7 +10,7 @@ from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._plan.experts.found_mixtures import idle_shares
 from dogwood_jax._program.dims import Dim
-from dogwood_jax._program.primitives.record import primitive
+from dogwood_jax._program.primitives.table import primitive
 from dogwood_jax._program.values import Step, Trace, Value
 from dogwood_jax._widths.attention import keys_and_values
 from dogwood_jax._widths.layout import size_of

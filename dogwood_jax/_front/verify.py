@@ -31,7 +31,7 @@ from dogwood_jax._front.mirrored import outputs_to_compare
 from dogwood_jax._front.moved_entries import Entries
 from dogwood_jax._front.rounding import changed, eps, nudged, sources, with_nudges
 from dogwood_jax._growth.growth import Growth
-from dogwood_jax._program.primitives.record import primitive
+from dogwood_jax._program.primitives.table import primitive
 from dogwood_jax._program.program import Program
 from dogwood_jax._program.subprograms import equations
 

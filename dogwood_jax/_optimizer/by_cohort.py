@@ -22,7 +22,7 @@ from jax import Array, lax
 from dogwood_jax._base.trees import PyTree, leaf_path
 from dogwood_jax._growth.moves import along
 from dogwood_jax._program.interpret import called, evaluated, interpret
-from dogwood_jax._program.primitives.record import axes_of, is_linear, primitive
+from dogwood_jax._program.primitives.table import axes_of, is_linear, primitive
 from dogwood_jax._program.subprograms import sub_programs
 
 # An axis of an array of parameters: the path of the array, and the number of the axis.

@@ -20,7 +20,7 @@ from dogwood_jax._growth.modules.resizing import sizes_in
 from dogwood_jax._plan.fewer_layers import few_layers_of
 from dogwood_jax._program.dims import parts_of
 from dogwood_jax._program.interpret import called
-from dogwood_jax._program.primitives.record import PRIMITIVES, primitive
+from dogwood_jax._program.primitives.table import PRIMITIVES, primitive
 from dogwood_jax._program.program import Program
 from dogwood_jax._program.subprograms import Key, numbers_of
 from dogwood_jax._widths.trace import Traced

@@ -47,7 +47,7 @@ _NEVER = Reason(
 _LEAST = 4
 
 
-class UnitsAlongAxis(NamedTuple):
+class AxisUnits(NamedTuple):
     """Units of a width along an axis of an array."""
 
     path: str
@@ -66,7 +66,7 @@ class Silence(NamedTuple):
     """
 
     is_heard: bool
-    zeros: Mapping[UnitsAlongAxis, bool] = MappingProxyType({})
+    zeros: Mapping[AxisUnits, bool] = MappingProxyType({})
     learns: bool = True
 
 
@@ -80,7 +80,7 @@ class _Mask(NamedTuple):
         old: how many of the units are old.
     """
 
-    spot: UnitsAlongAxis
+    spot: AxisUnits
     role: Role
     along: np.ndarray
     old: int
@@ -122,7 +122,7 @@ def silenced(widths: Widths, names: Iterable[str], of: Widths) -> Widths:
 
 
 def _with_roles(
-    path: str, axis: int, layout: Layout, zeros: Mapping[str, Mapping[UnitsAlongAxis, bool]]
+    path: str, axis: int, layout: Layout, zeros: Mapping[str, Mapping[AxisUnits, bool]]
 ) -> Layout:
     counts: dict[str, int] = {}
 
@@ -134,8 +134,8 @@ def _with_roles(
             return layout
         known = zeros[layout.width]
         if not known.get(
-            UnitsAlongAxis(path, axis, place),
-            known.get(UnitsAlongAxis(without_numbers(path), axis, place)),
+            AxisUnits(path, axis, place),
+            known.get(AxisUnits(without_numbers(path), axis, place)),
         ):
             return replace(layout, role="incoming")
         if layout.role != "incoming":
@@ -182,7 +182,7 @@ def _silence(widths: Widths, name: str) -> Silence:
     return Silence(is_heard=True)
 
 
-def _found_by(trial: "_Trial", kernels: Collection[UnitsAlongAxis]) -> Silence:
+def _found_by(trial: "_Trial", kernels: Collection[AxisUnits]) -> Silence:
     """Returns the zeros that silence the units of a trial.
 
     Zeros are tried in weights that are marked as reading units, then in those that produce units,
@@ -233,7 +233,7 @@ class _Trial:
     def __init__(self, case: Case, name: str, *, is_larger: bool) -> None:
         draw = functools.partial(network_sample, case)
         self._problem = Problem(case, (), Together(case.new, least=_LEAST), {}, draw)
-        self._known: dict[frozenset[UnitsAlongAxis], list[np.ndarray]] = {}
+        self._known: dict[frozenset[AxisUnits], list[np.ndarray]] = {}
         floats = (path for path, a in case.old.arguments if jnp.issubdtype(a.dtype, jnp.inexact))
         self._floats, self.is_larger = {*floats}, is_larger
         size = case.growth.widths[name].size
@@ -241,7 +241,7 @@ class _Trial:
         new = case.growth.changes[0].new if is_larger else size
         self.masks = [*_masks(case.growth.widths, name, old, new)]
 
-    def is_silent(self, zeros: Collection[UnitsAlongAxis]) -> bool:
+    def is_silent(self, zeros: Collection[AxisUnits]) -> bool:
         """Whether outputs do not depend on the values of the other new entries."""
         drawn = self._drawn(frozenset(zeros))
         if not drawn or any(map(differs, apart(drawn))):
@@ -254,17 +254,17 @@ class _Trial:
         are_finite = all(np.all(np.abs(by) < FAR) for by in copies[::2])
         return are_finite and not any(map(differs, apart(copies)))
 
-    def is_exact(self, zeros: Collection[UnitsAlongAxis]) -> bool:
+    def is_exact(self, zeros: Collection[AxisUnits]) -> bool:
         """Whether finite outputs equal the network's; True if the width does not grow."""
         found = self._drawn(frozenset(zeros))[::2]
         return not (self.is_larger and any(differs(by[np.abs(by) < FAR]) for by in found))
 
-    def is_exactly_silent(self, zeros: Collection[UnitsAlongAxis]) -> bool:
+    def is_exactly_silent(self, zeros: Collection[AxisUnits]) -> bool:
         """Whether outputs are finite and equal the network's for any other new entries."""
         found = self._drawn(frozenset(zeros))[::2]
         return self.is_larger and not any(map(differs, found)) and self.is_silent(zeros)
 
-    def _drawn(self, zeros: frozenset[UnitsAlongAxis]) -> list[np.ndarray]:
+    def _drawn(self, zeros: frozenset[AxisUnits]) -> list[np.ndarray]:
         """Returns the differences of outputs for two draws of new entries, for each sample."""
         if zeros not in self._known:
             self._known[zeros] = self._problem.evaluated(
@@ -272,13 +272,11 @@ class _Trial:
             )
         return self._known[zeros]
 
-    def freed(self, zeros: set[UnitsAlongAxis]) -> set[UnitsAlongAxis]:
+    def freed(self, zeros: set[AxisUnits]) -> set[AxisUnits]:
         """Returns the zeros that are needed, found by bisection."""
         return self._freed(zeros, [m.spot for m in self.masks if m.spot.path in self._floats])
 
-    def _freed(
-        self, zeros: set[UnitsAlongAxis], spots: Sequence[UnitsAlongAxis]
-    ) -> set[UnitsAlongAxis]:
+    def _freed(self, zeros: set[AxisUnits], spots: Sequence[AxisUnits]) -> set[AxisUnits]:
         spots = [spot for spot in spots if spot in zeros]
         if not spots or self.is_silent(zeros - {*spots}):
             return zeros - {*spots}
@@ -290,7 +288,7 @@ class _Trial:
         return zeros
 
     def _changed(
-        self, arrays: Arrays, zeros: Collection[UnitsAlongAxis], unit: int | None = None
+        self, arrays: Arrays, zeros: Collection[AxisUnits], unit: int | None = None
     ) -> Arrays:
         """Returns arrays with zeros at some entries of new units.
 
@@ -315,4 +313,4 @@ def _masks(widths: Widths, name: str, old: int, new: int) -> Iterator[_Mask]:
             every = spread(resized(layout, {name: new}))
             own = (its for its in every if its[0].width == name)
             for place, (units, along) in enumerate(own):
-                yield _Mask(UnitsAlongAxis(leaf.path, axis, place), units.role, along, old)
+                yield _Mask(AxisUnits(leaf.path, axis, place), units.role, along, old)

@@ -195,7 +195,7 @@ class _Curves:
 
     def history(self) -> dict[str, NDArray[np.float64]]:
         """Returns the history of a `Run`."""
-        curves = {"loss": self.losses, "accuracy": self.accuracies}
+        curves: dict[str, list[Any]] = {"loss": self.losses, "accuracy": self.accuracies}
         curves |= {"steps": self.steps} if self._has_steps else {}
         curves |= {"grown_at": self.grown_at} if self._has_growths else {}
         return {name: np.array(curve, float) for name, curve in curves.items()}

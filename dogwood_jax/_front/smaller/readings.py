@@ -16,7 +16,7 @@ from jax import Array, lax
 
 from dogwood_jax._base.trees import PyTree, is_array
 from dogwood_jax._program.interpret import called, evaluated, interpret
-from dogwood_jax._program.primitives.record import axes_of, primitive
+from dogwood_jax._program.primitives.table import axes_of, primitive
 from dogwood_jax._program.program import Program
 from dogwood_jax._program.subprograms import scan_counts
 from dogwood_jax._widths.layout import units_along

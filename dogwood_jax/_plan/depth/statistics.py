@@ -17,7 +17,7 @@ from jax import Array
 from dogwood_jax._base.trees import PyTree, in_order_of, is_array, leaves_by_path, rebuilt
 from dogwood_jax._growth.edit import Edit
 from dogwood_jax._program.interpret import called, evaluated, interpret
-from dogwood_jax._program.primitives.record import primitive
+from dogwood_jax._program.primitives.table import primitive
 from dogwood_jax._program.program import Program
 
 _PASS = frozenset({"convert_element_type", "copy"})

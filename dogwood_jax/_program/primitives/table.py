@@ -1,4 +1,4 @@
-"""All primitives: to import this fills the table ``PRIMITIVES``."""
+"""All primitives. Import the table from here: importing this module fills it."""
 
 from dogwood_jax._program.primitives import (  # noqa: F401
     axis_moves,
@@ -11,6 +11,6 @@ from dogwood_jax._program.primitives import (  # noqa: F401
     sums,
     windows,
 )
-from dogwood_jax._program.primitives.record import PRIMITIVES
+from dogwood_jax._program.primitives.record import PRIMITIVES, axes_of, is_linear, primitive
 
-__all__ = ["PRIMITIVES"]
+__all__ = ["PRIMITIVES", "axes_of", "is_linear", "primitive"]
