@@ -1,15 +1,15 @@
-"""What ``growbench.py`` is made of.
+"""The parts of ``growbench.py``.
 
-A task says what is learned and in which ways: from scratch, by a small network that never grows,
-and by networks that grow. Each way makes a run, each run has an end for each budget, and the ends
-are rows of a file, by which an interrupted bench goes on.
+A task has data and several ways to train a network: from scratch, a small network that never grows,
+and networks that grow. Each way is a run. Each run has an end for each budget. The ends are rows of
+a file, from which an interrupted benchmark continues.
 
-| file | what it does |
+| file | content |
 |---|---|
-| ``data`` | what is learned, drawn anew for each step |
+| ``data`` | data sets, drawn again for each step |
 | ``networks`` | the networks |
-| ``runs`` | trains in a way, and tells what each budget comes to |
+| ``runs`` | training in one way, and the results for each budget |
 | ``tasks`` | the tasks with their ways |
-| ``results`` | the file of results, ratios, tables and pictures |
+| ``results`` | the file of results, ratios, tables and plots |
 | ``law`` | a law of loss, fitted to short runs |
 """

@@ -1,4 +1,4 @@
-"""What is learned: inputs and labels, drawn anew for each step."""
+"""The data sets: inputs and labels, drawn again for each step."""
 
 import abc
 import argparse
@@ -12,24 +12,24 @@ from dogwood_jax import mnist
 
 Batch = tuple[NDArray[np.generic], NDArray[np.int32]]  # inputs [n, ...], labels [n] or [n, time]
 
-CHARACTERS = 96  # the printable ones of ASCII and the end of a line
+CHARACTERS = 96  # the printable characters of ASCII, and the end of a line
 
 
 class Data(abc.ABC):
-    """Samples to train on, and others to test with.
+    """Samples for training and for testing.
 
     Attributes:
-        test: the samples to test with.
+        test: the test samples.
     """
 
     test: Batch
 
     @abc.abstractmethod
     def draw(self, rng: np.random.Generator, count: int) -> Batch:
-        """Returns some samples to train on."""
+        """Returns random training samples."""
 
     def batches(self, seed: int, first: int, steps: int, size: int) -> Batch:
-        """Returns batches ``[steps, size, ...]``; each is the same whatever the others are."""
+        """Returns batches ``[steps, size, ...]``; each depends only on seed, step and size."""
         drawn = [
             self.draw(np.random.default_rng([seed, step]), size)
             for step in range(first, first + steps)
@@ -39,16 +39,16 @@ class Data(abc.ABC):
 
 
 class Text(Data):
-    """The sources of Python's standard library, or other files, in all sub-folders.
+    """The source code of Python's standard library, or other files, with all sub-folders.
 
-    Every tenth file is held out for tests. The files are in two halves by a checksum of their
-    names, so that ways can be chosen on one half and reported on the other.
+    Every tenth file is held out for tests. A checksum of file names divides the files into two
+    halves, so that ways can be chosen on one half and reported on the other.
 
     Args:
         half: 0 or 1.
         files: a folder of text; by default the standard library.
-        context: how many characters a sample has.
-        tests: how many windows to test with.
+        context: number of characters of a sample.
+        tests: number of test windows.
     """
 
     def __init__(
@@ -66,12 +66,12 @@ class Text(Data):
                     codes_of(path.read_text("utf-8", "replace"))
                 )
         if not train or not held_out:
-            raise ValueError(f"{root}: expected text files in it, twenty and more")
+            raise ValueError(f"{root}: expected a folder with at least twenty text files")
         self._train = np.concatenate(train)
         self.test = self._windows(np.concatenate(held_out), np.random.default_rng(0), tests)
 
     def draw(self, rng: np.random.Generator, count: int) -> Batch:
-        """Returns windows: characters, and the ones that follow."""
+        """Returns windows: characters, and the next character of each."""
         return self._windows(self._train, rng, count)
 
     def _windows(self, codes: NDArray[np.uint8], rng: np.random.Generator, count: int) -> Batch:
@@ -81,23 +81,23 @@ class Text(Data):
 
 
 def codes_of(text: str) -> NDArray[np.uint8]:
-    """Returns the characters of a text as numbers below ``CHARACTERS``."""
+    """Returns the characters of a text as integers below ``CHARACTERS``."""
     codes = np.frombuffer(text.encode("ascii", "replace"), np.uint8).astype(np.int32)
     ends = codes == ord("\n")
     return np.where(ends, CHARACTERS - 1, np.clip(codes - 32, 0, CHARACTERS - 2)).astype(np.uint8)
 
 
 class Hops(Data):
-    """Look-ups in a chain: the symbol that some symbol is mapped to, and that one, and so on.
+    """Chains of look-ups: each hop maps the current symbol to the next one.
 
-    A sample is a permutation of symbols as pairs in random order, then a symbol to start from, then
-    signs to go on. The labels are the symbol after one hop, after two, and so on. Each hop needs
-    the result of the hop before, and no sample tells it.
+    A sample is a permutation of symbols as pairs in random order, then a start symbol, then a sign
+    for each further hop. The labels are the symbol after one hop, after two, and so on. Each hop
+    needs the result of the hop before, which is not part of the sample.
 
     Args:
-        symbols: how many.
-        hops: how many.
-        tests: how many samples to test with.
+        symbols: number of symbols.
+        hops: number of hops.
+        tests: number of test samples.
     """
 
     def __init__(self, symbols: int, hops: int, tests: int = 1000) -> None:
@@ -122,14 +122,14 @@ class Hops(Data):
 
 
 class Parities(Data):
-    """Many tasks at once: each is the parity of three of the bits; some tasks are rare.
+    """Many tasks at once: each is the parity of three bits; some tasks are rare.
 
     After Michaud et al., 2023, The Quantization Model of Neural Scaling.
 
     Args:
-        tasks: how many.
-        bits: how many bits there are to choose from.
-        tests: how many samples to test with.
+        tasks: number of tasks.
+        bits: number of bits from which each task has three.
+        tests: number of test samples.
     """
 
     def __init__(self, tasks: int, bits: int, tests: int = 20000) -> None:
@@ -141,7 +141,7 @@ class Parities(Data):
         self.test = self.draw(rng, tests)
 
     def draw(self, rng: np.random.Generator, count: int) -> Batch:
-        """Returns inputs ``[n, tasks + bits]``, the task as one of them, and labels ``[n]``."""
+        """Returns inputs ``[n, tasks + bits]``, with a one for the task, and labels ``[n]``."""
         task = rng.choice(len(self._chances), count, p=self._chances)
         bits = rng.integers(0, 2, (count, self._bits))
         labels = np.take_along_axis(bits, self._chosen[task], -1).sum(-1) % 2
@@ -150,11 +150,11 @@ class Parities(Data):
 
 
 class MovedDigits(Data):
-    """The digits of MNIST as images in [0, 1], moved by up to four pixels, anew in each batch.
+    """MNIST digits as images in [0, 1], moved by up to four pixels, differently in each batch.
 
     Args:
         digits: ``"subset"`` or ``"tfds"``, see ``mnist.load``.
-        tests: how many images to test with.
+        tests: number of test images.
     """
 
     _most = 4

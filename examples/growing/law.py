@@ -1,6 +1,6 @@
-"""A law of loss, fitted to short runs, that says from which budget on the large network wins.
+"""A law of loss, fitted to short runs, that predicts the budget above which the large network wins.
 
-The loss of a network with ``depth`` layers and ``width`` units after some tokens is taken as
+The loss of a network with ``depth`` layers and ``width`` units after some tokens is assumed to be
 ``E + a / width + b / depth + c tokens**(-1/3)``. The form is that of arXiv 2606.25008, 2026. For
 the exponent of tokens see Universal One-third Time Scaling, arXiv 2602.03685, 2026.
 """
@@ -12,7 +12,7 @@ import numpy as np
 
 
 class Measured(NamedTuple):
-    """What a short run ended with."""
+    """The result of a short run."""
 
     width: int
     depth: int
@@ -21,16 +21,16 @@ class Measured(NamedTuple):
 
 
 class Law(NamedTuple):
-    """The law's numbers; print it to read it."""
+    """The coefficients of the law; printing shows the formula."""
 
     rest: float
     width: float
     depth: float
     tokens: float
-    error: float  # root of the mean square of what is not explained
+    error: float  # root mean square of the residuals
 
     def loss(self, width: float, depth: float, tokens: float) -> float:
-        """Returns the loss that it predicts."""
+        """Returns the predicted loss."""
         return float(
             self.rest + self.width / width + self.depth / depth + self.tokens * tokens ** (-1 / 3)
         )
@@ -46,7 +46,7 @@ def fitted(runs: Sequence[Measured]) -> Law:
     """Returns the law that fits some runs best, by least squares; no term is negative.
 
     Raises:
-        ValueError: if the runs do not tell the law's numbers.
+        ValueError: if the runs do not determine the coefficients.
     """
     terms = np.array([[1, 1 / run.width, 1 / run.depth, run.tokens ** (-1 / 3)] for run in runs])
     losses = np.array([run.loss for run in runs])
@@ -66,7 +66,7 @@ def fitted(runs: Sequence[Measured]) -> Law:
 
 
 class Kind(NamedTuple):
-    """A network that the law knows: its sizes, and the FLOPs of a token."""
+    """A network in the law: its sizes, and the FLOPs of a token."""
 
     width: int
     depth: int
@@ -74,7 +74,7 @@ class Kind(NamedTuple):
 
 
 def crossing(law: Law, small: Kind, large: Kind) -> float:
-    """Returns the FLOPs from which on the large network ends lower; infinite if it never does."""
+    """Returns the FLOPs above which the large network ends lower; infinite if it never does."""
 
     def ahead(budget: float) -> float:
         losses = (law.loss(k.width, k.depth, budget / k.flops) for k in (small, large))

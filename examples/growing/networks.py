@@ -1,4 +1,4 @@
-"""The networks that grow."""
+"""Networks of the benchmark."""
 
 import flax.linen as nn
 import jax
@@ -9,8 +9,8 @@ class MLP(nn.Module):
     """Relu units between inputs and classes.
 
     Attributes:
-        units: how many.
-        classes: how many classes.
+        units: number of units.
+        classes: number of classes.
     """
 
     units: int
@@ -29,7 +29,7 @@ class CNN(nn.Module):
     """Three convolutions with BatchNorm, the mean over the image, and the digits.
 
     Attributes:
-        channels: of the first convolution; the others have twice as many.
+        channels: number of channels of the first convolution; the others have twice as many.
     """
 
     channels: int
@@ -46,16 +46,16 @@ class CNN(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A decoder with norms before its parts.
+    """A decoder with a norm before each attention and each MLP.
 
     Attributes:
-        layers: how many.
-        stream: the width of the residual stream.
-        words: how many different inputs there are.
-        context: how many inputs it sees.
-        classes: how many different outputs there are.
-        answers: of the last so many positions it returns outputs.
-        silent: whether layers begin with zeros in their last weights, so that they add nothing.
+        layers: number of layers.
+        stream: size of the residual stream.
+        words: number of different inputs.
+        context: number of positions.
+        classes: number of different outputs.
+        answers: number of last positions with outputs; None for all positions.
+        silent: whether layers start with zeros in their last weights, so that they add nothing.
     """
 
     layers: int
@@ -68,7 +68,7 @@ class Transformer(nn.Module):
 
     @nn.compact
     def __call__(self, text: jax.Array, train: bool = False) -> jax.Array:
-        """Returns logits ``[n, answers, classes]`` of what follows inputs ``[n, context]``."""
+        """Returns logits ``[n, answers, classes]`` for inputs ``[n, context]``."""
         last = nn.initializers.zeros if self.silent else nn.linear.default_kernel_init
         x = nn.Embed(self.words, self.stream, name="words")(text)
         x += nn.Embed(self.context, self.stream, name="positions")(jnp.arange(text.shape[1])[None])

@@ -1,4 +1,4 @@
-"""What comes of the runs: the file of results, ratios, the table and the picture."""
+"""Results of the runs: the file of results, ratios, the table and the plot."""
 
 import csv
 from collections.abc import Iterable, Sequence
@@ -39,29 +39,29 @@ def add(path: Path, end: End) -> None:
 
 
 def needed(loss: float, budgets: Sequence[float], losses: Sequence[float]) -> float:
-    """Returns the budget that it takes to end with a loss.
+    """Returns the budget that is needed to end with a loss.
 
-    Between the budgets that were tried it is interpolated. It is infinite for a loss that no budget
-    came to, and zero for a loss that is worse than with the smallest one. A budget that ends worse
-    than a smaller one counts as if it ended alike.
+    It is interpolated between the measured budgets. It is infinite for a loss that no budget
+    reaches, and zero for a loss that is worse than that of the smallest budget. A budget that ends
+    with a higher loss than a smaller budget counts as if it ended with the same loss.
 
     Args:
         loss: the loss.
-        budgets: those that were tried, in rising order.
-        losses: what they ended with.
+        budgets: the measured budgets, in rising order.
+        losses: their final losses.
     """
     best = np.minimum.accumulate(losses)
     if loss > best[0]:
         return 0.0
     if loss < best[-1]:
         return float("inf")
-    first = int(np.argmax(best <= loss))  # that ends as well
+    first = int(np.argmax(best <= loss))  # that reaches the loss
     around = [max(first - 1, 0), first]
     return float(np.interp(-loss, -best[around], np.asarray(budgets)[around]))
 
 
 class Ratio(NamedTuple):
-    """A budget by the budget that from scratch needs; a bound, where none was tried."""
+    """A budget divided by that from scratch for the same loss; a bound outside of measurements."""
 
     value: float
     sign: str = ""  # ``>`` if from scratch ends better with any budget, ``<`` if with none
@@ -70,11 +70,11 @@ class Ratio(NamedTuple):
         return "" if np.isnan(self.value) else f"{self.sign}{self.value:.2f}"
 
 
-Curve = tuple[list[float], list[float]]  # budgets in rising order, and the mean losses there
+Curve = tuple[list[float], list[float]]  # budgets in rising order, and their mean losses
 
 
 def by_budget(ends: Iterable[End]) -> list[list[End]]:
-    """Returns the ends of each budget that was asked for, in rising order."""
+    """Returns the ends of each requested budget, in rising order of budgets."""
     groups: dict[float, list[End]] = {}
     for end in sorted(ends, key=lambda end: end.asked):
         groups.setdefault(end.asked, []).append(end)
@@ -82,7 +82,7 @@ def by_budget(ends: Iterable[End]) -> list[list[End]]:
 
 
 def curve(ends: Iterable[End]) -> Curve:
-    """Returns the budgets of some ends, and the mean loss that those of each budget come to."""
+    """Returns the mean budget and the mean loss of the ends of each requested budget."""
     groups = by_budget(ends)
     return (
         [float(np.mean([end.budget for end in group])) for group in groups],
@@ -91,7 +91,7 @@ def curve(ends: Iterable[End]) -> Curve:
 
 
 def ratio(budget: float, loss: float, scratch: Curve) -> Ratio:
-    """Returns the ratio of a budget to the one from scratch with the same loss."""
+    """Returns the ratio of a budget to the budget from scratch with the same loss."""
     alike = needed(loss, *scratch)
     if alike == 0:
         return Ratio(budget / scratch[0][0], ">")
@@ -101,22 +101,22 @@ def ratio(budget: float, loss: float, scratch: Curve) -> Ratio:
 
 
 def budget_for(loss: float, grown: Curve) -> float:
-    """Returns the budget with which a way ends with a loss, infinite if it never does."""
+    """Returns the budget with which a way reaches a loss; infinite if it never does."""
     found = needed(loss, *grown)
     return grown[0][0] if found == 0 else found
 
 
 class Row(NamedTuple):
-    """What came of a way.
+    """The results of a way.
 
     Attributes:
         way: the way.
-        seeds: how many runs there are.
+        seeds: number of runs.
         loss: the mean loss with the full budget, or NaN.
         error: its standard error.
         last: the mean loss over the last quarter of the positions.
-        ratio: budget by the budget from scratch, both for the loss that from scratch ends with.
-        second: the same by the second way from scratch, where the task has one.
+        ratio: budget divided by the full budget from scratch, for the final loss from scratch.
+        second: the same for the second way from scratch, if the task has one.
         singles: ``ratio`` for each seed alone.
         without: the ratio if the small network's training costs nothing.
     """
@@ -178,10 +178,10 @@ def _row(
 
 
 def _of_budgets(budgets: Sequence[float], scratch: Sequence[End]) -> Ratio:
-    """Returns the ratio of mean budgets; a bound if one of them is not known."""
+    """Returns the ratio of mean budgets; a bound if one of them is infinite."""
     ours, theirs = np.mean(budgets), np.mean([end.budget for end in scratch])
     if np.isinf(ours):
-        # If neither has learned it, nothing is known.
+        # If neither reaches the accuracy, the ratio is unknown.
         return Ratio(float("nan") if np.isinf(theirs) else float(scratch[0].asked / theirs), ">")
     if np.isinf(theirs):
         return Ratio(float(ours / scratch[0].asked), "<")
@@ -189,15 +189,15 @@ def _of_budgets(budgets: Sequence[float], scratch: Sequence[End]) -> Ratio:
 
 
 def _at(loss: float, grown: Curve, scratch: Sequence[End], free: float = 0.0) -> Ratio:
-    """Returns the ratio of budgets for a loss that from scratch ends with.
+    """Returns the ratio of budgets for the final loss from scratch.
 
-    If a way does not come to it with any budget, its largest one is compared instead.
+    If a way does not reach this loss with any budget, the loss of its largest budget is compared.
 
     Args:
         loss: the loss.
         grown: the way.
         scratch: the runs from scratch.
-        free: the share of the full budget that does not count.
+        free: the share of the full budget that is not counted.
     """
     base = curve(scratch)
     budget = budget_for(loss, grown)
@@ -208,7 +208,7 @@ def _at(loss: float, grown: Curve, scratch: Sequence[End], free: float = 0.0) ->
 
 
 def table(task: Task, ends: Sequence[End]) -> str:
-    """Returns a table in Markdown: a row for each way of a task, also for those not run."""
+    """Returns a Markdown table with a row for each way of a task, even if it has no runs."""
     measure = "budget until it is learned" if task.until else "test loss"
     heads = [task.name, "seeds", measure, "last quarter", "ratio", "single seeds"]
     heads += ["small network for nothing"]
@@ -234,11 +234,11 @@ def table(task: Task, ends: Sequence[End]) -> str:
     return "\n".join(lines)
 
 
-# The picture --------------------------------------------------------------------------------------
+# The plot -----------------------------------------------------------------------------------------
 
 
 def picture(task: Task, ends: Sequence[End], ways: Sequence[Way] | None = None) -> Any:
-    """Returns a figure: for each budget, the loss that each way ends with, mean and range."""
+    """Returns a figure: the final loss of each way for each budget, mean and range."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), layout="constrained", dpi=120)

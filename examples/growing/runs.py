@@ -1,9 +1,9 @@
-"""Runs: a network is trained, and may grow on the way.
+"""Runs: a network is trained, and may grow during training.
 
-A run has one *trunk*, on which the learning rate is constant after a short warmup. From the trunk
-fork the *ends*: for each budget of floating-point operations, the rate decays to zero over the last
-fifth of it. So a run gives the whole curve of budget against loss, and each end is what a run with
-this budget alone would have ended with.
+A run has one *trunk*, on which the learning rate is constant after a short warmup. For each budget
+of floating-point operations, an *end* forks from the trunk, and its rate decays to zero over the
+last fifth of the budget. So a run gives the whole curve of loss against budget, and each end equals
+the result of a run with this budget alone.
 """
 
 import functools
@@ -35,16 +35,16 @@ WARMUP = 200  # steps in which the rate rises; fewer in short runs
 
 @dataclass(frozen=True)
 class Size:
-    """A network, and how the one before it becomes this one.
+    """A network, and how the previous network grows into it.
 
     Attributes:
         model: the network.
-        at: the share of the full budget that is spent when it begins.
-        strategy: how new units are filled in, in all widths or by the name of each, or what makes
-            it from this network's loss and a batch.
-        depth: how new layers are filled in; None for silent ones behind the old ones.
-        warmup: steps in which the rate of new weights rises.
-        rate: what the learning rate is multiplied by while the network has this size.
+        at: the share of the full budget that is spent before training in this size starts.
+        strategy: how new units are initialized, for all widths or by name of the width; or a
+            function that makes this from the network's loss and a batch.
+        depth: how new layers are initialized; None for silent layers after the old ones.
+        warmup: number of steps in which the rate of new weights rises.
+        rate: factor on the learning rate while the network has this size.
     """
 
     model: nn.Module
@@ -57,11 +57,11 @@ class Size:
 
 @dataclass(frozen=True)
 class Way:
-    """A way to come by a trained network: its sizes, one after the other.
+    """A way to train a network: its sizes, one after the other.
 
     Attributes:
-        name: what it is called.
-        sizes: the sizes; the large network alone from scratch.
+        name: its name.
+        sizes: the sizes; from scratch, only the large network.
     """
 
     name: str
@@ -73,27 +73,27 @@ class Way:
         return len(self.sizes) > 1
 
     def reaches(self, budget: float) -> bool:
-        """Whether it has its last size before the rate decays, with a share of the full budget."""
+        """Whether it has its last size before the rate decays, for a share of the full budget."""
         return self.sizes[-1].at < (1 - DECAY) * budget
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is learned, and in which ways.
+    """A data set, and the ways to train on it.
 
     Attributes:
-        name: what it is called.
-        load: from the command line's options and the half to the data.
-        steps: of the large network with the full budget.
-        batch_size: samples a step.
-        rate: the learning rate, tuned for from scratch.
-        ways: the ways; the first one is from scratch, and ends with the large network as all do
-            but those that never grow.
-        budgets: the ends, as shares of the full budget.
-        until: the accuracy that is to be reached; the run ends there, and its budget is what
-            counts. None if what counts is the loss for a budget.
+        name: its name.
+        load: a function from the command line's options and the half to the data.
+        steps: number of steps of the large network with the full budget.
+        batch_size: number of samples in a step.
+        rate: the learning rate, tuned for training from scratch.
+        ways: the ways; the first one is from scratch. All ways end with the large network, except
+            small networks that never grow.
+        budgets: the budgets of the ends, as shares of the full budget.
+        until: the accuracy at which a run ends; its budget is the result. None if the result is
+            the loss for each budget.
         b2: the decay of second moments in Adam.
-        baselines: how many of the first ways are from scratch; one or two.
+        baselines: the number of ways from scratch, which come first; one or two.
     """
 
     name: str
@@ -114,22 +114,22 @@ class Task:
 
 
 class End(NamedTuple):
-    """What a run came to with a budget; a row of the file of results.
+    """The result of a run for a budget; a row of the file of results.
 
     Attributes:
-        key: of the configuration: task and way with all their numbers.
-        task: the task.
-        way: the way.
-        seed: of the first weights, the batches and the growth.
-        asked: the budget that was asked for, as a share of the full one.
+        key: hash of the configuration: task and way with all their numbers.
+        task: name of the task.
+        way: name of the way.
+        seed: seed of the first weights, the batches and the growth.
+        asked: the requested budget, as a share of the full budget.
         budget: the budget that was spent; infinite if ``Task.until`` was not reached.
-        before: the part of it that was spent before the last growth.
-        steps: how many steps it took.
+        before: the part of the budget that was spent before the last growth.
+        steps: number of steps.
         loss: the test loss.
         last: the test loss over the last quarter of the positions.
         accuracy: the test accuracy over the last quarter of the positions.
-        seconds: since the run began.
-        device: where it ran.
+        seconds: time since the start of the run.
+        device: kind of the device.
     """
 
     key: str
@@ -148,19 +148,19 @@ class End(NamedTuple):
 
 
 def key_of(task: Task, way: Way, half: int) -> str:
-    """Returns what tells a run's configuration from others."""
+    """Returns a hash of a run's configuration."""
     numbers = [task.name, half, task.steps, task.batch_size, task.rate, task.b2, task.until]
     sizes = [[_shown(getattr(size, part.name)) for part in fields(size)] for size in way.sizes]
     return hashlib.sha256(repr([numbers, way.name, sizes]).encode()).hexdigest()[:12]
 
 
 def _shown(part: Any) -> str:
-    """Returns what tells a part of a configuration from others, alike in each process."""
+    """Returns a text for a part of a configuration, which is the same in each process."""
     return re.sub(" at 0x[0-9a-f]+", "", repr(part))
 
 
 def losses_of(model: nn.Module, variables: Variables, batch: Any, train: bool = False) -> Any:
-    """Returns the losses and the right answers of a batch, and what BatchNorm has seen."""
+    """Returns losses of a batch, whether answers are right, and BatchNorm's new statistics."""
     inputs, labels = batch
     outputs, seen = model.apply(variables, inputs, train=train, mutable=["batch_stats"])
     losses = optax.softmax_cross_entropy_with_integer_labels(outputs, labels)
@@ -180,7 +180,7 @@ def train_chunk(
     tx: optax.GradientTransformation,
     unroll: bool,
 ) -> tuple[Variables, Any]:
-    """Takes a step for each of some batches."""
+    """Takes a training step for each batch."""
 
     def step(carry: Any, now: Any) -> Any:
         (params, others, state), (batch, rate) = carry, now
@@ -220,7 +220,7 @@ def tested(model: nn.Module, variables: Variables, batch: Batch) -> list[float]:
 
 @functools.cache
 def optimizer(b2: float, warmup: int) -> optax.GradientTransformation:
-    """Returns Adam without its rate; the same object for the same arguments."""
+    """Returns Adam without a learning rate; the same object for the same arguments."""
     return dw.growable(optax.scale_by_adam(b2=b2), warmup=warmup)
 
 
@@ -237,7 +237,7 @@ def flops(model: nn.Module, shape: tuple[int, ...], dtype: Any) -> int:
 def grown(
     before: nn.Module, size: Size, variables: Variables, state: Any, tx: Any, batch: Batch, key: Any
 ) -> tuple[Variables, Any]:
-    """Returns a network and its optimizer's state in a new size."""
+    """Returns the grown variables and the grown optimizer state."""
 
     def loss(variables: Variables, *batch: Any) -> jax.Array:
         mean: jax.Array = losses_of(size.model, variables, batch)[0].mean()
@@ -263,17 +263,17 @@ class _Training:
 
     Attributes:
         task: the task.
-        data: its data.
-        seed: of the first weights, the batches and the growth.
+        data: the data of the task.
+        seed: seed of the first weights, the batches and the growth.
         tx: the optimizer.
         model: the network.
         variables: its arrays.
-        state: the optimizer's.
-        rate: the rate of the size that it has.
+        state: the optimizer's state.
+        rate: the factor on the learning rate in the current size.
         spent: the share of the full budget that is spent.
-        before: the part of it that was spent before the last growth.
-        steps: how many steps it has taken.
-        advance: called with the share of the full budget that some steps took.
+        before: the share that was spent before the last growth.
+        steps: number of steps taken.
+        advance: called after some steps, with their share of the full budget.
     """
 
     task: Task
@@ -290,7 +290,7 @@ class _Training:
     steps: int = 0
 
     def fork(self) -> "_Training":
-        """Returns another training that begins here."""
+        """Returns a copy that continues from this state."""
         copies = jax.tree.map(jnp.copy, (self.variables, self.state))
         kept = {part.name: getattr(self, part.name) for part in fields(self)}
         return _Training(**kept | {"variables": copies[0], "state": copies[1]})
@@ -312,12 +312,12 @@ class _Training:
 
         Args:
             until: the share.
-            decays_from: the share from which on the rate decays, to zero in the end.
+            decays_from: the share at which the rate starts to decay, to zero at the end.
         """
         cost = self.cost_of_a_step()
         warmup = max(1, min(WARMUP, self.task.steps // 40))
         while not self.has_spent(until):
-            # Of two lengths only, because each is compiled.
+            # Only two lengths, because each is compiled.
             count = CHUNK if round((until - self.spent) / cost) >= CHUNK else 1
             rates = np.minimum(1, (self.steps + np.arange(count) + 1) / warmup)
             rates *= self.rate * self.task.rate
@@ -331,7 +331,7 @@ class _Training:
                 jnp.asarray(rates, jnp.float32),
                 model=self.model,
                 tx=self.tx,
-                # Within a loop, XLA on CPU computes convolutions nine times as slowly.
+                # On CPU, XLA is nine times slower for convolutions within a loop.
                 unroll="conv_0" in self.variables["params"],
             )
             self.steps += count
@@ -339,7 +339,7 @@ class _Training:
             self.advance(count * cost)
 
     def grow(self, size: Size) -> None:
-        """Goes on in a new size; a growth costs as much as a step, because gradmax takes one."""
+        """Grows to a new size; this costs as much as a step, because gradmax takes a gradient."""
         inputs, labels = self.data.batches(self.seed, self.steps, 1, self.task.batch_size)
         self.before = self.spent
         key = jax.random.fold_in(jax.random.key(self.seed), self.steps)
@@ -359,16 +359,16 @@ def ends_of(
     half: int = 0,
     advance: Callable[[float], None] = lambda spent: None,
 ) -> Iterator[End]:
-    """Trains in a way, and yields what comes of each budget.
+    """Trains in a way, and yields the result for each budget.
 
     Args:
         task: the task.
         way: the way.
-        seed: of the first weights, the batches and the growth.
+        seed: seed of the first weights, the batches and the growth.
         data: the task's data.
         budgets: shares of the full budget, in rising order.
-        half: the half of the data, which is noted.
-        advance: called with the share of the full budget that some steps took.
+        half: the half of the data, for the key of the configuration.
+        advance: called after some steps, with their share of the full budget.
     """
     started = time.perf_counter()
     first = way.sizes[0]
@@ -423,7 +423,7 @@ def ends_of(
 def _until(
     task: Task, trunk: _Training, growths: dict[float, Size], most: float, end: Callable[..., End]
 ) -> Iterator[End]:
-    """Trains until an accuracy is reached, and yields when that was."""
+    """Trains until an accuracy is reached, and yields the end."""
     assert task.until is not None
     for mark in [*sorted(growths), most]:
         while not trunk.has_spent(mark):

@@ -1,4 +1,4 @@
-"""The tasks: each needs the large network, and each says in which ways one can come by it."""
+"""The tasks: each needs the large network, and has several ways to train it."""
 
 import dataclasses
 from argparse import Namespace
@@ -15,17 +15,17 @@ BUDGETS = (0.3, 0.45, 0.6, 0.75, 0.85, 1.0)
 
 
 def scratch(model: nn.Module) -> Way:
-    """Returns the way of the large network alone."""
+    """Returns a way that only trains the large network."""
     return Way("from scratch", (Size(model),))
 
 
 def alone(name: str, model: nn.Module) -> Way:
-    """Returns the way of a small network that never grows."""
+    """Returns a way with a small network that never grows."""
     return Way(f"{name} alone", (Size(model),))
 
 
 def grown(name: str, first: nn.Module, *others: Size) -> Way:
-    """Returns the way of a network that grows."""
+    """Returns a way with a network that grows."""
     return Way(name, (Size(first), *others))
 
 
@@ -52,17 +52,17 @@ def deeper(
     """Returns a way to more layers.
 
     Args:
-        name: what it is called.
+        name: its name.
         others: numbers of layers, each with the share of the full budget that is spent before.
-        depth: how new layers are filled in.
-        first: how many layers it begins with.
+        depth: how new layers are initialized.
+        first: number of layers at the start.
     """
     sizes = (Size(decoder(layers, silent=True), at, depth=depth) for layers, at in others)
     return grown(name, decoder(first, silent=True), *sizes)
 
 
 def wider(name: str, at: float, strategy: Any = None) -> Way:
-    """Returns a way to a stream of 64."""
+    """Returns a way from a stream of 32 to a stream of 64."""
     return grown(name, decoder(6, 32, silent=True), Size(decoder(6, silent=True), at, strategy))
 
 
@@ -124,7 +124,7 @@ def look_ups(hops: int, steps: int, at: float, *others: Way) -> Task:
 
     Args:
         hops: the length of the longest chain.
-        steps: of four layers with the full budget.
+        steps: number of steps of four layers with the full budget.
         at: the share of the full budget after which two layers become four.
         others: more ways.
     """
@@ -235,7 +235,7 @@ TASKS = {
     for task in (TEXT, LONG, HOPPING, LONG_HOPPING, PARITIES, DIGITS_MLP, DIGITS_CNN)
 }
 
-# What ``search`` chooses from, and what ``predict`` fits its law to.
+# The ways that ``search`` compares, and the ways to which ``predict`` fits its law.
 CANDIDATES: dict[str, tuple[Way, ...]] = {
     TEXT.name: (
         deeper("silent, 12 %", (6, 0.12), depth=None),
