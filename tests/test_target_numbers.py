@@ -548,6 +548,32 @@ def test_without_the_larger_function_the_way_out_is_named() -> None:
     assert dw.plan(widths, {"a": 8}).evidence.samples  # its own function keeps its number
 
 
+@pytest.mark.parametrize(("alpha", "ranks"), [(16, (4, 64)), (16, (8, 128))])
+def test_adapters_with_large_factors(alpha: int, ranks: tuple[int, int]) -> None:
+    """Slopes explain little of what such factors do behind an activation."""
+
+    def apply(rank: int) -> Callable[..., Any]:
+        def adapted(p: Any, x: Any) -> Any:
+            for name in ("up", "down"):
+                w, a, b = p[name]
+                x = jax.nn.silu(x @ w + x @ a @ b * (alpha / rank))
+            return x
+
+        return adapted
+
+    def shapes(rank: int) -> Any:
+        sizes = {"up": (5, 7), "down": (7, 5)}
+        return {k: [f64(n, m), f64(n, rank), f64(rank, m)] for k, (n, m) in sizes.items()}
+
+    old, new = ranks
+    widths = dw.trace(apply(old), shapes(old), data(4, 5))
+    growth = dw.plan(widths, target=shapes(new), target_apply=apply(new))
+    variables = fill(shapes(old), 1)
+    grown = dw.grow(variables, growth, key=jax.random.key(0))
+    outputs = apply(old)(variables, data(4, 5))
+    np.testing.assert_allclose(apply(new)(grown, data(4, 5)), outputs, rtol=0, atol=1e-12)
+
+
 def test_a_number_in_a_branch_scales_what_is_summed_behind_it() -> None:
     def apply(p: Any, x: Any) -> Any:
         def scaled(a: str, b: str) -> Any:

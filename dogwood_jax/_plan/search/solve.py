@@ -194,7 +194,9 @@ class Solver:
             near = self._newton(basis, numbers, residual, np.array(slopes).T, patience)
             if near is not None:
                 return self._clean(near, basis)
-        return None
+        # Slopes say little of large factors, such as 1 / 8 of alpha / rank.
+        guess = None if is_guessed else self._guessed(numbers, groups)
+        return None if guess is None else self._clean(guess, every)
 
     def _guessed(self, numbers: np.ndarray, groups: Sequence[Sequence[int]]) -> np.ndarray | None:
         """Returns values for which the residual is zero, at or near the best guess; else None.
