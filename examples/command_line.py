@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from dogwood_jax.training.loop import interrupt_held_back
 
 EPOCHS = {"epochs": (10, "epochs of each training")}
 
-_bar: Any = None  # tqdm's, while one is shown
+_progress: "_Progress | None" = None  # of the trainings under way
 _interrupted = threading.Event()  # by Ctrl-C
 
 
@@ -123,40 +124,69 @@ def _end_if_interrupted() -> None:
 
 @contextlib.contextmanager
 def bar(total: float) -> Iterator[None]:
-    """Shows one bar for all trainings, if standard error is a terminal and tqdm is installed.
+    """Shows the progress of all trainings, on standard error.
+
+    On a terminal it is a bar, if tqdm is installed; otherwise a line at least every five seconds in
+    which an epoch ends.
 
     Args:
         total: length of the bar, in epochs of `fit` unless its ``step=`` is given.
     """
-    global _bar
+    global _progress
     shown: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
     with contextlib.suppress(ImportError):
-        from tqdm import tqdm
+        if sys.stderr.isatty():
+            from tqdm import tqdm
 
-        # disable=None: on a terminal only.
-        shown = tqdm(total=total, disable=None, leave=False, bar_format=_FORMAT)
-    with shown as _bar:
+            shown = tqdm(total=total, leave=False, bar_format=_FORMAT)
+    with shown as tqdm_bar:
+        _progress = _Progress(total, tqdm_bar)
         try:
             yield
         finally:
-            _bar = None
+            _progress = None
     _end_if_interrupted()
 
 
 _FORMAT = "{l_bar}{bar}| {elapsed} passed, {remaining} to go"
+_SECONDS = 4.0  # between two lines of progress
+
+
+class _Progress:
+    """The progress of all trainings.
+
+    Args:
+        total: length of all trainings.
+        bar: a bar of tqdm, or None to print lines.
+    """
+
+    def __init__(self, total: float, bar: Any) -> None:
+        self.total, self.bar, self.done = total, bar, 0.0
+        self.started = self.last = monotonic()
+
+    def advance(self, step: float) -> None:
+        step = min(step, self.total - self.done)  # runs of growbench may take one step more
+        self.done += step
+        if self.bar is not None:
+            self.bar.update(step)
+        elif (now := monotonic()) - self.last > _SECONDS:
+            self.last = now
+            share, seconds = self.done / self.total, now - self.started
+            print(f"{share:.0%} after {seconds:.0f} s", file=sys.stderr, flush=True)
 
 
 def advance(step: float = 1) -> None:
     """Moves the bar, or ends the example after Ctrl-C."""
     _end_if_interrupted()
-    if _bar is not None:
-        _bar.update(min(step, _bar.total - _bar.n))  # runs of growbench may take one step more
+    if _progress is not None:
+        _progress.advance(step)
 
 
 def say(text: object) -> None:
     """Prints a text above the bar, or ends the example after Ctrl-C."""
     _end_if_interrupted()
-    with contextlib.nullcontext() if _bar is None else _bar.external_write_mode():
+    tqdm_bar = None if _progress is None else _progress.bar
+    with contextlib.nullcontext() if tqdm_bar is None else tqdm_bar.external_write_mode():
         print(text, flush=True)
 
 
