@@ -165,5 +165,5 @@ def test_experts_that_are_modules_are_refused():
         return {"router": jnp.ones((3, count)), **experts}
 
     widths = dw.trace(apply, of(2), jnp.ones((5, 3)))
-    with pytest.raises(ValueError, match="modules of their own, (.|\n)* in one"):
+    with pytest.raises(ValueError, match="separate modules, (.|\n)* in one"):
         dw.plan(widths, target=of(4), target_apply=functools.partial(apply))

@@ -536,7 +536,7 @@ def test_the_larger_model_tells_that_a_number_stays_so_that_units_are_copied() -
 
     shapes, x = {"up": f64(5, 4), "out": f64(4, 2)}, data(4, 5)
     variables, widths = fill(shapes, 1), dw.trace(apply, shapes, x)
-    with pytest.raises(ValueError, match="one unit at least, got 0"):
+    with pytest.raises(ValueError, match="at least one unit, got 0"):
         dw.plan(widths, {"up": 0}, target_apply=lambda p, x: apply(p, x) / p["up"].shape[1] ** -0.5)
     for growth in (dw.plan(widths, {"up": 8}), dw.plan(widths, {"up": 8}, target_apply=apply)):
         wide = dw.grow(variables, growth)

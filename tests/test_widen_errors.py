@@ -41,7 +41,7 @@ ERRORS = {
     "fewer units in several layers": (
         PARAMS,
         ({"dense_1": 2, "dense_2": -1}, {"order": CHAIN}),
-        ["dense_1", "2 units", "today's 3", "dense_2", "one unit at least, got -1"],
+        ["dense_1", "2 units", "today's 3", "dense_2", "at least one unit, got -1"],
     ),
     "half a unit": (
         PARAMS,

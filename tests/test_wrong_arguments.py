@@ -1000,7 +1000,7 @@ CALLS: dict[str, tuple[Callable[[], Any], list[str]]] = {
         lambda: dw.plan(WIDTHS_IN_PARAMS, target=LINEN_STATE),
         ["target must be like", "a TrainState", '{"params": state.params}'],
     ),
-    "plan: no units": (lambda: dw.plan(WIDTHS, {"up": -3}), ["one unit at least, got -3"]),
+    "plan: no units": (lambda: dw.plan(WIDTHS, {"up": -3}), ["at least one unit, got -3"]),
     "trace: an input by its name": (
         lambda: dw.trace(apply, PARAMS, x=X),
         ["no argument x", "pass inputs by position, trace(apply, variables, input)"],
