@@ -275,7 +275,7 @@ class _Comparison:
 
     def _mismatch(self, number: int, family: SampleFamily) -> Mismatch | None:
         """Evaluates both networks on a sample, and returns where they differ."""
-        case, is_alike, rounding = self._case, self._is_alike, None
+        case, is_alike = self._case, self._is_alike
         found = finite(
             case,
             replace(self._samples, seed=number),
@@ -291,10 +291,6 @@ class _Comparison:
         if family not in (BEYOND, SCALES, *SIGNED, *FLAGS):
             self._samples = drawn
         try:
-            near = run(case.old, variables, inputs, Watch(NUDGE, number, is_alike=is_alike))
-            if self._rounded:
-                watch = Watch(NUDGE, number, self._rounded, is_alike=is_alike)
-                rounding = run(case.old, variables, inputs, watch)
             fresh = drawn.variables(case.new.arguments, family, new=True)
             wide = self._larger(variables, fresh)
             its_inputs = larger_inputs(case, inputs, drawn, family)
@@ -305,6 +301,7 @@ class _Comparison:
                 choices=self._its_choices,
             )
             new = run(case.new, wide, its_inputs, watch)
+            near, rounding = self._nudged(number, variables, inputs, old, new)
         except Undecided:
             return None
         self.counted.append(Drawn(family, variables, inputs, old, wide, its_inputs, new))
@@ -321,6 +318,29 @@ class _Comparison:
             self._hidden.look(self._steps, self._its_steps)
             self._its_steps.found.clear()
         return None
+
+    def _nudged(
+        self,
+        number: int,
+        variables: dict[str, Any],
+        inputs: list[Any],
+        old: list[Any],
+        new: list[Any],
+    ) -> tuple[list[Any], list[Any] | None]:
+        """Returns the network's outputs with nudged numbers, and with rounded constants, too.
+
+        If no entry differs by more than rounding, the outputs themselves are returned: nothing has
+        to be explained, which takes a third of the time.
+        """
+        pairs = ((old[output.old], old_part(new, output)) for output in self._case.outputs)
+        if all(are_alike(a, b) and not compared(a, a, b, 0.0)[1].any() for a, b in pairs):
+            return old, None
+        watch = Watch(NUDGE, number, is_alike=self._is_alike)
+        near = run(self._case.old, variables, inputs, watch)
+        if not self._rounded:
+            return near, None
+        watch = Watch(NUDGE, number, self._rounded, is_alike=self._is_alike)
+        return near, run(self._case.old, variables, inputs, watch)
 
     def _differs(
         self,
