@@ -1,6 +1,6 @@
-"""Recycle dormant units of an agent that learns by reinforcement.
+"""Recycle dormant units of a reinforcement learning agent.
 
-A deep Q-network plays Catch: a paddle moves below a falling ball. After some thousand steps the
+A deep Q-network plays Catch: a paddle moves below a falling ball. After every 8,000 steps the
 cells of the board change places, and the network has to learn the game again. More and more units
 become dormant, and it learns less and less. A second agent renews its dormant units after every
 1,000 updates, like ReDo (Sokar et al., 2023). The replay ratio is the number of updates per step.

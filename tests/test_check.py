@@ -482,7 +482,7 @@ def test_gradients_must_be_finite() -> None:
         return mlp(p, x) + norms - norms
 
     assert problem(mlp) is None
-    why = "the gradient of down is not finite where that of the network is, for random inputs"
+    why = "the gradient of down is not finite where the network's is, for random inputs"
     assert problem(steep) == why
 
 
@@ -629,7 +629,7 @@ def test_a_rule_that_ties_the_wrong_axes(monkeypatch: pytest.MonkeyPatch) -> Non
     shapes = {"up": f64(4, 5), "gate": f64(4, 5), "down": f64(5, 5, 2)}
     assert dw.plan(dw.trace(apply, shapes, X), SIZES).shapes["down"] == (5, 7, 2)
     read_as(monkeypatch, "transpose", "stop_gradient")
-    assert "transpose makes (3, 5, 7), not (3, 7, 5)" in refusal(apply, shapes, SIZES)
+    assert "transpose returns shape (3, 5, 7), not (3, 7, 5)" in refusal(apply, shapes, SIZES)
 
 
 def test_outgoing_weights_that_are_taken_for_incoming_ones(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -129,7 +129,7 @@ def test_a_module_of_nnx_with_a_kernel() -> None:
 @pytest.mark.parametrize(
     ("reference", "words"),
     [
-        (lambda x: x[:1], ["it returns float64[1, 5]", "the kernel, float64[3, 5]"]),
+        (lambda x: x[:1], ["it returns float64[1, 5]", "the kernel returns float64[3, 5]"]),
         (lambda x: x.astype(jnp.float32), ["it returns float32[3, 5]", "float64[3, 5]"]),
         (lambda x: (x, x), ["float64[3, 5], float64[3, 5]"]),
         (lambda x, scale: x * scale, ["does not take float64[3, 5]", "scale"]),

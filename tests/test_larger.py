@@ -728,7 +728,9 @@ def test_layers_are_not_inserted_while_inputs_grow():
     small, large = Net(3, 1), Net(4, 2)
     x, variables = shapes(small)
     widths = dw.trace(small.apply, variables, x)
-    with pytest.raises(ValueError, match=r"AssertionError: other inputs\n- .* grow the inputs first"):
+    with pytest.raises(
+        ValueError, match=r"AssertionError: other inputs\n- .* grow the inputs first"
+    ):
         dw.plan(widths, target=shapes(large)[1], target_apply=large.apply, interface=True)
 
 

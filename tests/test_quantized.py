@@ -101,7 +101,7 @@ def test_fresh_integers_are_taken_where_they_are_free() -> None:
 
 def test_integers_are_not_shared_out_among_copies() -> None:
     widths = dw.trace(by_dequantizing, shapes_of(4), X)
-    with pytest.raises(ValueError, match="small integers cannot be shared out"):
+    with pytest.raises(ValueError, match="small integers cannot be divided"):
         dw.plan(widths, {widths.of("frozen/up", 1).name: 8}, strategy=dw.strategies.replicate())
 
 

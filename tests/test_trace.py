@@ -515,10 +515,10 @@ def test_tie() -> None:
         ({"fix": [("up/kernels", 1)]}, "no array 'up/kernels'; the closest are ['up/kernel'"),
         ({"fix": [("up/kernel", 2)]}, "up/kernel: has 2 axes, so no axis 2"),
         ({"tie": [(("up/kernel", 0), ("down", 0))]}, "has size 3, but ('down', 0) has 5"),
-        ({"fix": ("up/kernel", 1)}, "'up/kernel': is no place (path, axis)"),
-        ({"fix": [("kernel", "1")]}, "('kernel', '1'): is no place"),
-        ({"tie": [("up/kernel", 1)]}, "1: is no place (path, axis)"),
-        ({"tie": [("up/kernel",)]}, "tie: ('up/kernel',): is no pair of places"),
+        ({"fix": ("up/kernel", 1)}, "'up/kernel': is not a place (path, axis)"),
+        ({"fix": [("kernel", "1")]}, "('kernel', '1'): is not a place"),
+        ({"tie": [("up/kernel", 1)]}, "1: is not a place (path, axis)"),
+        ({"tie": [("up/kernel",)]}, "tie: ('up/kernel',): is not a pair of places"),
     ],
 )
 def test_overrides_that_fit_nothing(override: Any, message: str) -> None:

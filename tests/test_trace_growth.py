@@ -288,7 +288,7 @@ def test_an_array_names_no_width_where_its_outputs_may_grow_too() -> None:
 
 def test_a_function_that_reads_none_of_its_variables_is_refused() -> None:
     params = fill({"up": f64(4, 6)}, 1)
-    with pytest.raises(ValueError, match="let apply use the variables that it is called with"):
+    with pytest.raises(ValueError, match="apply must use the variables that it is called with"):
         dw.trace(lambda _, x: x @ params["up"], params, data(3, 4))
     assert dw.trace(lambda params, _: params, params, data(3, 4))
 

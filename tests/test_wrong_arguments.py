@@ -242,7 +242,7 @@ CALLS: dict[str, tuple[Callable[[], Any], list[str]]] = {
     ),
     "trace: fix is a list of names": (
         lambda: dw.trace(apply, PARAMS, X, fix=["up"]),
-        ["'up': is no place (path, axis)"],
+        ["'up': is not a place (path, axis)"],
     ),
     "trace: fix is no list": (lambda: dw.trace(apply, PARAMS, X, fix=3), ["fix", "got 3"]),
     "trace: tie is a name": (

@@ -1,26 +1,26 @@
-"""Whether a growth keeps what a network computes, decided by evaluation: ``check``.
+"""Decides by evaluation whether a growth keeps a network's outputs: ``check``.
 
-In come two programs and a growth between them. Out comes a verdict. Rules propose growths, and this
-room decides: it evaluates both programs on random numbers, and uses none of what rules say of
+The input is two programs and a growth between them, the output is a verdict. Other rooms propose
+growths. This room evaluates both programs on random numbers, and relies on no rule about
 primitives.
 
 | file | what it does |
 |---|---|
-| ``claim`` | what is claimed: two programs, which outputs must be equal, and where |
-| ``reduced`` | the claim of a growth, in small sizes if the network is large |
-| ``check`` | both networks side by side, and when two numbers are the same |
-| ``gradients`` | whether gradients stay finite and reach new units |
-| ``constant_tables`` | arrays that programs compute of nothing, compared in the real sizes |
-| ``seen`` | which sides of operations samples have shown, and which numbers differ |
-| ``hidden`` | where both programs differ and no sample shows it |
-| ``cause`` | which operation makes both networks differ |
-| ``choices`` | sides that no sample takes, taken by force; how many experts are chosen |
-| ``lines`` | the caller's own line of an equation |
-| ``samples`` | random variables and inputs, in many pieces of a function |
-| ``evaluate`` | a program computed with NumPy in float64 |
-| ``run`` | one of both networks, run on a sample, and what sees and nudges its numbers |
-| ``resize`` | a program written again in other sizes |
+| ``claim`` | holds the claim: two programs, and the outputs and entries that must be equal |
+| ``reduced`` | makes the claim of a growth, in small sizes if the network is large |
+| ``check`` | compares both networks on samples, and decides whether two numbers are equal |
+| ``gradients`` | checks that gradients stay finite and reach new units |
+| ``constant_tables`` | compares arrays that depend on no argument, in the real sizes |
+| ``seen`` | records which sides of operations samples have shown; finds numbers that differ |
+| ``hidden`` | finds differences between the programs that no sample shows |
+| ``cause`` | finds the operation that makes the networks differ |
+| ``choices`` | forces sides that no sample takes; holds the number of experts that routers choose |
+| ``lines`` | finds the caller's line of code that made an equation |
+| ``samples`` | draws random variables and inputs, in many pieces of a function |
+| ``evaluate`` | evaluates a program with NumPy in float64 |
+| ``run`` | runs a network on a sample; a watch records and nudges its numbers |
+| ``resize`` | rewrites a program in other sizes |
 
-Where to add: a primitive with a shape among its parameters is an entry in ``resize``. Other
-primitives need nothing here, because JAX computes what NumPy has no function for.
+Where to add: a primitive with a shape among its parameters needs ``Primitive.resized``. Other
+primitives need nothing, because JAX evaluates primitives without a NumPy function.
 """

@@ -1,4 +1,4 @@
-"""Which operation makes two networks differ: ``not_finite`` and ``first_to_differ``."""
+"""Finds the operation that makes two networks differ: ``not_finite``, ``first_to_differ``."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -13,10 +13,10 @@ from dogwood_jax._check.seen import Operation
 
 
 class _NotFinite(Watch):
-    """Notes operations whose results are not finite although their operands are.
+    """Records operations whose results are not finite although their operands are.
 
     Attributes:
-        found: what they are called, in their order.
+        found: their names, in the order of evaluation.
     """
 
     def __init__(self) -> None:
@@ -31,9 +31,9 @@ class _NotFinite(Watch):
 
 
 def not_finite(old: Side, new: Side, sample: Drawn) -> str:
-    """Says which operation makes the larger network not finite; nothing if that is not known.
+    """Returns the operation that makes the larger network not finite, as text; empty if unknown.
 
-    Operations come first that the network has not, or where its results are finite.
+    Operations that the network lacks, or whose results are finite in the network, come first.
 
     Args:
         old: the network.
@@ -48,7 +48,7 @@ def not_finite(old: Side, new: Side, sample: Drawn) -> str:
 
 
 def first_to_differ(ours: Steps, its: Steps) -> str:
-    """Says which operation makes two networks differ; nothing if that is not known.
+    """Returns the operation that makes two networks differ, as text; empty if unknown.
 
     Args:
         ours: the network's evaluation.
@@ -61,10 +61,10 @@ def first_to_differ(ours: Steps, its: Steps) -> str:
 
 
 def _begins_to_differ(old: EvaluatedStep, new: EvaluatedStep) -> bool:
-    """Whether results differ although operands do not, or not but for a number.
+    """Whether results differ although operands are equal, apart from scalars.
 
-    Old entries are taken to be the first ones along every axis. So results of another shape are
-    compared only where an operation leaves entries at their places.
+    Old entries are assumed to come first along every axis. So results of different shapes are
+    compared only if they have the shape of an operand.
     """
     operands = [*zip(old.operands, new.operands, strict=True)]
     places = {np.shape(b) for _, b in operands}
@@ -86,12 +86,12 @@ def _differ(pair: tuple[Any, Any]) -> bool:
 
 
 def number(one: complex) -> str:
-    """Returns a number in an error."""
+    """Returns a number as text for an error."""
     return f"{one:.6g}" if one.imag else f"{one.real:.6g}"
 
 
 def _numbers(old: EvaluatedStep, new: EvaluatedStep) -> Iterator[tuple[int, complex, complex]]:
-    """Yields the numbers among operands that differ, with their places."""
+    """Yields the scalar operands that differ: place, old value, new value."""
     for place, (a, b) in enumerate(zip(old.operands, new.operands, strict=True)):
         if not np.ndim(a) and not np.ndim(b) and differ(a, b):
             yield place, complex(a), complex(b)

@@ -1,11 +1,10 @@
-"""Decides by evaluation whether a growth keeps what a network computes: ``check``.
+"""Decides by evaluation whether a growth keeps a network's outputs: ``check``.
 
-Both networks are evaluated on random numbers in float64. The variables of the larger one come from
-``grow``, so the check covers the plan and its execution. It uses none of what rules say of
-primitives.
+Both networks are evaluated on random numbers in float64. The larger network's variables come from
+``grow``, so the check covers the plan and its execution. It relies on no rule about primitives.
 
-Rounding grows with depth. So the network is evaluated a second time with every number nudged by
-1e-15, and an entry differs if it moves by more than 30 times as much as by the nudge.
+Rounding grows with depth. So the network is evaluated again with every number nudged by 1e-15. An
+entry differs if the growth moves it more than 30 times as far as the nudge does.
 """
 
 import contextlib
@@ -49,27 +48,27 @@ from dogwood_jax._growth.grown import without_choices
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._program.subprograms import Key, entries, equations, every_constant, key_of
 
-# How many times as much an entry may move between both networks as by the nudge.
+# The growth may move an entry at most this many times as far as the nudge does.
 TIMES = 30.0
-# The same of constants that are rounded in a narrow dtype.
+# The same factor for nudges of constants that are rounded in a narrow dtype.
 _TIMES_ROUNDED = 3.0
-# What rounding alone may move an entry by, relative to the entry.
+# The largest move of an entry by rounding alone, relative to the entry.
 _ROUNDING = 1e-11
-# An entry that the nudge moves by more than this, relative to the entry, shows nothing.
+# An entry that the nudge moves by more than this, relative to the entry, is not compared.
 _UNSTEADY = 1e-6
-# Numbers that are smaller than this are zero.
+# Smaller numbers count as zero.
 _SMALLEST = 1e-290
-# So many numbers are kept of one evaluation of both networks.
+# Upper limit on values recorded per evaluation of both networks.
 _WRITTEN_DOWN = 20_000_000
-# Programs with fewer equations are run on twice as many samples, because that takes no time.
+# Programs with at most this many equations are fast, so they get twice as many samples.
 _LONG = 200
-# So many samples hold ids beyond tables, because units may be silent for some of them.
+# Number of samples with ids beyond tables: several, because units may be silent in some.
 _IDS = 3
-# The largest ids, where the network is not finite for larger ones.
+# Upper limits on ids, tried in turn if the network is not finite for larger ids.
 _SMALL_IDS = 3, 1
-# So few samples do not show what usual new weights do.
+# If fewer samples count, another sample with usual new weights is added.
 _FEW = 4
-# In how many more samples new units may get their first gradient.
+# Number of further samples in which new units may get their first gradient.
 _MORE = 12
 
 
@@ -78,12 +77,12 @@ class Mismatch:
     """A sample in which both networks differ.
 
     Attributes:
-        path: the output.
+        path: the path of the output.
         family: the kind of sample.
-        place: where in the output.
-        old: what the network computes.
-        new: what the larger network computes.
-        cause: which operation makes it, if that is known.
+        place: the index of the entry in the output.
+        old: the network's value.
+        new: the larger network's value.
+        cause: the operation that makes the networks differ, as text; empty if unknown.
     """
 
     path: str
@@ -96,17 +95,17 @@ class Mismatch:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What evaluating a claim has shown.
+    """The result of evaluating a claim.
 
     Attributes:
-        samples: how many samples counted.
-        difference: a sample in which both differ; None if there is none.
-        largest: the largest difference, relative to the entry.
-        unshown: the outputs that no sample has shown.
-        problem: what only one of both programs has, and no sample shows.
-        gradients: what is wrong with gradients, such as one that is not finite.
-        unseen: operations of both programs of which no sample has shown all sides.
-        rounding: in what the larger program rounds otherwise.
+        samples: the number of samples that counted.
+        difference: a sample in which the networks differ, or None.
+        largest: the largest difference of an entry, relative to the entry.
+        unshown: the paths of outputs that no sample has shown.
+        problem: a difference between the programs that no sample shows, or None.
+        gradients: a problem with gradients, such as one that is not finite, or None.
+        unseen: operations of the network with sides that no sample has shown.
+        rounding: casts and precisions that only one of the programs has.
     """
 
     samples: int = 0
@@ -126,16 +125,17 @@ class Verdict:
 
     @property
     def is_unfit(self) -> bool:
-        """Whether other values of new layers may mend what speaks against the claim."""
+        """Whether the check may succeed with other values in new layers."""
         found = self.difference
         return bool(self.gradients) or (found is not None and not np.isfinite(found.new))
 
 
 def check(case: Case) -> Verdict:
-    """Evaluates both networks on samples, and says whether they are equal.
+    """Evaluates both networks on samples, and returns the verdict.
 
-    Random numbers are the same for old entries. If networks differ nevertheless, because copies
-    have other masks than what they copy, they are compared again with the same bits everywhere.
+    Old entries get the same random bits in both networks, but copies get other bits, such as
+    another dropout mask. If the networks differ, they are compared again with the same bits for all
+    entries.
 
     Args:
         case: the claim.
@@ -152,7 +152,7 @@ def check(case: Case) -> Verdict:
 
 
 def _families(case: Case) -> Sequence[SampleFamily]:
-    """Returns the kinds of samples; ids beyond tables only where no input or output grows."""
+    """Returns the kinds of samples; ids beyond tables only if no input or output grows."""
     widths = case.growth.widths
     is_closed = not any(widths[change.width].interface for change in case.growth.changes)
     is_new = bool(case.growth.inserted)
@@ -169,12 +169,12 @@ def _families(case: Case) -> Sequence[SampleFamily]:
 
 
 def _can_be_written_down(case: Case) -> bool:
-    """Whether all that both networks compute fits memory at once."""
+    """Whether all values that both networks compute fit in memory at once."""
     return sum(sum(entries(side.jaxpr)) for side in (case.old, case.new)) <= _WRITTEN_DOWN
 
 
 class _Keys(Watch):
-    """Sees the keys for random numbers in an evaluation."""
+    """Records the keys that draw random numbers in an evaluation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -187,9 +187,9 @@ class _Keys(Watch):
 
 
 def _with_draws(side: Side) -> Side:
-    """Returns a network with the random numbers that the caller's keys do not change.
+    """Returns a network with its ``draws``: equations whose keys no key of the caller changes.
 
-    A key may follow from integers, such as a seed, so these are the caller's, too.
+    Integer arguments count as keys of the caller, because a key may be made from a seed.
     """
     first, found = None, list[dict[Key, list[bytes]]]()
     for samples in (Samples({}, seed=seed) for seed in range(2)):
@@ -207,7 +207,7 @@ def _with_draws(side: Side) -> Side:
 
 
 def _float_of(array: Any, other: Any) -> Any:
-    """Returns an array of floats as it is, and another one in the place of any other."""
+    """Returns ``array`` if it holds floats, else ``other``."""
     is_float = isinstance(array, np.ndarray | np.generic) and array.dtype.kind in "fc"
     return array if is_float else other
 
@@ -217,11 +217,11 @@ def _draws(jaxpr: Any) -> bool:
 
 
 class _Comparison:
-    """Compares both networks on one sample after the other.
+    """Compares both networks, one sample after another.
 
     Args:
         case: the claim.
-        is_alike: whether random numbers are the same bits everywhere.
+        is_alike: whether random bits are the same for all entries of an array.
 
     Attributes:
         counted: the samples that counted.
@@ -234,8 +234,8 @@ class _Comparison:
         self._samples, self.counted = samples_of(case), list[Drawn]()
         self._largest, self._shown = 0.0, set[str]()
         self._zero, self._jumping = set[str](), set[str]()
-        # A reduced model may be too small for a position that is compared. Where a table grows,
-        # samples hold no ids that the network lacks.
+        # A reduced model may not reach a position that the program compares with, so integers
+        # count. If a table grows, samples lack the new ids, so some sides cannot be seen.
         has_integers = case.is_reduced and _last_id(case.growth) is None
         self._ours, self._theirs, self._hidden = Seen(has_integers), Seen(has_integers), Hidden()
         self._choices, self._its_choices = Choices(), Choices()
@@ -244,7 +244,7 @@ class _Comparison:
         self._its_steps: Steps | None = Steps() if is_written else None
 
     def verdict(self) -> Verdict:
-        """Returns what all samples show."""
+        """Returns the verdict of all samples."""
         for number, family in enumerate(self._families()):
             if (found := self._mismatch(number, family)) is not None:
                 return Verdict(len(self.counted), found)
@@ -268,13 +268,13 @@ class _Comparison:
     def _families(self) -> Iterator[SampleFamily]:
         is_gated = any(change.strategy.is_gated for change in self._case.growth.changes)
         for family in _families(self._case):
-            if not (is_gated and family.old == 1e3):  # gates that saturate are equal
+            if not (is_gated and family.old == 1e3):  # saturated gates are equal
                 yield family
         if len(self.counted) < _FEW:
             yield SMALL
 
     def _mismatch(self, number: int, family: SampleFamily) -> Mismatch | None:
-        """Evaluates both networks on a sample, and returns where they differ."""
+        """Evaluates both networks on a sample; returns their first difference, or None."""
         case, is_alike = self._case, self._is_alike
         found = finite(
             case,
@@ -352,21 +352,21 @@ class _Comparison:
         fresh: dict[str, Any],
         number: int,
     ) -> tuple[int, ...] | None:
-        """Returns the first entry of an output that differs, and notes what the others show.
+        """Returns the index of the first entry that differs, or None; records what was shown.
 
         Args:
             output: the output.
-            before: what the network computes.
-            nudged: the same with nudged numbers.
-            after: what the larger network computes.
-            moved: by how much rounded constants move it.
+            before: its value in the network.
+            nudged: its value in the network with nudged numbers.
+            after: the old entries of its value in the larger network.
+            moved: how far the rounding of constants moves its entries.
             fresh: new entries of the larger network.
-            number: which sample it is.
+            number: the number of the sample.
         """
         counts, differs, relative = compared(before, nudged, after, moved)
         numbers, are_near = _numbers_alike(before, after, self._alike, moved)
         is_steady = counts & are_near
-        if differs.any():  # perhaps by the rounding of large terms that cancel
+        if differs.any():  # perhaps only by the rounding of large terms that cancel
             sample = self.counted[-1]
             every = rounding_of(self._case, self._larger, sample, fresh, number, self._is_alike)
             more = old_part([np.zeros(0)] * output.new + [every[output.new]], output)
@@ -375,38 +375,36 @@ class _Comparison:
             return _first(differs)
         if counts.any():
             self._largest = max(self._largest, float(relative[counts].max()))
-            # Zeros show nothing of an output whose other entries jump where numbers are nudged.
+            # If other entries jump when numbers are nudged, zeros do not show the output.
             (self._shown if np.any(is_steady) else self._zero).add(output.path)
         if np.any(numbers & ~is_steady):
             self._jumping.add(output.path)
         return None
 
     def _cause(self, after: complex) -> str:
-        """Returns which operation makes both networks differ, if that is known."""
+        """Returns the operation that makes the networks differ, as text; empty if unknown."""
         if not np.isfinite(after):
             return not_finite(self._case.old, self._case.new, self.counted[-1])
         steps, its_steps = self._steps, self._its_steps
         return first_to_differ(steps, its_steps) if steps and its_steps else ""
 
     def _problem(self) -> str | None:
-        """Returns what only one of both programs has, and no sample shows."""
+        """Returns a difference between the programs that no sample shows, or None."""
         case, choices, its_choices = self._case, self._choices, self._its_choices
         problem = _unseen_difference(case, self.counted, self._ours, self._theirs)
         if problem is None and (operations := self._hidden.operations()):
-            problem = (
-                f"what {operations[0]} hides is another number, and no sample shows what it does"
-            )
+            problem = f"an operand of {operations[0]} differs, and no sample shows what it does"
         problem = problem or _by_force(case, self.counted[0], choices, its_choices, self._is_alike)
         unseen = self._ours.unseen()
         branches = [one for one in unseen if one.eqn.primitive.name in BRANCHES]
         growth, is_other = case.growth, choices.names() != its_choices.names()
         are_new = not growth.inserted and all(change.sources is None for change in growth.changes)
-        if branches and is_other and are_new:  # copies go where old units go
+        if branches and is_other and are_new:  # copies take the sides of old units
             problem = problem or f"no sample shows all sides of {branches[0]}"
         return problem
 
     def _gradients(self) -> str | None:
-        """Returns what is wrong with gradients."""
+        """Returns a problem with gradients, or None."""
         case, samples, larger, is_alike = self._case, self._samples, self._larger, self._is_alike
         seen = [
             (one.family, one.variables, one.wide, one.inputs, one.larger) for one in self.counted
@@ -421,12 +419,12 @@ def _first(differs: Any) -> tuple[int, ...]:
 
 
 def spot(path: str, place: Sequence[int]) -> str:
-    """Returns what an entry of an output is called in errors."""
+    """Returns the name of an output entry in errors, such as ``logits[0, 1]``."""
     return f"{path or 'its output'}{[*place] if place else ''}"
 
 
 def samples_of(case: Case) -> Samples:
-    """Returns what draws arguments of the network."""
+    """Returns the ``Samples`` that draw arguments of both networks."""
     return Samples(
         kinds_of(case.growth),
         more=_compared_with(case),
@@ -438,11 +436,11 @@ def samples_of(case: Case) -> Samples:
 def rounding_of(
     case: Case, larger: Any, sample: Drawn, fresh: dict[str, Any], seed: int, is_alike: bool
 ) -> list[Any]:
-    """Returns by how much rounding moves each result of the larger network.
+    """Returns how far rounding moves each result of the larger network.
 
-    The network's variables and the inputs are nudged, and grown again: then units whose effects
-    cancel go on to do so. Constants of new layers are moved by what single precision rounds,
-    because they follow from numbers of the program.
+    The network's variables and the inputs are nudged, and the variables grow again, so units whose
+    effects cancel still cancel. Constants of new layers move by the rounding of single precision,
+    because they are computed from constants of the program.
     """
     moved = [np.zeros(np.shape(result)) for result in sample.new]
     constants = [e.path for e in case.growth.inserted if e.fill and e.fill.kind == "constant"]
@@ -464,7 +462,7 @@ def rounding_of(
                         rounded[n] - near[n]
                     )
                 most = np.max(np.where(np.isfinite(by), by, 0.0), initial=0.0)
-                moved[n] = np.maximum(moved[n], most)  # some entries may be lucky
+                moved[n] = np.maximum(moved[n], most)  # some entries move less by luck
     return moved
 
 
@@ -486,7 +484,7 @@ def _more(case: Case, samples: Samples, larger: Any, is_alike: bool) -> Iterator
 
 
 def _at_edges(case: Case, samples: Samples, larger: Any, is_alike: bool) -> Iterator[Sample]:
-    """Yields samples in which hidden rows are zero, and in which relus are."""
+    """Yields a sample with hidden rows of zeros, and one with relus that return zero."""
     for family in (ZERO_ROW, SIGNED[1]):
         yield from _sample(case, samples, family, larger, is_alike)
 
@@ -494,7 +492,7 @@ def _at_edges(case: Case, samples: Samples, larger: Any, is_alike: bool) -> Iter
 def _sample(
     case: Case, samples: Samples, family: SampleFamily, larger: Any, is_alike: bool
 ) -> Iterator[Sample]:
-    """Yields a sample, if the network is finite for one."""
+    """Yields a sample of the family if the network is finite for one."""
     found = finite(case, samples, family, is_alike)
     if found is not None:
         samples, variables, inputs, _ = found
@@ -509,13 +507,13 @@ def _unseen_difference(
     ours: Seen,
     theirs: Seen,
 ) -> str | None:
-    """Returns what only one of both programs has, and no sample shows.
+    """Returns a part of only one of the programs that no sample shows, or None.
 
     Args:
         case: the claim.
         samples: the samples.
-        ours: what was seen of the network.
-        theirs: what was seen of the larger one.
+        ours: the sides that were seen of the network.
+        theirs: the sides that were seen of the larger network.
     """
     if case.is_resized:
         return None
@@ -539,13 +537,13 @@ def _unseen_difference(
 def _by_force(
     case: Case, sample: Drawn, ours: Choices, theirs: Choices, is_alike: bool
 ) -> str | None:
-    """Returns in what networks differ if they take sides that no sample takes.
+    """Returns a difference of the networks if both take a side that no sample takes, or None.
 
     Args:
         case: the claim.
         sample: a sample.
         ours: the choices of the network.
-        theirs: those of the larger one.
+        theirs: the choices of the larger network.
         is_alike: see ``Watch``.
     """
     if ours.names() != theirs.names():
@@ -586,8 +584,8 @@ def _largest(array: Any) -> float:
 def _matters(
     side: Side, variables: Mapping[str, Any], inputs: Sequence[Any], old: Any, number: bytes
 ) -> bool:
-    """Whether results of a program move if one of its numbers is another one."""
-    for times in (1.1, 3.0):  # a number that becomes an integer may not move by a tenth
+    """Whether results of a program change if one of its constants changes."""
+    for times in (1.1, 3.0):  # a number that is rounded to an integer may not move by a tenth
         try:
             moved = run(side, variables, inputs, Watch(moved=number, times=times))
         except Undecided:
@@ -606,7 +604,7 @@ def _differ(old: Sequence[Any], moved: Sequence[Any]) -> bool:
 
 
 def _compared_with(case: Case) -> frozenset[int]:
-    """Returns integers that either program compares others with, by equality also negative ones."""
+    """Returns the integer constants that either program compares with by ``==`` or ``!=``."""
     found = set[int]()
     for side in (case.old, case.new):
         for eqn in equations(side.jaxpr.jaxpr):
@@ -623,20 +621,17 @@ def _is_small_integer(number: Any) -> bool:
 
 
 def _last_id(growth: Growth) -> int | None:
-    """Returns the largest id among inputs that is surely known to the network, None for any."""
+    """Returns the largest id that samples may hold if inputs or outputs grow, None for any."""
     known = [change.old for change in growth.changes if growth.widths[change.width].interface]
     return max(min(known) - 1, 0) if known else None
 
 
 def rounded_in_one(case: Case) -> dict[bytes, float]:
-    """Returns the constants that are rounded and that only one of both programs has.
-
-    Each comes with the distance from one to the next number of its dtype.
-    """
+    """Returns the rounded constants of only one program, each with the epsilon of its dtype."""
     ours, its = _numbers(case.old.jaxpr), _numbers(case.new.jaxpr)
     found = ours.keys() ^ its.keys()
     if all(len(number) == 8 and _is_whole(np.frombuffer(number)[0]) for number in found):
-        return {}  # whole numbers, such as sizes, are what they are; so is infinity
+        return {}  # whole numbers, such as sizes, are exact, and so is infinity
     return {number: (ours | its)[number] for number in found}
 
 
@@ -645,7 +640,7 @@ def _is_whole(number: np.float64) -> bool:
 
 
 def _numbers(jaxpr: Any) -> dict[bytes, float]:
-    """Returns the constants of a program that are rounded, because their dtype is a narrow one."""
+    """Returns the constants of a program in narrow dtypes, each with the epsilon of its dtype."""
     found: dict[bytes, float] = {}
 
     def constant(array: Any, aval: Any) -> None:
@@ -661,7 +656,7 @@ def _eps(dtype: Any) -> float:
 
 
 def are_alike(old: Any, new: Any) -> bool:
-    """Whether two arrays have one shape, and both or none of them are complex."""
+    """Whether two arrays have the same shape, and both or neither are complex."""
     return np.shape(old) == np.shape(new) and np.iscomplexobj(old) == np.iscomplexobj(new)
 
 
@@ -683,7 +678,7 @@ def compared(old: Any, near: Any, new: Any, rounding: Any) -> tuple[Any, Any, An
         old: an output of the network.
         near: the same output with every number nudged.
         new: the same output of the larger network.
-        rounding: by how much the rounding of constants moves the output.
+        rounding: how far the rounding of constants moves the output.
     """
     with np.errstate(all="ignore"):
         if not isinstance(old, np.ndarray | np.generic):  # keys, which are never compared
@@ -698,7 +693,7 @@ def compared(old: Any, near: Any, new: Any, rounding: Any) -> tuple[Any, Any, An
         by = np.abs(new - old)
         bound = TIMES * moved + 4 * rounding + _ROUNDING * size + _SMALLEST
         differs = steady & ~(by <= bound)
-        # Minus infinity, as in a mask, stays what it is.
+        # Infinite entries, as in a mask, must stay the same.
         differs |= np.isinf(old) & (old == near) & (old != new)
         relative = np.where(steady & (size > 0), by / np.where(size > 0, size, 1), 0.0)
         return steady, np.asarray(differs), relative
@@ -716,9 +711,9 @@ def finite(
 ) -> tuple[Samples, dict[str, Any], list[Any], list[Any]] | None:
     """Returns a sample for which the network is finite, with its outputs; None if there is none."""
     modes = MODES[MODES.index(samples.mode) :]
-    # Where deep networks overflow, smaller weights come before other kinds of numbers.
+    # If a deep network overflows, smaller weights are tried before other modes.
     scales = dict.fromkeys((family, replace(family, old="fan")))
-    # A table that is read at minus an id, or at twice the id, has no entry for most of them.
+    # If a table is read at minus an id, or at twice the id, it has entries for few ids only.
     most = samples.last or samples.ids
     lasts = [samples.last, *(n for n in _SMALL_IDS if case.has_ids and n < most)]
     for mode, last, weights in itertools.product(modes, lasts, scales):
@@ -759,7 +754,7 @@ def _is_finite(array: Any) -> bool:
 def larger_inputs(
     case: Case, inputs: Sequence[Any], samples: Samples, family: SampleFamily
 ) -> list[Any]:
-    """Returns inputs of the larger network that hold those of the network."""
+    """Returns inputs of the larger network that contain the network's inputs."""
     if not any(places is not None for axes in case.inputs for places in axes):
         return [*inputs]
     larger = replace(samples, seed=samples.seed + 1000).inputs(case.new.arguments, family)
@@ -777,11 +772,11 @@ def larger_inputs(
 
 
 def grown(case: Case) -> Any:
-    """Returns ``grow`` as a function of NumPy's arrays by path: the old ones, and new entries."""
+    """Returns ``grow`` as a function of NumPy arrays by path: old arrays and new entries."""
     growth = replace(without_choices(case.growth), structure=None)
     old = {path: _wide(array) for path, array in case.old.arguments if path is not None}
     new = {path: _wide(array) for path, array in case.new.arguments if path is not None}
-    with jax.ensure_compile_time_eval():  # also where jit traces the caller
+    with jax.ensure_compile_time_eval():  # even if jit traces the caller
         key = jax.random.wrap_key_data(jnp.zeros(2, jnp.uint32), impl="threefry2x32")
 
     def arrays(variables: dict[str, Any], fresh: dict[str, Any], key: Any) -> dict[str, Any]:

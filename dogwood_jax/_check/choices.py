@@ -1,10 +1,10 @@
-"""ObservedChoice of choices that no sample takes, taken by force: ``Choices``.
+"""Forces sides of choices that no sample takes: ``Choices``.
 
-A ``cond`` whose branch no sample runs, a mask that is zero in all samples, ``relu(sum - 1e5)``:
-samples show nothing of the side that they do not take. So both networks are made to take it, at
-once and everywhere, and their outputs are compared again.
+Examples are a branch of a ``cond`` that no sample runs, a mask that is zero in all samples, and
+``relu(sum - 1e5)``. Samples do not show a side that they do not take. So both networks are forced
+to take it wherever the choice is made, and their outputs are compared again.
 
-What follows from sizes and constants alone is no choice, because no input changes it.
+An operation that depends only on sizes and constants is no choice, because no input changes it.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,10 +23,10 @@ from dogwood_jax._program.subprograms import Key, key_of, scan_counts, sub_progr
 
 @dataclass(frozen=True)
 class Chosen:
-    """How many experts a program chooses, and where it holds this number.
+    """The number of experts that a program chooses, and where the program uses this number.
 
     Attributes:
-        count: how many it chooses.
+        count: the number.
         dims: dimensions of this size.
         steps: steps that compute with the number.
     """
@@ -38,13 +38,13 @@ class Chosen:
 
 @dataclass(frozen=True)
 class RouterChoice:
-    """How many experts a router chooses before and after a growth.
+    """The number of experts that a router chooses before and after a growth.
 
     Attributes:
         width: name of the width of its logits.
-        ours: what the network chooses.
-        theirs: what the larger program chooses as it is; that of the network if there is no other.
-        new: how many it is to choose.
+        ours: the choice of the network.
+        theirs: the choice of the larger program as it is; the same as ``ours`` if there is none.
+        new: the number of experts that the larger program must choose.
     """
 
     width: str
@@ -53,11 +53,11 @@ class RouterChoice:
     new: int
 
     def few(self, experts: int, fewer: int) -> tuple[int, int]:
-        """Returns how many are chosen before and after where there are fewer experts.
+        """Returns the numbers of chosen experts before and after, if there are fewer experts.
 
         Args:
-            experts: how many experts the network has.
-            fewer: how many it has in the smaller sizes.
+            experts: the number of experts in the network.
+            fewer: the number of experts in the smaller sizes.
         """
         old = self.ours.count
         small = old if fewer == experts else fewer if old == experts else min(old, fewer // 2)
@@ -65,18 +65,18 @@ class RouterChoice:
 
 
 def dims_of(pairs: Iterable[tuple[Chosen, int]]) -> dict[Dim, int]:
-    """Returns the new sizes of dimensions, where programs choose other numbers of experts."""
+    """Returns new sizes of dimensions, for choices with their new numbers of chosen experts."""
     return {dim: count for chosen, count in pairs for dim in chosen.dims}
 
 
 def factors_of(pairs: Iterable[tuple[Chosen, int]]) -> Mapping[Key, float]:
-    """Returns what numbers are multiplied by there, by the keys of the steps that take them."""
+    """Returns factors on the numbers of chosen experts, by key of the step that uses them."""
     return {step: n / chosen.count for chosen, n in pairs for step in chosen.steps}
 
 
-# So often a loop runs its body if it is made to. The second round shows what the first one wrote.
+# A forced loop runs its body at least this often. The second round shows the first one's results.
 FORCED_ROUNDS = 2
-# More sides than these are taken together where they stand in one line, as those of many layers do.
+# If there are more sides, those in one line of code, as of many layers, are taken together.
 _MANY = 16
 
 _Run = Callable[[Any, Sequence[bool]], list[bool]]
@@ -87,7 +87,7 @@ class ObservedChoice(NamedTuple):
 
     Attributes:
         operation: the equation that chooses.
-        sides: how many sides it has.
+        sides: the number of its sides.
         taken: the sides that samples take.
     """
 
@@ -97,17 +97,17 @@ class ObservedChoice(NamedTuple):
 
 
 class Choices:
-    """The choices of a program, in the order in which it comes to them.
+    """The choices of a program, in the order of evaluation.
 
     Attributes:
-        found: each choice, by ``key_of`` its equation.
+        found: each choice, by the ``key_of`` its equation.
     """
 
     def __init__(self) -> None:
         self.found: dict[Key, ObservedChoice] = {}
 
     def look(self, eqn: Any, operands: Sequence[Any], callers: Sequence[Any]) -> None:
-        """Takes notice of an equation before it is evaluated, see ``Watch``."""
+        """Records an equation before it is evaluated, see ``Watch``."""
         if (sides := primitive(eqn.primitive.name).sides) is None:
             return
         if eqn.primitive.name in BRANCHES:
@@ -120,16 +120,16 @@ class Choices:
             choice = ObservedChoice(Operation(eqn, (*callers,)), sides.count(eqn), set())
             self.found[key] = choice
         if len(choice.taken) < choice.sides:
-            last = choice.sides - 1  # JAX cuts the index of a branch to the branches that exist
+            last = choice.sides - 1  # JAX clamps the index of a branch
             choice.taken.update(min(max(side, 0), last) for side in sides.taken(*operands))
 
     def goes_on(self, eqn: Any, callers: Sequence[Any], goes_on: bool) -> None:
-        """Takes notice of whether a loop runs its body."""
+        """Records that a loop runs its body, if it does."""
         if goes_on:
             self.found[key_of(eqn, callers)].taken.add(0)
 
     def names(self) -> list[str]:
-        """Returns what the primitives are called."""
+        """Returns the names of the primitives."""
         return [choice.operation.eqn.primitive.name for choice in self.found.values()]
 
     def untaken(self, jaxpr: Any) -> list[tuple[Operation, dict[int, int]]]:
@@ -164,9 +164,9 @@ def forced(eqn: Any, operands: Sequence[Any], side: int) -> Sequence[Any]:
 
 
 def _is_choice(eqn: Any, operands: Sequence[Any]) -> bool:
-    """Whether a comparison is of floats, or of integers with a number.
+    """Whether a comparison is between floats, or between integers and a nonzero constant.
 
-    With zero a program compares where it indexes an array.
+    Comparisons of integers with zero come from indexing an array.
     """
     if all(getattr(one, "dtype", None) == np.float64 for one in operands):
         return True
@@ -178,9 +178,9 @@ def _is_float(aval: Any) -> bool:
 
 
 def _moving(jaxpr: Any) -> Mapping[Key, list[bool]]:
-    """Returns for each equation whether its operands follow from arguments of the program.
+    """Returns for each equation which operands depend on arguments of the program.
 
-    Of a loop it is whether its end does.
+    For a ``while`` loop, the only boolean tells whether its end depends on them.
     """
     found: dict[Key, list[bool]] = {}
     callers: list[Any] = []
@@ -202,7 +202,7 @@ def _moving(jaxpr: Any) -> Mapping[Key, list[bool]]:
 
 
 def _of_inner(eqn: Any, operands: list[bool], run: _Run) -> tuple[list[bool], list[bool]]:
-    """Returns which results of an equation move, and which operands that decide."""
+    """Returns which results and which deciding operands of an equation depend on arguments."""
     name = eqn.primitive.name
     if (program := called(eqn)) is not None:
         return run(program, operands), operands
@@ -233,7 +233,7 @@ def _of_inner(eqn: Any, operands: list[bool], run: _Run) -> tuple[list[bool], li
 def _settled(
     body: Any, consts: list[bool], state: list[bool], rows: list[bool], run: _Run
 ) -> list[bool]:
-    """Returns which results of a loop move, after as many rounds as it takes."""
+    """Returns which results of a loop depend on arguments; repeats the body until none is added."""
     while True:
         results = run(body, [*consts, *state, *rows])
         after = [*map(max, state, results)]

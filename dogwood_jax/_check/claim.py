@@ -1,4 +1,4 @@
-"""What a growth claims, and the outputs that are compared: ``Case``, ``case_of``."""
+"""The claim of a growth, and the outputs that are compared: ``Case``, ``case_of``."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Side:
         jaxpr: its program.
         arguments: path of each of its arguments, None for an input, with shape and dtype.
         results: path of each of its results.
-        draws: the equations whose random numbers follow from no key of the caller, by ``key_of``.
+        draws: the equations whose random numbers depend on no key of the caller, by ``key_of``.
     """
 
     jaxpr: Any
@@ -44,8 +44,8 @@ class ComparedOutput:
     Attributes:
         path: its path in the network.
         old: its place among the results of the network.
-        new: its place among those of the larger one.
-        places: for each axis, where its old entries are in the larger network; None for all.
+        new: its place among the results of the larger network.
+        places: for each axis, the places of old entries in the larger network; None for all.
     """
 
     path: str
@@ -56,16 +56,16 @@ class ComparedOutput:
 
 @dataclass(frozen=True)
 class Case:
-    """A claim: two networks with a growth between them compute the same.
+    """The claim that two networks with a growth between them compute the same.
 
     Attributes:
         old: the network.
         new: the larger network.
-        growth: what becomes of the variables.
-        outputs: what is compared.
-        inputs: for each input and axis, where old entries are in the larger network; None for all.
+        growth: the growth of the variables.
+        outputs: the outputs that are compared.
+        inputs: for each input and axis, places of old entries in the larger network; None for all.
         is_reduced: whether both programs are in smaller sizes than the network's.
-        is_resized: whether the larger program is the network's own one, written in other sizes.
+        is_resized: whether the larger program is the network's own, rewritten in other sizes.
     """
 
     old: Side
@@ -78,7 +78,7 @@ class Case:
 
     @cached_property
     def has_ids(self) -> bool:
-        """Whether there are integers among the inputs."""
+        """Whether an input holds integers."""
         arrays = (array for path, array in self.old.arguments if path is None)
         return any(jnp.issubdtype(array.dtype, jnp.integer) for array in arrays)
 
@@ -94,12 +94,12 @@ def case_of(
     """Returns the claim that a larger program computes what the network does.
 
     Args:
-        growth: what becomes of the network's variables.
+        growth: the growth of the network's variables.
         traced: the network's program, as it was read.
         new: the larger program.
         old: the network's program, if it is evaluated in other sizes.
-        before: these sizes.
-        after: the same after the growth.
+        before: the sizes of dimensions in ``old``.
+        after: the sizes of these dimensions after the growth.
 
     Raises:
         CannotResize: if the larger program lacks an output.
@@ -118,7 +118,7 @@ def case_of(
 
 
 class Places:
-    """Where old entries of inputs and outputs are, where these have more entries."""
+    """Finds the places of old entries in inputs and outputs that have more entries."""
 
     def __init__(
         self, growth: Growth, before: SizeOf | None = None, after: GrownSizes | None = None
@@ -132,7 +132,7 @@ class Places:
     def of(
         self, value: Value, old: Sequence[int], new: Sequence[int]
     ) -> tuple[np.ndarray | None, ...]:
-        """Returns the places of old entries along each axis, None for an axis without others."""
+        """Returns the places of old entries along each axis, None for an axis that stays."""
         if tuple(old) == tuple(new) or len(old) != len(new):
             return (None,) * len(old)
         return tuple(
@@ -149,10 +149,12 @@ def _outputs(
     for place, path in enumerate(old.results):
         leaf = ours.get(path)
         if jnp.issubdtype(old.jaxpr.jaxpr.outvars[place].aval.dtype, jax.dtypes.extended):
-            continue  # a key, which nothing grows
+            continue  # keys do not grow
         if leaf is None:
             if path not in theirs:
-                raise CannotResize(f"the larger program has no output {path or 'without a name'}")
+                raise CannotResize(
+                    f"the larger program has no output {path or 'that is a single array'}"
+                )
             value, where = traced.outputs.get(path), theirs[path]
             shape = old.jaxpr.jaxpr.outvars[place].aval.shape
             axes = () if value is None else places.of(value, shape, shapes[where])
@@ -165,7 +167,7 @@ def _outputs(
 
 
 def mirrored(side: Side) -> Mapping[str, str]:
-    """Returns the results that mirror variables, with the path of the variable."""
+    """Returns the results that mirror variables, each with the path of its variable."""
     avals = [var.aval for var in side.jaxpr.jaxpr.outvars]
     results = {path: tuple(aval.shape) for path, aval in zip(side.results, avals, strict=True)}
     leaves = {path: tuple(array.shape) for path, array in side.arguments if path is not None}
@@ -173,7 +175,7 @@ def mirrored(side: Side) -> Mapping[str, str]:
 
 
 def place_of_mirror(path: str, leaf: str, growth: Growth) -> str:
-    """Returns where the larger network has the result that mirrors a variable."""
+    """Returns the path in the larger network of a result that mirrors a variable."""
     if (place := growth.place(leaf) or leaf) == leaf:
         return path
     if f"/{path}".endswith(f"/{leaf}"):
@@ -183,6 +185,6 @@ def place_of_mirror(path: str, leaf: str, growth: Growth) -> str:
 
 
 def _old_part(path: str, growth: Growth) -> tuple[Any, ...] | None:
-    """Returns where the old entries of a mirrored variable are, or None if none are the same."""
+    """Returns the places of old entries of a mirrored variable, None if their values change."""
     edit = growth.held.get(path)
     return None if edit is None or edit.layers else edit.old_places

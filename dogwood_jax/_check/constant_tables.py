@@ -1,10 +1,10 @@
-"""Tables that a program computes by itself, in the real sizes: ``first_other_table``.
+"""Compares constant tables of two programs in the real sizes: ``first_other_table``.
 
-A mask, a row of positions, a table of NumPy follow from no variable and no input. A reduced model
-has their first entries alone, which may be equal where later ones are not: ``arange(n) < n // 2``.
-So such tables are computed in the real sizes, in both programs, and compared at old entries. Tables
-that are made alike, of the same numbers in the same shapes, are equal and are not computed. Large
-ones are computed a few rows at a time.
+Masks, rows of positions and NumPy arrays depend on no variable and no input. A reduced model has
+only their first entries, which may be equal although later entries differ: ``arange(n) < n // 2``.
+So the tables of both programs are computed in the real sizes, and compared at old entries. Tables
+made by the same operations from the same numbers and shapes are equal, so they are not computed.
+Large tables are computed a few rows at a time.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,11 +28,11 @@ from dogwood_jax._program.primitives.table import primitive
 from dogwood_jax._program.subprograms import sub_programs
 from dogwood_jax._widths.trace import Traced
 
-# Tables with more entries are compared in pieces of so many.
+# Larger tables are compared in pieces with this many entries.
 _PIECE = 1 << 25
 # Tables with more entries than this are computed in pieces, or not at all.
 _MOST = 1 << 28
-# By how much numbers may be rounded otherwise, relative to the number.
+# The largest difference that counts as rounding, relative to the number.
 _ROUNDING = 1e-6
 
 
@@ -41,11 +41,11 @@ class _Table:
     """An array that depends on no argument.
 
     Attributes:
-        key: of what it is made, and how.
+        key: a hash of the operations and constants that compute it.
         loose: the same without the sizes of axes along which all entries are the same.
         aval: its shape and dtype.
         made: computes it.
-        entries: how many entries the largest array has that this takes.
+        entries: the number of entries of the largest array that computing it needs.
         eqn: the equation that computes it; None for a constant.
         operands: the operands of the equation.
     """
@@ -65,10 +65,10 @@ class _Table:
         return self.made()
 
     def rows(self, start: int, stop: int) -> Any:
-        """Returns entries along the first axis, without those of others where that can be.
+        """Returns some rows along the first axis; computes no other rows if possible.
 
         Raises:
-            _TooLarge: if it takes all of an array that is too large.
+            _TooLarge: if this needs all entries of an array that is too large.
         """
         shape = (stop - start, *self.aval.shape[1:])
         name = "" if self.eqn is None else self.eqn.primitive.name
@@ -104,15 +104,15 @@ class _Table:
 
 
 class _TooLarge(Exception):
-    """A table that no computer should be asked for."""
+    """Raised if a table is too large to be computed."""
 
 
 class _Read(NamedTuple):
-    """A table that is an operand beside others that depend on arguments.
+    """A table that is an operand of an equation which depends on arguments.
 
     Attributes:
-        eqn: the equation that takes it.
-        callers: the equations that run this one.
+        eqn: the equation.
+        callers: the equations that run it.
         table: the table.
         value: its dimensions; None in a program that was not read.
     """
@@ -125,17 +125,17 @@ class _Read(NamedTuple):
     @property
     def called(self) -> str:
         line = line_of(with_line((*self.callers, self.eqn)))
-        shape = f"{self.table.aval.str_short()} that {self.eqn.primitive.name} takes"
-        return f"a table, {shape}{f' ({line})' if line else ''}"
+        shape = f"{self.table.aval.str_short()} used by {self.eqn.primitive.name}"
+        return f"a constant table, {shape}{f' ({line})' if line else ''}"
 
 
 def first_other_table(growth: Growth, traced: Traced, larger: Traced) -> str | None:
-    """Returns where two programs take tables that differ in old entries; None if they do not.
+    """Returns a table whose old entries differ between two programs, as text, or None.
 
-    Programs of other equations are not compared.
+    Programs with different equations are not compared.
 
     Args:
-        growth: what becomes of the network's widths.
+        growth: the growth of the network's widths.
         traced: the network's program.
         larger: the larger program.
     """
@@ -146,14 +146,14 @@ def first_other_table(growth: Growth, traced: Traced, larger: Traced) -> str | N
     places = Places(growth)
     for old, new in zip(before, after, strict=True):
         if old.table.loose != new.table.loose and not _are_equal(old, new, places):
-            return f"{old.called}, holds other numbers"
+            return f"{old.called}, has other values"
     return None
 
 
 def tables_along(traced: Traced, names: Mapping[Dim, str]) -> Iterator[tuple[str, str]]:
-    """Yields the tables that vary along some dimensions, each with the name of the dimension.
+    """Yields the tables that vary along some dimensions: name of the dimension, text of the table.
 
-    A comparison of ids with positions is none, because it is a look-up.
+    Tables that are compared by equality are left out: comparing ids with positions is a look-up.
 
     Args:
         traced: the network's program.
@@ -177,7 +177,7 @@ def _are_alike(table: _Table, axis: int) -> bool:
 
 
 def _are_equal(old: _Read, new: _Read, places: Places) -> bool:
-    """Whether tables agree in old entries, and new ones are finite if these are."""
+    """Whether tables agree in old entries, and new entries are finite if the old ones are."""
     shape, larger = (read.table.aval.shape for read in (old, new))
     if jnp.issubdtype(old.table.aval.dtype, jax.dtypes.extended):  # keys
         return True
@@ -187,7 +187,7 @@ def _are_equal(old: _Read, new: _Read, places: Places) -> bool:
     open_axes = [n for n, at in enumerate(where) if at is None and shape[n] != larger[n]]
     step = max(1, _PIECE // max(prod(larger[1:]), 1))
     try:
-        for axis in open_axes:  # where old entries lie does not matter if all are the same
+        for axis in open_axes:  # the places of old entries do not matter if all are equal
             if not (_is_alike(old.table, axis) and _is_alike(new.table, axis)):
                 return False
             where[axis] = np.zeros(shape[axis], int)
@@ -210,7 +210,7 @@ def _is_alike(table: _Table, axis: int) -> bool:
     first = table.rows(0, 1)
     for piece in table.pieces:
         one = np.take(piece, [0], axis) if axis else first
-        if not ((piece == one) | ((piece != piece) & (one != one))).all():  # NaN is alike, too
+        if not ((piece == one) | ((piece != piece) & (one != one))).all():  # NaN equals NaN
             return False
     return True
 
@@ -231,7 +231,7 @@ class _Reader:
     """Finds the tables of a program.
 
     Attributes:
-        names: the primitives that take what depends on arguments.
+        names: the primitives of equations that depend on arguments, in order.
     """
 
     def __init__(self, read: Any) -> None:
@@ -241,7 +241,7 @@ class _Reader:
         self._callers: list[Any] = []
 
     def of(self, jaxpr: Any) -> list[_Read]:
-        """Returns the tables that equations take beside what depends on arguments."""
+        """Returns the tables that are operands of equations which depend on arguments."""
         self._run(jaxpr.jaxpr, jaxpr.consts, [None] * len(jaxpr.in_avals), self._read)
         return self._found
 
@@ -281,7 +281,7 @@ class _Reader:
 
 
 def _constant(array: Any, aval: Any) -> _Table | None:
-    if is_traced(array):  # a program around this one computes it
+    if is_traced(array):  # an outer program computes it
         return None
     is_key = jnp.issubdtype(aval.dtype, jax.dtypes.extended)
     key = id(array) if is_key else hash((str(aval), np.asarray(array).tobytes()))
@@ -313,8 +313,8 @@ def _computed(eqn: Any, operands: Sequence[_Table]) -> Iterator[_Table]:
 def _loose(eqn: Any, which: int, operands: Sequence[_Table]) -> Any:
     """Returns the key of a table without the sizes of axes along which all entries are the same.
 
-    A causal mask for more heads is the same mask. It is None for other operations, as for a sum,
-    which counts entries.
+    A causal mask for more heads has the same key. The key is None for operations whose results
+    depend on these sizes, such as a sum.
     """
     name, known = eqn.primitive.name, tuple(operand.loose for operand in operands)
     if name == "broadcast_in_dim":

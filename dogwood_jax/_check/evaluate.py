@@ -1,14 +1,14 @@
 """Evaluates programs with NumPy in float64: ``evaluate``.
 
 Nothing is compiled, because compiling a program takes a thousand times longer than running it on a
-few numbers. Every float is a float64 here and every complex number a complex128, whatever dtypes
-the program has: what is left of a difference between two programs is then no rounding. Casts to
-integers and booleans are real.
+few numbers. All floats are float64 and all complex numbers complex128, whatever the dtypes of the
+program, so two programs do not differ by the rounding of narrow dtypes. Casts to integers and
+booleans take place.
 
-Random bits follow from the key and from the place of each entry. So an array that gets more entries
-along an axis keeps the bits of its old entries: a larger model may draw other ones with the
-caller's key, and that is no difference. Bits of a key that no key of the caller changes are real,
-because the program draws these for the same inputs.
+Random bits are computed from the key and the index of each entry, so an array with more entries
+along an axis keeps the bits of its old entries. With the caller's key a larger model may draw other
+bits in JAX, which is not counted as a difference. If no key of the caller changes a key, its bits
+are those of JAX, because the program draws the same bits in each call.
 """
 
 import functools
@@ -26,7 +26,7 @@ from dogwood_jax._program.primitives.random_numbers import random_bits_alike
 from dogwood_jax._program.primitives.table import primitive
 from dogwood_jax._program.subprograms import Key, key_of, scan_counts
 
-# A loop that goes on longer than this shows nothing.
+# A sample in which a loop runs more rounds is ``Undecided``.
 MOST_ROUNDS = 200
 
 
@@ -40,13 +40,13 @@ def evaluate(
     watch: Any = None,
     draws: frozenset[Key] = frozenset(),
 ) -> list[Any]:
-    """Returns the results of a program, as arrays of NumPy.
+    """Returns the results of a program, as NumPy arrays.
 
     Args:
         jaxpr: a ``ClosedJaxpr``.
-        arguments: an array for each of its arguments, of NumPy, or a key of JAX.
-        watch: what sees the evaluation, a ``Watch``, or None.
-        draws: the equations whose random bits are real, see ``Side``.
+        arguments: a NumPy array or a JAX key for each of its arguments.
+        watch: a ``Watch`` that records and changes the evaluation, or None.
+        draws: the equations that draw the random bits of JAX, see ``Side``.
     """
     with np.errstate(all="ignore"), jax.ensure_compile_time_eval():
         return _Evaluation(watch, draws).run(
@@ -55,12 +55,12 @@ def evaluate(
 
 
 def again(eqn: Any, operands: Sequence[Any], *, draws: bool = False) -> Sequence[Any]:
-    """Returns the results of one equation, of operands as a watch sees them.
+    """Returns the results of one equation for operands as a watch receives them.
 
     Args:
         eqn: the equation.
         operands: its operands.
-        draws: whether its random bits are real.
+        draws: whether it draws the random bits of JAX.
     """
     real = frozenset([key_of(eqn, ())] if draws else ())
     with np.errstate(all="ignore"), jax.ensure_compile_time_eval():
@@ -68,7 +68,7 @@ def again(eqn: Any, operands: Sequence[Any], *, draws: bool = False) -> Sequence
 
 
 def widened(array: Any) -> Any:
-    """Returns an array of NumPy with 64 bits for each float; keys stay keys of JAX."""
+    """Returns a NumPy array with floats of 64 bits; JAX keys stay as they are."""
     if type(array) is not np.ndarray:
         dtype = getattr(array, "dtype", None)
         if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.extended):
@@ -84,7 +84,7 @@ def is_finite(array: Any) -> bool:
 
 
 def words(key: Any) -> bytes:
-    """Returns the numbers that a key for random numbers consists of."""
+    """Returns the words of a random key, as bytes."""
     return np.asarray(jax.random.key_data(key)).tobytes()
 
 
@@ -195,16 +195,16 @@ _LOOPS: dict[str, _Loop] = {
 
 
 def _has_keys(arrays: Sequence[Any]) -> bool:
-    for array in arrays:  # quicker than ``any``, and asked of every equation
+    for array in arrays:  # faster than ``any``; runs for every equation
         if not isinstance(array, _ARRAYS):
             return True
     return False
 
 
 def _by_jax(eqn: Any, operands: Sequence[Any]) -> list[Any]:
-    """Returns the results of an equation that NumPy has no function for.
+    """Returns the results of an equation that has no NumPy function.
 
-    JAX computes them on the host in 64 bits, without a change of the caller's settings.
+    JAX computes them on the host in 64 bits, without changing the caller's settings.
     """
     params = {
         name: widest(value) if name in _DTYPES and value is not None else value
@@ -214,7 +214,7 @@ def _by_jax(eqn: Any, operands: Sequence[Any]) -> list[Any]:
         arrays = [*map(jnp.asarray, operands)]
         try:
             results = _compiled(eqn.primitive, tuple(params.items()))(*arrays)
-        except Exception:  # it is only known how to run it by itself, or it cannot be hashed
+        except Exception:  # it cannot be compiled, or its parameters cannot be hashed
             try:
                 results = eqn.primitive.bind(*arrays, **params)
             except Exception:  # a kernel for another device, or a library's own primitive
@@ -225,12 +225,12 @@ def _by_jax(eqn: Any, operands: Sequence[Any]) -> list[Any]:
 
 @functools.lru_cache(maxsize=256)
 def _compiled(primitive: Any, params: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
-    """Returns a primitive that is compiled once: by itself, ``random_gamma`` compiles each time."""
+    """Returns a primitive, compiled once: without this, ``random_gamma`` compiles at each call."""
     return jax.jit(functools.partial(primitive.bind, **dict(params)))
 
 
 def _host() -> Any:
-    """Returns the CPU as a device of JAX, or None where JAX has been told to do without."""
+    """Returns the CPU as a JAX device, or None if JAX is configured without it."""
     try:
         return jax.devices("cpu")[0]
     except RuntimeError:

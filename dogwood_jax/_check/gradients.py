@@ -1,8 +1,8 @@
-"""Whether a network that has grown goes on learning: ``check_gradients``.
+"""Checks whether a grown network can go on learning: ``check_gradients``.
 
-Gradients must be finite where those of the old network are, and new entries of each array must get
-some where old ones do. They may get the first one after a few steps, because layers of zeros learn
-one after the other.
+Gradients must be finite if the old network's gradients are. New entries of an array must get a
+nonzero gradient if old entries of it do. They may get it after a few steps, because layers of zeros
+learn one after the other.
 """
 
 import itertools
@@ -24,45 +24,42 @@ from dogwood_jax._widths.layout import units_along
 Arrays = Mapping[str, Any]
 _ROLES = ("incoming", "outgoing", "both")
 _STEP = 0.1
-# After so many steps all new entries must learn: a tied table of zeros lets the last layer learn
-# once it has learned itself, and then the norm behind this layer.
+# New entries must learn within this many steps. For example, a tied table of zeros learns first,
+# then the last layer, then the norm behind this layer.
 _STEPS = 3
-# In so many samples old units show whether they get a gradient.
+# Number of samples that show which old entries get a gradient.
 _ENOUGH = 3
-# Smaller gradients, relative to the largest, are what rounding leaves of a zero.
+# Smaller gradients, relative to the largest gradient, are zeros with rounding.
 _SMALL = 1e-11
 _NONE_LEARN = (
-    "new units of {} get no gradient, so they would never learn; strategies.zeros() makes such "
-    "units all the same"
+    "new units of {} get no gradient, so they would never learn; strategies.zeros() adds such "
+    "units anyway"
 )
-# Those of random numbers in new layers.
+# The scales of random numbers in new layers.
 _SCALES = (1.0, 0.1)
 
-
+# A family, variables of both networks, and inputs of both.
 Sample = tuple[SampleFamily, Arrays, Arrays, Sequence[Any], Sequence[Any]]
 
 
 def check_gradients(case: Case, edges: Sequence[Sample], samples: Iterable[Sample]) -> str | None:
-    """Returns what is wrong with the gradients of the larger network, or None.
+    """Returns a problem with the gradients of the larger network, or None.
 
     Args:
         case: the claim.
-        edges: samples in which gradients must be finite, as for a row of zeros: variables of both
-            networks and inputs of both.
-        samples: more of them. New entries get a gradient in any: a few units may be behind a relu
-            that is zero for all inputs.
+        edges: samples in which gradients must be finite, such as inputs with a row of zeros.
+        samples: more samples. One gradient in any sample is enough for new entries, because some
+            units may be behind a relu that is zero for all inputs.
     """
     after = _gradients(case.new)
-    if after is None:  # a loop that cannot be differentiated, as those of ``while``
+    if after is None:  # it cannot be differentiated, such as a ``while`` loop
         return None
     first = [(sample, after(sample[2], sample[4])) for sample in edges]
     found = ((sample, after(sample[2], sample[4])) for sample in samples)
     for (family, old, _, inputs, _), gradients in first:
         bad = [path for path, grad in gradients.items() if not np.isfinite(grad).all()]
         if bad and _is_finite(case.old, old, inputs):
-            return (
-                f"the gradient of {bad[0]} is not finite where that of the network is, for {family}"
-            )
+            return f"the gradient of {bad[0]} is not finite where the network's is, for {family}"
     new = _NewEntries(case)
     learn, should = set[str](), set[str]()
     for number, ((*_, variables, _, inputs), gradients) in enumerate(itertools.chain(first, found)):
@@ -83,11 +80,11 @@ def check_gradients(case: Case, edges: Sequence[Sample], samples: Iterable[Sampl
 
 
 class _NewEntries:
-    """New entries of each array, each as the sentence that speaks against them.
+    """The new entries of each array, identified by the problem to report if they do not learn.
 
     Attributes:
-        arrays: the arrays of new layers that can learn.
-        all: the sentences.
+        arrays: edits of the arrays of new layers that can learn, by problem.
+        all: the problems.
     """
 
     def __init__(self, case: Case) -> None:
@@ -109,7 +106,7 @@ class _NewEntries:
         self.all = {*self._along, *self.arrays}
 
     def that_learn(self, gradients: Arrays) -> Iterator[str]:
-        """Yields what gets a gradient."""
+        """Yields the problems of new entries that do get a gradient."""
         small = _smallest(gradients)
         for sentence, place in self._along.items():
             if np.any(_learns(np.take(gradients[place.path], place.new, place.axis), small)):
@@ -119,18 +116,18 @@ class _NewEntries:
                 yield sentence
 
     def beside_old_that_learn(self, gradients: Arrays) -> Iterator[str]:
-        """Yields the sentences of arrays whose old entries get a gradient."""
+        """Yields the problems of arrays whose old entries get a gradient."""
         small = _smallest(gradients)
         for sentence, place in self._along.items():
             if np.any(_learns(np.take(gradients[place.path], place.old, place.axis), small)):
                 yield sentence
 
     def said(self, failed: set[str], should: set[str]) -> str | None:
-        """Returns what is said of entries that do not learn: of units, if none of theirs do.
+        """Returns the problem of a width if none of its new entries learn, else of an array.
 
         Args:
-            failed: the sentences of what does not learn.
-            should: of that and of what does.
+            failed: the problems of new entries that should learn but do not.
+            should: the problems of all new entries that should learn.
         """
         width_of = {one: place.width for one, place in self._along.items()}
         for width in sorted({width_of[one] for one in failed if one in width_of}):
@@ -139,9 +136,9 @@ class _NewEntries:
         return min(failed, default=None)
 
     def drawn(self, variables: Arrays, scale: float) -> Arrays:
-        """Returns variables with random new layers. What learns there should learn.
+        """Returns variables with random new layers; arrays that learn there should learn.
 
-        The numbers are positive, because there may be a variance among them.
+        The numbers are positive, because some arrays may be variances.
         """
         rng, drawn = np.random.default_rng(0), dict(variables)
         for edit in self.arrays.values():
@@ -167,7 +164,7 @@ def _is_finite(side: Side, variables: Arrays, inputs: Sequence[Any]) -> bool:
 
 
 def _gradients(side: Side) -> Callable[[Arrays, Sequence[Any]], dict[str, Any]] | None:
-    """Returns the gradient of a random sum of all outputs, as a function for NumPy's arrays."""
+    """Returns a function for the gradient of a random sum of outputs; None if there is none."""
     run = jex.jaxpr_as_fun(side.jaxpr)
     learned = [
         place
@@ -207,20 +204,20 @@ def _learns(gradient: Any, smallest: float = 0.0) -> Any:
 
 
 def _smallest(gradients: Arrays) -> float:
-    """Returns what rounding may leave of a gradient that is zero."""
+    """Returns an upper limit on the rounding of a gradient that is zero."""
     finite = (np.abs(grad[np.isfinite(grad)]) for grad in gradients.values())
     return _SMALL * max((float(np.max(sizes, initial=0.0)) for sizes in finite), default=0.0)
 
 
 class _Place(NamedTuple):
-    """Where an array has new units, and old ones.
+    """The places of new and old units along an axis of an array.
 
     Attributes:
-        width: the width.
-        path: the array.
-        axis: the axis along which they lie.
+        width: the name of the width.
+        path: the path of the array.
+        axis: the axis.
         new: the places of new units.
-        old: those of old ones.
+        old: the places of old units.
     """
 
     width: str
@@ -231,7 +228,7 @@ class _Place(NamedTuple):
 
 
 def _places(growth: Growth, change: Change) -> Iterator[_Place]:
-    """Yields where arrays of the larger network have the units of a width."""
+    """Yields the places of a width's units in arrays of the larger network."""
     shapes = growth.shapes
     for leaf in growth.after.leaves:
         path = growth.held[leaf.path].path
@@ -246,13 +243,14 @@ def _places(growth: Growth, change: Change) -> Iterator[_Place]:
 
 
 def _should_learn(growth: Growth, change: Change) -> bool:
-    """Whether new units are to learn, as far as samples can show it.
+    """Whether new units must learn, as far as samples can show it.
 
-    Samples hold no ids of new units. Where units never learn, a note has said so.
+    Inputs and outputs are left out, because samples hold no ids of new units. Units that never
+    learn by their strategy, or by a note on their width, are left out, too.
     """
     width = growth.widths[change.width]
     is_told = change.strategy.incoming == change.strategy.outgoing == "zero"
-    is_told |= change.strategy.is_gated  # of equal copies, only the first may be chosen
+    is_told |= change.strategy.is_gated  # a router may choose only the first of equal copies
     is_told |= any(kind_of(note) == "silent" for note in width.notes)
     is_zero = change.strategy.incoming == "zero"
     is_zero |= any(place.role != "incoming" for place in width.occurrences)

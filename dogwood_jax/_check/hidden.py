@@ -1,11 +1,11 @@
-"""Where differences between two networks get lost: ``Hidden``.
+"""Finds differences between two networks that samples hide: ``Hidden``.
 
-Two programs may be equal on all samples because something hides where they differ: the sum of all
-units differs, but ``floor(sum / 1e5)`` is zero. So both evaluations are compared step by step.
-Where an operand differs and what is computed of it does not, the operand of the network is replaced
-by that of the larger one. If nothing moves in any sample, no sample shows what the difference does.
+Two programs may be equal on all samples although a value inside differs: the sum of all units
+differs, but ``floor(sum / 1e5)`` is zero. So both evaluations are compared step by step. If an
+operand differs but the results do not, the step is repeated with only this operand replaced. If the
+results move in no sample, no sample shows what the difference does.
 
-Only operands of equal shapes are compared, because it is not known where old entries are in others.
+Only operands of equal shapes are compared, because the places of old entries in others are unknown.
 """
 
 from collections.abc import Sequence
@@ -19,20 +19,20 @@ from dogwood_jax._check.seen import Operation
 from dogwood_jax._program.primitives.table import primitive
 from dogwood_jax._program.subprograms import Key, key_of, sub_programs
 
-# By how much an entry differs, relative to the largest of its array.
+# Entries differ if they are further apart than this, relative to the largest entry of the array.
 _FAR = 1e-6
-# By how much rounding may move an entry, relative to the entry.
+# The largest move of an entry by rounding, relative to the entry.
 _ROUNDING = 1e-12
 
 
 class EvaluatedStep(NamedTuple):
-    """An equation as it was evaluated.
+    """An evaluated equation.
 
     Attributes:
         eqn: the equation.
         callers: the equations that run it.
         operands: its operands.
-        results: what it has computed.
+        results: its results.
     """
 
     eqn: Any
@@ -42,7 +42,7 @@ class EvaluatedStep(NamedTuple):
 
 
 class Steps:
-    """Writes down an evaluation."""
+    """Records the steps of an evaluation."""
 
     def __init__(self) -> None:
         self.found: list[EvaluatedStep] = []
@@ -55,7 +55,7 @@ class Steps:
 
 
 class Hidden:
-    """Operands that differ between both networks where nothing is seen of it."""
+    """Finds operands that differ between the networks without an effect on results."""
 
     def __init__(self) -> None:
         self._hidden: dict[Key, Operation] = {}
@@ -64,8 +64,8 @@ class Hidden:
         self._known: dict[tuple[int, int], bool] = {}
 
     def look(self, ours: Steps, theirs: Steps) -> None:
-        """Takes notice of a sample; nothing, if both programs have other equations."""
-        self._known = {}  # by identity, as long as steps hold the arrays
+        """Records a sample; does nothing if the programs have different equations."""
+        self._known = {}  # by identity, valid while the steps hold the arrays
         if names(ours) == names(theirs):
             for old, new in zip(ours.found, theirs.found, strict=True):
                 self._compare(old, new)
@@ -84,7 +84,7 @@ class Hidden:
                     self._hidden[key] = Operation(old.eqn, old.callers)
 
     def _tells(self, old: Any, new: Any) -> bool:
-        """Whether floats or booleans differ. Integers do where they index an axis from its end."""
+        """Whether floats or booleans differ; integers may, such as an index from the end."""
         return _is_array(old) and old.dtype.kind in "fcb" and self._differ(old, new)
 
     def _differ(self, old: Any, new: Any) -> bool:
@@ -94,12 +94,12 @@ class Hidden:
         return self._known[key]
 
     def _depends(self, operand: Any, key: Key) -> bool:
-        """Whether an operand was another one in another sample. Else it follows from sizes."""
+        """Whether an operand differs between samples; if not, it depends only on sizes."""
         first = self._first.setdefault(key, operand)
         return first.shape != operand.shape or bool((first != operand).any())
 
     def _shows(self, old: EvaluatedStep, new: EvaluatedStep, place: int) -> bool:
-        """Whether results differ, or would if only this operand did."""
+        """Whether results differ, or would differ if only this operand were replaced."""
         if any(map(self._differ, old.results, new.results)):
             return True
         operands = [*old.operands]
@@ -108,7 +108,7 @@ class Hidden:
 
 
 def _is_static(step: EvaluatedStep) -> bool:
-    """Whether an operation hides the same of all inputs, as a slice or a product with zero does."""
+    """Whether an operation hides the same entries for all inputs, as a slice or ``0 * x`` does."""
     record = primitive(step.eqn.primitive.name)
     takes_some = record.stays and not (record.indexed or record.joins)
     is_constant = any(isinstance(atom, jex.Literal) for atom in step.eqn.invars)
@@ -125,12 +125,12 @@ def _is_array(array: Any) -> bool:
 
 
 def differ(old: Any, new: Any) -> bool:
-    """Whether arrays of one shape differ by more than what rounding adds up to."""
+    """Whether arrays of the same shape differ by more than accumulated rounding."""
     return np.shape(old) == np.shape(new) and _is_array(old) and are_apart(old, new)
 
 
 def _moves(old: Any, new: Any) -> bool:
-    """Whether any entry moves by more than rounding, small ones among large ones, too."""
+    """Whether any entry moves by more than its own rounding, even if it is small."""
     if old.dtype.kind not in "fc":
         return bool((old != new).any())
     with np.errstate(all="ignore"):
@@ -138,7 +138,7 @@ def _moves(old: Any, new: Any) -> bool:
 
 
 def are_apart(old: Any, new: Any) -> bool:
-    """Whether arrays differ by more than what rounding adds up to."""
+    """Whether arrays differ by more than accumulated rounding."""
     if old.dtype.kind not in "fc":
         return bool((old != new).any())
     with np.errstate(all="ignore"):

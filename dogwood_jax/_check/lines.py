@@ -1,4 +1,4 @@
-"""Where in the caller's own code an equation comes from: ``line_of``."""
+"""Finds the line of the caller's code that made an equation: ``line_of``."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ _PACKAGES = ("/jax/", "/flax/", "/equinox/", "/haiku/", "/optax/", "/numpy/", "/
 
 
 def line_of(eqn: Any) -> str:
-    """Returns the line that made an equation, ``"model.py:41"``; nothing if it is not known."""
+    """Returns the line that made an equation, ``"model.py:41"``; empty if unknown."""
     place = ""
     for frame in _frames(eqn):
         file = frame.tb_frame.f_code.co_filename
@@ -17,20 +17,20 @@ def line_of(eqn: Any) -> str:
 
 
 def with_line(eqns: Sequence[Any]) -> Any:
-    """Returns the last equation whose line is known, of some that run one another.
+    """Returns the innermost equation whose line is known, of equations that run one another.
 
-    A function that JAX has compiled is called at a line, but its own equations have none. If no
-    line is known, it is the last equation.
+    Equations inside a function that JAX has compiled have no line, but the call of the function has
+    one. If no line is known, returns the last equation.
     """
     return next((eqn for eqn in reversed(eqns) if line_of(eqn)), eqns[-1])
 
 
-# Their own numbers follow from no size of the caller's.
+# Libraries whose own constants do not depend on sizes of the caller.
 _LIBRARIES = ("/jax/_src/nn/", "/flax/", "/equinox/", "/haiku/", "/optax/")
 
 
 def is_of_library(eqns: Sequence[Any]) -> bool:
-    """Whether a function of a library, such as a layer, made one of some equations."""
+    """Whether a library's function, such as a layer, made any of the equations."""
     return any(map(_is_of_library, eqns))
 
 
@@ -46,7 +46,7 @@ def _is_of_library(eqn: Any) -> bool:
 
 
 def _frames(eqn: Any) -> Iterator[Any]:
-    """Yields the frames of Python in which an equation was made, the outermost first."""
+    """Yields the traceback entries of an equation, the outermost first."""
     try:
         frames = eqn.source_info.traceback.as_python_traceback()
     except AttributeError:

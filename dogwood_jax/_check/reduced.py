@@ -1,10 +1,9 @@
-"""What a growth claims, in small sizes: ``claim``.
+"""The claim of a growth, in small sizes if the network is large: ``claim``.
 
-A network with 4,096 units has a reduced model with 6: the same program in other sizes. If a growth
-keeps what the reduced model computes, it keeps what the network computes, because nothing in a
-program knows how long an axis is but the numbers that it holds. These stay what they are. Where
-arrays are rescaled or units are copied, a width keeps the ratio of its sizes, so that factors and
-shares stay, too.
+A network with 4,096 units has a reduced model with 6 units: the same program in other sizes. If a
+growth keeps the outputs of the reduced model, it keeps the outputs of the network, because a
+program depends on the length of an axis only through its constants, which stay the same. If arrays
+are rescaled or units are copied, a width keeps the ratio of its sizes, so factors and shares stay.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,31 +31,31 @@ from dogwood_jax._widths.trace import Traced
 
 # No array of a reduced model has more entries than this.
 _MOST = 10_000_000
-# A size of at most this stays what it is.
+# Sizes up to this one stay the same.
 _SHORT = 4
-# The sizes of a reduced model, one after another.
+# The sizes of widths in a reduced model, used in turn.
 _SIZES = (5, 6, 7)
-# Those of its inputs: they are shorter, because tables of positions are as long as any input.
+# The sizes of its inputs: smaller, because no input may be longer than a table of positions.
 _OF_INPUTS = (3, 4, 2)
-# A width whose ratio of sizes cannot be had with fewer units than this keeps its own sizes.
+# A width keeps its own sizes if their ratio needs more units than this.
 _LARGEST = 64
 
 
-# Programs whose arrays have no more entries together are evaluated in their own sizes.
+# Programs with at most this many entries in all arrays are evaluated in their own sizes.
 _FEW = 50_000
-# Larger programs are so only if they have no reduced model and no array has more entries than this.
+# Larger programs are, too, if a reduced model does not suffice and no array has more entries.
 _BEARABLE = 2_000_000
 
 
 class CannotShrink(ValueError):
-    """Why there is no reduced model."""
+    """The reason why there is no reduced model."""
 
 
 class OtherTable(CannotShrink):
-    """A table of one of two programs, which are too large to be evaluated, has other numbers."""
+    """A constant table differs between two programs that are too large to be evaluated."""
 
 
-# Why there is nothing to evaluate.
+# The reason why nothing can be evaluated.
 NoCase = CannotShrink | CannotResize
 
 
@@ -66,8 +65,8 @@ class LargerProgram:
 
     Attributes:
         traced: the program as it was read; None for the network's own program in larger sizes.
-        numbers: what numbers are multiplied by in the latter, see ``in_sizes``.
-        choices: how many experts are chosen where experts are copied.
+        numbers: factors on constants of the program, by key of the step, see ``in_sizes``.
+        choices: the choices of routers whose experts are copied.
     """
 
     traced: Traced | None
@@ -78,18 +77,18 @@ class LargerProgram:
 def claim(
     growth: Growth, traced: Traced, larger: LargerProgram, *, in_own_sizes: bool = False
 ) -> Case | NoCase:
-    """Returns what a growth claims, in small sizes if the network is large.
+    """Returns the claim of a growth, in small sizes if the network is large.
 
     Args:
         growth: the growth.
         traced: the network's program.
         larger: the larger program.
-        in_own_sizes: whether not to take smaller sizes.
+        in_own_sizes: whether to keep the network's own sizes.
 
     Returns:
-        The claim; ``CannotShrink`` if the programs do not fit small sizes, and are too large to be
-        evaluated; ``CannotResize`` if there is no larger program, and the network's does not fit
-        larger sizes.
+        The claim; ``CannotShrink`` if the programs do not fit small sizes and are too large to be
+        evaluated; ``CannotResize`` if there is no larger program and the network's program does not
+        fit larger sizes.
     """
     try:
         return _claim(growth, traced, larger, in_own_sizes)
@@ -128,7 +127,7 @@ def _claim(growth: Growth, traced: Traced, larger: LargerProgram, in_own_sizes: 
 
 
 def _fit(jaxpr: Any) -> Any:
-    """Returns a program that fits its sizes; raises what stands in the way."""
+    """Returns a program, or raises the ``CannotResize`` in its place."""
     if isinstance(jaxpr, CannotResize):
         raise jaxpr
     return jaxpr
@@ -140,9 +139,9 @@ def is_bearable(traced: Traced) -> bool:
 
 
 def _count_otherwise(growth: Growth, traced: Traced, larger: Traced) -> bool:
-    """Whether two programs hold other integers, apart from sizes: a window, a place in a table.
+    """Whether two programs differ in integers that are not sizes, such as a window or a position.
 
-    Small sizes may not reach so far.
+    Small sizes may not reach these integers.
     """
     sizes = {size for change in growth.changes for size in (change.old, change.new)}
     ours, theirs = _integers(traced.program.jaxpr), _integers(larger.program.jaxpr)
@@ -206,9 +205,10 @@ class _Reduced:
         before, after = dims_of(self._chosen_before), dims_of(self._chosen)
         try:
             self.before = GrownSizes(widths, self._before, {**shapes, **before})
-            after = after if larger.traced is None else before  # theirs are of another program
+            # If a larger program is given, ``after`` holds dimensions of that program.
+            after = after if larger.traced is None else before
             self.after = GrownSizes(widths, self._after, {**shapes, **after})
-        except ValueError as error:  # axes that are laid out as the program does not have them
+        except ValueError as error:  # layouts that do not fit the dimensions of the program
             raise CannotShrink(str(error)) from error
 
     def _next(self) -> int:
@@ -216,11 +216,11 @@ class _Reduced:
         return _SIZES[self._left % len(_SIZES)]
 
     def _pair(self, change: Change) -> tuple[int, int]:
-        """Returns sizes of a width before and after the growth."""
+        """Returns the reduced sizes of a width before and after the growth."""
         old, new = change.old, change.new
         if old <= 1 or new <= old or max(old, new) <= _SHORT:
             return old, new
-        if change.sources != change.strategy.sources(old, new):  # as useful experts have more
+        if change.sources != change.strategy.sources(old, new):  # useful experts get more copies
             return old, new
         if not _keeps_ratio(change):
             size = min(old, self._next())
@@ -233,19 +233,19 @@ class _Reduced:
         return least * times, new // common * times
 
     def _choices(self) -> tuple[list[tuple[Chosen, int]], list[tuple[Chosen, int]]]:
-        """Returns how many experts both programs choose, if there are fewer of them."""
+        """Returns the numbers of experts that both programs choose in the reduced sizes."""
         before, after = [], []
         for choice in self._larger.choices:
             experts = self._growth.widths[choice.width].size
             old, new = choice.few(experts, self._before[choice.width])
             if old * choice.new != new * choice.ours.count:
-                raise CannotShrink(f"a router that chooses {choice.new} of the experts")
+                raise CannotShrink(f"small sizes lose the ratio of {choice.new} chosen experts")
             before.append((choice.ours, old))
             after.append((choice.theirs, new))
         return before, after
 
     def _of_inputs(self, which: str) -> dict[Dim, int]:
-        """Returns sizes of dimensions of inputs that lie along no array, such as the batch."""
+        """Returns reduced sizes of input dimensions that no variable has, such as the batch."""
         if which == "none":
             return {}
         leaves = {a for value in self._traced.leaves.values() for d in value.dims for a in atoms(d)}
@@ -261,8 +261,8 @@ class _Reduced:
         """Returns the claim.
 
         Raises:
-            CannotShrink: if the larger program splits axes in another way, or the reduced model is
-                too large.
+            CannotShrink: if the larger program splits axes in another way, or if the reduced model
+                is too large.
             CannotResize: if a program does not fit these sizes.
         """
         traced, its = self._traced, self._larger.traced
@@ -304,13 +304,13 @@ class _Reduced:
         return replace(change, old=old, new=new, strategy=strategy, sources=sources)
 
     def _known(self, its: Traced) -> dict[Dim, int]:
-        """Returns the sizes of dimensions of the larger program."""
+        """Returns the reduced sizes of dimensions of the larger program."""
         known = dims_of(self._chosen)
         growth = self._growth
         inserted = growth.inserted
         stacked = {edit.path: edit.layers.axis for edit in inserted if edit.layers}
         if any(e.experts or (e.fill and len(e.fill.values) > 1) for e in inserted):
-            raise CannotShrink("arrays of new layers that are made of several old ones")
+            raise CannotShrink("arrays of new layers combine several old arrays")
         places = [(leaf, growth.held[leaf.path].path) for leaf in growth.widths.leaves]
         copies = {edit.path: edit.source for edit in inserted if edit.is_whole}
         places += [(growth.widths.leaf(old), new) for new, old in copies.items() if old is not None]
@@ -332,7 +332,7 @@ class _Reduced:
         return known
 
     def _match(self, dim: Dim, layout: Layout, known: dict[Dim, int]) -> None:
-        """Notes the sizes of the parts of an axis of an array of the larger program."""
+        """Records the reduced sizes of the parts of an axis in the larger program."""
         spots = [spot.atom for spot in spots_along(0, 0, spread_out(dim))]
         units = [self._expression(one) for one in units_of(layout)]
         if [atom.size for atom in spots] == [one.real for one in units]:
@@ -351,13 +351,13 @@ class _Reduced:
 
 
 def _keeps_ratio(change: Change) -> bool:
-    """Whether the ratio of a width's sizes matters: to factors, and to shares of copies."""
+    """Whether factors or shares of copies depend on the ratio of a width's sizes."""
     return change.recipe is not None or change.strategy.makes_alike
 
 
 @dataclass(frozen=True)
 class Expression:
-    """How an axis is made of parts, with its size in the larger network and its reduced model."""
+    """The parts of an axis, with its sizes in the larger network and in the reduced model."""
 
     real: int
     reduced: int
@@ -365,14 +365,14 @@ class Expression:
     parts: tuple["Expression", ...] = ()
 
     def flat(self, kind: str) -> list["Expression"]:
-        """Returns its parts, those of parts of the same kind among them."""
+        """Returns its parts; a part of the same kind is replaced by its own parts."""
         if self.kind != kind:
             return [self]
         return [inner for part in self.parts for inner in part.flat(kind)]
 
     @cached_property
     def keeps(self) -> bool:
-        """Whether it has its own size in the reduced model, with all its parts."""
+        """Whether the axis and all its parts keep their sizes in the reduced model."""
         return self.real == self.reduced and all(part.keeps for part in self.parts)
 
 
@@ -394,10 +394,10 @@ def _of_dim(dim: Dim, real: GrownSizes, reduced: GrownSizes) -> Expression:
 
 
 def match(dim: Dim, expression: Expression, known: dict[Dim, int]) -> None:
-    """Notes the sizes in the reduced model of a dimension of the larger program, and of its parts.
+    """Records the reduced sizes of a dimension of the larger program, and of its parts.
 
     Raises:
-        CannotShrink: if the program makes the axis of other parts.
+        CannotShrink: if the dimension has other parts in the program.
     """
     dim = dim.root
     if expression.keeps:
@@ -406,7 +406,7 @@ def match(dim: Dim, expression: Expression, known: dict[Dim, int]) -> None:
         return
     if dim.kind is None:
         if dim.size != expression.real:
-            raise CannotShrink(f"an axis of {dim.size} entries that should be {expression.real}")
+            raise CannotShrink(f"an axis has {dim.size} entries instead of {expression.real}")
         _note(dim, expression.reduced, known)
         return
     parts = factors(dim) if dim.kind == "product" else pieces(dim)
@@ -419,7 +419,7 @@ def match(dim: Dim, expression: Expression, known: dict[Dim, int]) -> None:
         while (whole := _whole(dim.kind, taken)) is not None and whole.real < part.size:
             taken.append(next(left, None))
         if whole is None or whole.real != part.size:
-            raise CannotShrink(f"an axis of {dim.size} entries that is made of other parts")
+            raise CannotShrink(f"an axis of {dim.size} entries has other parts in one program")
         match(part, whole, known)
 
 
@@ -430,11 +430,11 @@ def _whole(kind: str, taken: Sequence[Expression | None]) -> Expression | None:
 
 def _note(dim: Dim, size: int, known: dict[Dim, int]) -> None:
     if known.setdefault(dim.root, size) != size:
-        raise CannotShrink(f"a dimension of {dim.size} entries that several widths share")
+        raise CannotShrink(f"several widths share a dimension of {dim.size} entries")
 
 
 class _Sizes:
-    """The size of each dimension, by those of the dimensions that it is made of."""
+    """Computes the size of each dimension from the sizes of its parts."""
 
     def __init__(self, known: Mapping[Dim, int]) -> None:
         self._known = {**known}
@@ -462,10 +462,10 @@ def _side(jaxpr: Any, traced: Traced) -> Side:
 
 def _within_bounds(jaxpr: Any) -> Any:
     if most_entries(jaxpr) > _MOST:
-        raise CannotShrink("an array of more than ten million entries")
+        raise CannotShrink("an array has more than ten million entries")
     return jaxpr
 
 
 def most_entries(jaxpr: Any) -> int:
-    """Returns how many entries the largest array of a program has."""
+    """Returns the number of entries of the largest array in a program."""
     return max(entries(jaxpr), default=0)

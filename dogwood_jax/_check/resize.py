@@ -1,9 +1,9 @@
-"""Writes a program again in other sizes: ``in_sizes``.
+"""Rewrites a program in other sizes: ``in_sizes``.
 
-A program that was read has a dimension for each axis of each value. So if each dimension has a new
-size, each equation has its new shapes. Few primitives have shapes among their parameters, such as
-a reshape or a slice. These are written anew, and all others are bound as they are. If shapes clash,
-JAX says so: a rule of dimensions is wrong, or the program holds a size that must be another one.
+A program that was read has a dimension for each axis of each value. So new sizes of dimensions give
+the new shapes of all equations. A few primitives, such as a reshape or a slice, have shapes among
+their parameters, which are replaced. All others are bound as they are. If shapes clash, JAX raises
+an error: a rule of dimensions is wrong, or the program holds a size that must change.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +30,7 @@ from dogwood_jax._widths.trace import Traced
 
 
 class _SizedConstant(NamedTuple):
-    """A constant of the program in its old shape; where it is used, its dimensions are known."""
+    """A constant in its old shape; it is resized where it is used and its dimensions are known."""
 
     array: Any
 
@@ -43,16 +43,16 @@ def _constant(array: Any, aval: Any) -> _SizedConstant:
 def in_sizes(
     traced: Traced, size_of: SizeOf, factors: Mapping[Key, float] = MappingProxyType({})
 ) -> Any:
-    """Returns a program in other sizes, a ``ClosedJaxpr``; or why it does not fit them.
+    """Returns a program in other sizes, or the reason why it does not fit them.
 
     Args:
         traced: the program as it was read.
         size_of: the new size of each dimension.
-        factors: what a number is multiplied by, by the key of the step that takes the number. A
-            number that makes a sum a mean follows the size without being named here.
+        factors: factors on constants, by key of the step that uses the constant. A number that
+            turns a sum into a mean follows the size without an entry here.
 
     Returns:
-        The program, or a ``CannotResize``.
+        The program, a ``ClosedJaxpr``, or a ``CannotResize``.
     """
     program: Program = traced.program
     leaves, inputs = iter(traced.leaves.values()), iter(traced.trace.arguments)
@@ -75,7 +75,7 @@ def in_sizes(
 
 
 def least_sizes(traced: Traced) -> dict[Dim, int]:
-    """Returns how many entries dimensions must have: more than are picked of them."""
+    """Returns the least sizes of dimensions from which ``top_k`` picks entries."""
     found = dict[Dim, int]()
     for step in traced.trace.program.flat(names=("top_k", "approx_top_k")):
         params = step.eqn.params
@@ -116,7 +116,7 @@ class _Writer:
         return interpret(jaxpr, consts, arguments, constant=_constant, equation=equation)
 
     def _scaled(self, operands: list[Any], step: Step) -> list[Any]:
-        """Returns operands with another number, where the number follows from a size."""
+        """Returns operands; a number that follows from a size is scaled."""
         ratio = self._factors.get(step.key) if self._factors else None
         ratio = ratio or ratio_of_mean(step, self._size_of)
         if ratio is None or called(step.eqn) is not None:  # equations inside have their own steps
@@ -126,18 +126,18 @@ class _Writer:
             number = operands[place]
             if is_traced(number):
                 operands[place] = number * jnp.asarray(ratio, number.dtype)
-            else:  # a number that the program holds stays one
+            else:  # a constant stays a constant
                 operands[place] = np.asarray(np.asarray(number, float) * ratio, number.dtype)
         return operands
 
     def _resized(self, array: Any, value: Value) -> Any:
-        """Returns a constant in other sizes; new entries are those that all old entries are."""
+        """Returns a constant in other sizes; new entries repeat old ones, which must be equal."""
         shape = self._shape(value)
         if getattr(array, "shape", ()) == shape:
             return array
         known = concrete(array)
         if known is None:
-            raise CannotResize("a constant that a program around this one computes")
+            raise CannotResize("a constant is traced by an outer transformation, such as jax.jit")
         for axis, dim in enumerate(value.dims):
             places = places_along(dim, self._size_of)
             if (places < 0).any():
@@ -169,14 +169,14 @@ class _Writer:
         if (resized := primitive(name).resized) is not None:
             params = params | resized(step, operands, self._size_of)
         elif self._is_changed(step) and not all(map(_is_of_numbers, sub_programs(eqn))):
-            raise CannotResize(f"{name}, which runs programs of its own")
-        if name == "random_bits":  # each entry's bits follow from its places
+            raise CannotResize(f"{name} runs programs of its own, which are not resized")
+        if name == "random_bits":  # each entry's bits depend on its index
             return [self._random_bits(eqn, operands, step)]
         results = eqn.primitive.bind(*operands, **params)
         results = list(results) if eqn.primitive.multiple_results else [results]
         for result, value in zip(results, step.results, strict=True):
             if (shape := self._shape(value)) != tuple(result.shape):
-                raise CannotResize(f"{name} makes {tuple(result.shape)}, not {shape}")
+                raise CannotResize(f"{name} returns shape {tuple(result.shape)}, not {shape}")
         return results
 
     def _is_changed(self, step: Step) -> bool:
@@ -184,21 +184,12 @@ class _Writer:
         return any(self._size_of(dim) != dim.size for value in values for dim in value.dims)
 
     def _random_bits(self, eqn: Any, operands: list[Any], step: Step) -> Any:
-        """Returns random bits with an axis for each width, so that old entries keep theirs."""
+        """Returns random bits with an axis for each width, so that old entries keep their bits."""
         rank = len(operands[0].shape)
         dims = step.results[0].dims[rank:]
         shape = tuple(self._size_of(atom) for dim in dims for atom in atoms(dim))
         bits = eqn.primitive.bind(*operands, **eqn.params | {"shape": shape})
         return bits.reshape((*operands[0].shape, *map(self._size_of, dims)))
-
-    def _closed(self, program: Any, arguments: Sequence[Any], read: Reading) -> Any:
-        """Returns a program of an equation in other sizes, for arguments of these shapes."""
-
-        def run(*arguments: Any) -> list[Any]:
-            results = self.run(program.jaxpr, program.consts, arguments, read)
-            return [jnp.asarray(r.array) if isinstance(r, _SizedConstant) else r for r in results]
-
-        return jax.make_jaxpr(run)(*arguments)
 
     def _scan(self, eqn: Any, operands: list[Any], step: Step) -> Sequence[Any]:
         n_consts, n_carry = scan_counts(eqn)
@@ -261,7 +252,7 @@ class _Writer:
 
 
 def ratio_of_mean(step: Step, size_of: SizeOf) -> float | None:
-    """Returns the ratio of a number that makes a sum a mean, None for any other number."""
+    """Returns the factor on a number that turns a sum into a mean, None for other numbers."""
     if step.name not in ("mul", "div") or len(step.operands) != 2:
         return None
     x, by = step.operands
@@ -283,12 +274,12 @@ def ratio_of_mean(step: Step, size_of: SizeOf) -> float | None:
 
 
 def _is_of_numbers(program: tuple[Any, Any]) -> bool:
-    """Whether a program computes single numbers, as that which a reduction repeats."""
+    """Whether a program takes only scalars, such as the program of a ``reduce``."""
     return all(not var.aval.shape for var in program[0].invars)
 
 
 def _as(array: Any, aval: Any) -> Any:
-    """Returns an array with the dtype that a program says, and without weak types."""
+    """Returns an array with the dtype of an aval, and without a weak type."""
     if jnp.issubdtype(aval.dtype, jax.dtypes.extended):
         return array
     return jax.lax.convert_element_type(array, aval.dtype)

@@ -1,6 +1,6 @@
-"""One of both networks, run on a sample, and what sees it: ``run``, ``Watch``.
+"""Runs a network on a sample, observed by a watch: ``run``, ``Watch``.
 
-A watch nudges numbers, and notes what operations compute.
+A watch nudges numbers, and records what operations compute.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,26 +20,26 @@ from dogwood_jax._check.seen import Seen
 from dogwood_jax._program.primitives.table import primitive
 from dogwood_jax._program.subprograms import Key, key_of
 
-# By how much every number is nudged, relative to the number.
+# The size of a nudge, relative to the number.
 NUDGE = 1e-15
 
 
 class Watch:
-    """Nudges the numbers of a program, and finds out how large ids may be.
+    """Nudges the numbers of a program, and records its evaluation and how large ids may be.
 
     Args:
-        nudge: by how much every number is nudged.
-        seed: where random signs begin.
-        rounded: constants that only one of two programs has. They are nudged by what they may be
-            rounded by in their own dtype, because 1 / 768 and 1 / 1024 are rounded otherwise. A
-            constant that occurs several times is nudged alike, because it is rounded alike.
-        moved: a constant that is another one.
-        times: by what it is multiplied.
-        seen: notes which sides of operations are seen.
+        nudge: the relative size of the nudge of every number.
+        seed: seed of its random signs.
+        rounded: constants that only one of two programs has, with the epsilon of their dtype. They
+            are nudged by their rounding in this dtype, because 1 / 768 and 1 / 1024 round
+            differently. All occurrences of a constant get the same nudge.
+        moved: a constant that gets another value.
+        times: the factor on this constant.
+        seen: records which sides of operations are seen.
         is_alike: whether random bits are the same for all entries of an array.
-        steps: writes down what is evaluated.
-        choices: notes which sides of choices are taken.
-        forced: sides of choices that are taken, whatever operands say.
+        steps: records the steps of the evaluation.
+        choices: records which sides of choices are taken.
+        forced: sides of choices that are taken for any operands, by key of the equation.
     """
 
     def __init__(
@@ -65,37 +65,37 @@ class Watch:
         self.compared: set[int] = set()
 
     def nudged(self, array: Any) -> Any:
-        """Returns numbers that are nudged, but whole ones, as those of a mask, are exact."""
+        """Returns an array with nudged numbers; whole numbers, as in a mask, stay exact."""
         if not self._nudge or not isinstance(array, np.ndarray) or array.dtype.kind not in "fc":
             return array
         signs = self._rng.integers(2, size=array.shape) * 2 - 1
         return np.where(array == np.rint(array), array, array * (1 + self._nudge * signs))
 
     def number(self, array: np.ndarray) -> np.ndarray:
-        """Returns what a constant of the program is taken to be."""
+        """Returns the value to use for a constant of the program."""
         if self._moved is not None and array.tobytes() == self._moved:
             return np.where(array == 0, 0.1, array * self._times)
         if self._rounded and (number := array.tobytes()) in self._rounded:
             if number not in self._signs:
                 self._signs[number] = self._rng.integers(2, size=array.shape) * 2 - 1
             return np.asarray(array * (1 + self._rounded[number] / 2 * self._signs[number]))
-        # Half of n - 1 is the place of a median. A number such as a half is no rounded one.
+        # Exact numbers such as 0.5 are not nudged: half of n - 1 is the place of a median.
         return array if _is_exact(array) else np.asarray(self.nudged(array))
 
     def results(
         self, eqn: Any, operands: Sequence[Any], results: Sequence[Any], callers: Sequence[Any]
     ) -> None:
-        """Takes notice of what an equation has computed."""
+        """Records the results of an equation."""
         if self._steps is not None:
             self._steps.add(eqn, operands, results, callers)
 
     def equation(self, eqn: Any, operands: list[Any], callers: Sequence[Any]) -> list[Any]:
-        """Takes notice of an equation, and returns the operands with which it is evaluated.
+        """Records an equation, and returns the operands to evaluate it with.
 
         Args:
             eqn: the equation.
             operands: its operands.
-            callers: the equations that run it, as one of ``jit`` does, from the outside inwards.
+            callers: the equations that run it, such as a ``jit``, the outermost first.
         """
         if self._seen is not None:
             self._seen.look(eqn, operands, callers)
@@ -109,7 +109,7 @@ class Watch:
         return operands if side is None else [*forced(eqn, operands, side)]
 
     def goes_on(self, eqn: Any, callers: Sequence[Any], goes_on: bool, rounds: int) -> bool:
-        """Returns whether a loop, which has run its body so often, runs it once more."""
+        """Returns whether a loop runs its body again after this many rounds."""
         if self._choices is not None:
             self._choices.goes_on(eqn, callers, goes_on)
         return goes_on or (rounds < FORCED_ROUNDS and key_of(eqn, callers) in self._forced)
@@ -124,13 +124,13 @@ class Watch:
 
 
 def _is_exact(array: np.ndarray) -> bool:
-    """Whether an array is a number that any dtype holds as it is."""
+    """Whether an array is a single number that every float dtype holds exactly."""
     is_float = array.size == 1 and array.dtype.kind == "f"
     return is_float and bool(np.all(array.astype(jnp.bfloat16).astype(array.dtype) == array))
 
 
 def _numbers_compared(operands: Sequence[Any]) -> Iterator[int]:
-    """Yields the integers that others are compared with, and those beside them."""
+    """Yields the integers that operands are compared with, and their neighbors."""
     for operand in operands:
         if isinstance(operand, np.ndarray) and operand.dtype.kind in "iu" and operand.size:
             first = int(operand.flat[0])
@@ -147,7 +147,7 @@ class Drawn:
         variables: the network's variables.
         inputs: its inputs.
         old: its outputs.
-        wide: variables of the larger network.
+        wide: the larger network's variables.
         larger: its inputs.
         new: its outputs, once they are known.
     """
@@ -162,7 +162,7 @@ class Drawn:
 
 
 def run(side: Side, variables: Mapping[str, Any], inputs: Sequence[Any], watch: Any) -> Any:
-    """Returns a network's outputs for variables and inputs, as a watch sees them."""
+    """Returns a network's outputs for variables and inputs, evaluated under a watch."""
     left = iter(inputs)
     arguments = [next(left) if path is None else variables[path] for path, _ in side.arguments]
     if isinstance(watch, Watch):

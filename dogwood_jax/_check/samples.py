@@ -1,9 +1,9 @@
-"""Random numbers for both networks: ``FAMILIES``, ``Samples``.
+"""Draws random variables and inputs of both networks: ``FAMILIES``, ``Samples``.
 
 Two networks that are equal at a random point of a piece are equal on the whole piece. So a few
-samples are enough, if they lie in many pieces: small and large numbers, zeros, equal rows, ids that
-repeat. Where a network is not finite for normal numbers, such as a variance below zero, it gets
-others (``MODES``).
+samples are enough if they lie in many pieces: small and large numbers, zeros, equal rows, ids that
+repeat. If a network is not finite for normal random numbers, for example because of a negative
+variance, other numbers are drawn (``MODES``).
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,14 +29,15 @@ class SampleFamily:
     """A kind of sample.
 
     Attributes:
-        old: the scale of old weights; ``"fan"`` for one over the root of the fan-in.
+        old: the scale of old weights: a number, ``"fan"`` for one over the root of the fan-in, or
+            ``"mixed"`` for 0.001 or 1, at random for each array.
         new: the scale of new weights.
         inputs: the scale of inputs.
-        rows: what rows of inputs are like. ``"a zero column"`` holds for old weights, too: so the
-            first unit of each layer is zero, whatever the layer is. ``"negative"`` are old weights
-            alone, with positive inputs, so that a new zero is the largest. ``"flags"`` are zeros
-            and ones, most of them ones, in every second input.
-        biases: whether new biases are random, too. They are zero in a new layer.
+        rows: the pattern of inputs. With ``"a zero column"``, old weights have one, too, so the
+            first unit of each layer is zero. With ``"negative"``, old weights are negative and
+            inputs positive, so a new zero is the largest. With ``"flags"``, every second input has
+            only zeros and ones, most of them ones.
+        biases: whether new biases and scales are random; if not, they are zeros and ones.
     """
 
     old: float | Literal["fan", "mixed"]
@@ -58,7 +59,7 @@ class SampleFamily:
     biases: bool = False
 
     def __str__(self) -> str:
-        """What is particular about the sample, for an error."""
+        """Describes the sample in an error."""
         if self.rows == "ids beyond":
             return "ids that are out of range"
         if self.rows == "zeros":
@@ -95,26 +96,26 @@ FAMILIES = (
     SampleFamily("fan", 1.0, 1.0, "a zero column"),
 )
 
-# New weights beside small old ones, where few other samples are finite, as with acos.
+# Usual new weights and small old ones, if few other samples are finite, as with acos.
 SMALL = SampleFamily(1e-3, 1.0, 1.0)
 
-# Where new units are zero, which is the largest number if all others are negative.
+# For new units that are zero: zero is the largest value if all others are negative.
 SIGNED = (SampleFamily("fan", 1.0, 1.0, "positive"), SampleFamily("fan", 1.0, 1.0, "negative"))
 
-# Masks of zeros and ones: ``(1 - mask) * -1e4`` hides what is masked, and must not hide all. Every
-# second input is one, once those in even places and once the others.
+# Masks of zeros and ones: ``(1 - mask) * -1e4`` must not hide all entries. Every second input is a
+# mask: the inputs at even places in one sample, the inputs at odd places in the other.
 FLAGS = 2 * (SampleFamily("fan", 1.0, 1.0, "flags"),)
 
-# Hidden rows of zeros, as of padding in a table.
+# Hidden rows of zeros, as a table has for padding.
 ZERO_ROW = SampleFamily("fan", 1.0, 1.0, "a zero row of weights")
 
 # Scales are around one in a new network, but training may make them negative.
 SCALES = SampleFamily("fan", 1.0, 1.0, "signed scales", biases=True)
 
-# Large inputs, and new layers with new weights only.
+# Large inputs, and new layers with random weights but no random biases.
 LARGE = SampleFamily("fan", 1.0, 1e3)
 
-# Ids that no table has: the function says what happens, if it is finite there.
+# Ids that no table has: outputs are compared where the function is finite.
 BEYOND = SampleFamily("fan", 1.0, 1.0, "ids beyond")
 
 # The signs of all old weights.
@@ -129,14 +130,14 @@ class Samples:
     """Draws arguments of programs.
 
     Attributes:
-        kinds: what new entries of each array are, by path.
-        mode: what weights are like.
+        kinds: the kind of new entries of each array, by path.
+        mode: the kind of numbers in old weights and inputs.
         ids: one more than the largest integer, unless ``more`` are larger.
         more: other integers, such as those that the program compares with.
-        last: the largest integer that the network knows.
-        seed: where random numbers begin.
-        merged: units that become one compute the same. For each array that says what they compute,
-            the axes along which entries are those of other places, see ``merged_units``.
+        last: the largest integer that the network knows; None for no limit.
+        seed: seed of the random numbers.
+        merged: for each array that feeds merged units, axes and the places to copy entries from,
+            see ``merged_units``. Units that become one unit then compute the same.
     """
 
     kinds: Mapping[str, Kind]
@@ -155,7 +156,7 @@ class Samples:
         Args:
             arguments: the arguments of a program.
             family: the kind of sample.
-            new: whether they are for new entries of a larger network.
+            new: whether they fill new entries of a larger network.
         """
         rng = np.random.default_rng((self.seed, int(new)))
         found = {}
@@ -230,7 +231,7 @@ class Samples:
             if family is BEYOND and jnp.issubdtype(dtype, jnp.signedinteger):
                 beyond = np.resize([9, -1, 9999, 0, -9, 1, 99, 2], shape)
                 return rng.permutation(beyond.ravel()).reshape(shape).astype(dtype)
-            if dtype in (np.uint8, np.int8) and self.last is None:  # an image, if it is no index
+            if dtype in (np.uint8, np.int8) and self.last is None:  # an image, unless ids grow
                 return rng.integers(0, np.iinfo(dtype).max + 1, size=shape).astype(dtype)
             return self._whole(rng, shape, dtype)
         numbers = rng.normal(size=shape)
@@ -294,7 +295,7 @@ def _is_key(array: Any) -> bool:
 
 
 def _is_old_key(dtype: Any, shape: tuple[int, ...]) -> bool:
-    """Whether an array is most likely a key of the older kind."""
+    """Whether an array is probably a raw key, without a key dtype."""
     return bool(dtype == np.uint32 and shape[-1:] == (2,))
 
 
@@ -303,15 +304,15 @@ def _is_float(array: Any) -> bool:
 
 
 def kinds_of(growth: Growth) -> dict[str, Kind]:
-    """Returns what new entries of each array are, by its path in the network."""
+    """Returns the kind of new entries of each array, by path."""
     kinds = {leaf.path: leaf.kind for leaf in growth.widths.leaves}
     return {**{e.path: e.fill.drawn if e.fill else "random" for e in growth.inserted}, **kinds}
 
 
 def merged_units(growth: Growth) -> dict[str, list[tuple[int, np.ndarray]]]:
-    """Returns for arrays that feed units which become one, whose entries each unit has.
+    """Returns the axes and places from which merged units copy entries, by path of the array.
 
-    These are the entries of the unit that stays, along each axis of an array, by its path.
+    For each index along the axis, the place is that of the same entry of the unit that stays.
     """
     found: dict[str, list[tuple[int, np.ndarray]]] = {}
     for change in growth.changes:
@@ -324,7 +325,7 @@ def merged_units(growth: Growth) -> dict[str, list[tuple[int, np.ndarray]]]:
                 if not (units >= 0).any():
                     continue
                 places = np.arange(len(units))
-                for unit in range(change.old):  # each has as many entries as any other
+                for unit in range(change.old):  # all units have equally many entries
                     places[units == unit] = np.flatnonzero(units == stays[unit])
                 found.setdefault(leaf.path, []).append((axis, places))
     return found

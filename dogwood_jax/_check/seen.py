@@ -1,9 +1,9 @@
-"""What samples have shown of a program, and what not: ``Seen``, ``differing``.
+"""Records which sides of operations samples have shown: ``Seen``, ``differing``.
 
-A sample shows a piece of a function only if it falls into the piece. So each operation with several
-pieces, such as a maximum, is watched. What both programs have alike may stay unseen. What only one
-has must be seen: a clip at 10,000 and one at 100,000 are equal on small numbers. Nor is an operand
-of a sum seen where the other one is always so much larger that it is lost in rounding.
+A sample shows a piece of a function only if it lies in the piece. So each operation with several
+pieces, such as a maximum, is watched. Operations of both programs may stay unseen. An operation of
+only one program must be seen: clips at 10,000 and at 100,000 are equal on small numbers. An operand
+of a sum is unseen, too, if the other operand is always so much larger that rounding loses it.
 """
 
 from collections import Counter
@@ -22,8 +22,8 @@ class Operation(NamedTuple):
 
     Attributes:
         eqn: its equation.
-        callers: the equations that run it, from the outside to the inside.
-        numbers: the numbers that it takes.
+        callers: the equations that run it, the outermost first.
+        numbers: the constant numbers among its operands.
     """
 
     eqn: Any
@@ -43,11 +43,11 @@ class Operation(NamedTuple):
 class Seen:
     """The sides of operations with several pieces that samples have shown.
 
-    Of integers, those count that meet a number other than zero, such as a window of 512 positions.
-    With zero a program compares where it indexes an array.
+    Operations on integers count only with a nonzero constant, such as a window of 512 positions.
+    Comparisons of integers with zero come from indexing an array.
 
     Args:
-        integers: whether integers count at all.
+        integers: whether operations on integers count at all.
     """
 
     def __init__(self, integers: bool) -> None:
@@ -59,7 +59,7 @@ class Seen:
         self._moves: set[Key] = set()
 
     def look(self, eqn: Any, operands: Sequence[Any], callers: Sequence[Any]) -> None:
-        """Takes notice of an equation before it is evaluated, see ``Watch``."""
+        """Records an equation before it is evaluated, see ``Watch``."""
         name: str = eqn.primitive.name
         numbers: tuple[float, ...] = ()
         if name in ("add", "sub") and all(map(_is_piece, operands)):
@@ -72,7 +72,7 @@ class Seen:
             numbers, sides = numbers_in(eqn), _SIDES[name](*operands)
         elif self._integers and name in _OF_INTEGERS and all(map(_is_whole, operands)):
             numbers, sides = numbers_in(eqn), _OF_INTEGERS[name](*operands)
-            if name in ("rem", "div") and not operands[1].ndim:  # ``%`` hides its number
+            if name in ("rem", "div") and not operands[1].ndim:  # the number of ``%`` is no literal
                 numbers = (float(operands[1]),)
             if not any(numbers):
                 return
@@ -81,7 +81,7 @@ class Seen:
         key = key_of(eqn, callers)
         self._operations.setdefault(key, Operation(eqn, (*callers,), numbers))
         self._sides.setdefault(key, set()).update(sides)
-        # What is compared in a program of its own numbers, as in ``jnp.var``, is always the same.
+        # A comparison of a program's own numbers, as in ``jnp.var``, is the same in all samples.
         if key not in self._moves:
             now = [np.asarray(operand).tobytes() for operand in operands if np.size(operand) == 1]
             is_array = len(now) < len(operands)
@@ -89,7 +89,7 @@ class Seen:
                 self._moves.add(key)
 
     def _look_at_sum(self, eqn: Any, operands: Sequence[Any], callers: Sequence[Any]) -> None:
-        """Notes which entries of a sum are lost beside the other operand."""
+        """Records which entries of a sum are lost in the rounding of the other operand."""
         key = key_of(eqn, callers)
         if key not in self._lost:
             self._operations[key] = Operation(eqn, (*callers,))
@@ -98,7 +98,7 @@ class Seen:
             lost.look(operand, beside)
 
     def unseen(self) -> Iterator[Operation]:
-        """Yields the operations of which not all sides were seen."""
+        """Yields the operations with a side that was not seen."""
         for key, sides in self._sides.items():
             operation = self._operations[key]
             eqn = operation.eqn
@@ -111,19 +111,20 @@ class Seen:
                 yield self._operations[key]
 
     def only_in(self, other: Self) -> Iterator[Operation]:
-        """Yields the operations that were not all seen, and are more than in another program."""
+        """Yields the unseen operations of kinds that are more frequent than in another program."""
         ours, its = (Counter(o.kind for o in seen._operations.values()) for seen in (self, other))
         yield from (one for one in self.unseen() if ours[one.kind] > its[one.kind])
 
 
-# By how much an operand of a sum is larger than the other one if this is lost.
+# An operand of a sum is lost if the other operand is more than this many times as large.
 _LOST = 1e8
 
 
 class _Lost:
     """Entries of an operand of a sum that are lost in all samples.
 
-    The same is lost in every network where what it is beside is always the same, as a causal mask.
+    If the other operand never changes, such as a causal mask, every network loses the same entries,
+    so they do not count.
 
     Args:
         beside: the other operand in the first sample.
@@ -134,8 +135,8 @@ class _Lost:
         self._is_lost, self._moves, self._counts = np.True_, np.False_, np.False_
 
     def look(self, operand: Any, beside: Any) -> None:
-        """Takes notice of a sample."""
-        if not self._is_lost.any():  # as after the first sample, mostly
+        """Records a sample."""
+        if not self._is_lost.any():  # usually true after the first sample
             return
         self._is_lost = self._is_lost & (np.abs(beside) > _LOST * np.abs(operand))
         self._moves = self._moves | (beside != self._first)
@@ -147,13 +148,13 @@ class _Lost:
 
 
 def numbers_in(eqn: Any) -> tuple[float, ...]:
-    """Returns the numbers among the operands of an equation."""
+    """Returns the constant numbers among the operands of an equation."""
     values = (getattr(atom, "val", None) for atom in eqn.invars)
     return tuple(float(n) for n in values if n is not None and np.ndim(n) == 0)
 
 
 def _is_piece(operand: Any) -> bool:
-    """Whether an operand is of floats, and not an infinity that a maximum begins with."""
+    """Whether an operand holds floats, and is not the infinity that a maximum starts with."""
     is_float = getattr(operand, "dtype", None) == np.float64
     return is_float and not (operand.ndim == 0 and np.isinf(operand))
 
@@ -181,7 +182,7 @@ def _within(a: Any, b: Any) -> Iterator[Hashable]:
     yield from np.unique(np.abs(a) < np.abs(b)).tolist()
 
 
-# A count ends where it is equal to its bound, so equality is a side of its own.
+# A counter ends when it equals its bound, so equality is a side of its own.
 _OF_INTEGERS: dict[str, Callable[..., Iterator[Hashable]]] = {
     **{name: _SIDES[name] for name in ("max", "min", "clamp")},
     **{
@@ -200,12 +201,12 @@ _COUNTS = {**dict.fromkeys({**_SIDES, **_OF_INTEGERS}, 2), "clamp": 3}
 
 # Operations with several pieces.
 PIECES = frozenset((*_COUNTS, "cond"))
-# Behind these, other operations may stay unseen, too.
+# If a side of these is unseen, operations behind it may be unseen, too.
 BRANCHES = frozenset(("lt", "le", "gt", "ge", "cond"))
 
 
 def differing(old: Any, new: Any) -> Iterator[tuple[bytes, str]]:
-    """Yields the numbers that only the second of two programs has, each with what it is.
+    """Yields the numbers that only the second of two programs has, each with a text for errors.
 
     Args:
         old: a ``ClosedJaxpr``.
@@ -218,13 +219,13 @@ def differing(old: Any, new: Any) -> Iterator[tuple[bytes, str]]:
 
 
 def _constants(jaxpr: Any) -> list[tuple[bytes, bytes, str]]:
-    """Returns the floats of a program: the number, the same in single precision, and its name."""
+    """Returns the floats of a program: the number, the number in single precision, and a text."""
     found: list[tuple[bytes, bytes, str]] = []
 
     def constant(array: Any, aval: Any) -> None:
         if jnp.issubdtype(aval.dtype, jnp.floating):
             numbers = np.asarray(array).astype(np.float64)
-            if not np.isfinite(numbers).all():  # what a maximum begins with
+            if not np.isfinite(numbers).all():  # the infinity that a maximum starts with
                 return
             what = f"{numbers:.6g}" if not numbers.shape else f"a table of shape {numbers.shape}"
             with np.errstate(over="ignore"):

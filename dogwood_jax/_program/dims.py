@@ -6,8 +6,8 @@ row-major product (a reshape made or cut it) or a concatenation; where two struc
 meet, both are refined to their common structure. The parts of a structured dimension are strictly
 smaller than the whole, so refinement ends and no dimension can contain itself.
 
-What is learned of a dimension, such as why it cannot grow, is noted on it and handed down to its
-parts when tracing is over.
+Facts about a dimension, such as why it cannot grow, are recorded on it, and copied to its parts
+when tracing is over.
 """
 
 from bisect import bisect_right
@@ -19,15 +19,15 @@ from typing import Literal, NamedTuple
 
 from dogwood_jax._program.reasons import Reason
 
-# A structure with more parts than this, or a deeper one, is a sliding window over positions, not a
-# layout of units.
+# Limits on the parts and the depth of a structure. Beyond these, it is a sliding window over
+# positions, not a layout of units.
 _MOST_PIECES = 48
 _DEEPEST = 24
 
 DROPPED = Reason("an operation drops it because its size is 1", "single")
 REPEATED = Reason("an operation repeats it because its size is 1", "single")
 PICKED = Reason("the largest of its units are picked", "picked")
-PICKS = "it counts the largest that are picked"
+PICKS = "it counts the entries that are picked as the largest"
 DEVICES = "it counts the devices along an axis of a mesh"
 SPATIAL = "it is a spatial dimension of a convolution or pooling, or follows from one"
 LAYERS = "a loop runs over it: it counts layers or steps, not units"
@@ -53,12 +53,12 @@ class Dim:
         self.size = int(size)
         self.kind: Literal["product", "concat"] | None = None
         self.parts: tuple[Dim, ...] = ()
-        # Each once, in the order of the program, so that messages come in that order.
+        # Without duplicates, in program order, so that messages come in that order.
         self.fixed: tuple[str, ...] = (fixed,) if fixed else ()
         self.notes: tuple[str, ...] = ()
         self.interface = False
         self.bilinear = False  # whether two activations are contracted over it
-        self.summed = False  # whether a sum runs over it in which no weights can silence units
+        self.summed = False  # whether a sum runs over it that no weights can silence
         self.label: str | None = None
         self._same_as: Dim | None = None
 
@@ -81,7 +81,7 @@ class Dim:
         self.root.notes = _joined(self.root.notes, (note,))
 
     def named(self, label: str) -> None:
-        """Notes what the dimension is, if nothing is known yet."""
+        """Labels the dimension, if it has no label yet."""
         root = self.root
         root.label = root.label or label
 
@@ -148,7 +148,7 @@ def spread_out(dim: Dim) -> Dim:
 
 
 def parts_of(dim: Dim) -> Iterator[Dim]:
-    """Yields a dimension and all that it is made of."""
+    """Yields a dimension, its parts, and the parts of these."""
     yield dim.root
     for part in dim.root.parts:
         yield from parts_of(part)
@@ -161,7 +161,7 @@ def _flat(dim: Dim, kind: str) -> list[Dim]:
 
 
 def unify(a: Dim, b: Dim, depth: int = 0) -> None:
-    """Makes two dimensions of one size the same, refining their structures to a common one."""
+    """Makes two dimensions of equal size the same, and refines both to a common structure."""
     a, b = a.root, b.root
     if a is b:
         return
@@ -197,12 +197,12 @@ def unify(a: Dim, b: Dim, depth: int = 0) -> None:
 
 
 def _joined(known: tuple[str, ...], more: tuple[str, ...]) -> tuple[str, ...]:
-    """Returns all that is in either, each once."""
+    """Returns the entries of both tuples in order, without duplicates."""
     return (*known, *(one for one in more if one not in known)) if more else known
 
 
 def _tell(into: Dim, dim: Dim) -> None:
-    """Copies all that is known of ``dim`` to ``into``."""
+    """Copies all facts about ``dim`` to ``into``."""
     into.fixed = _joined(into.fixed, dim.fixed)
     into.notes = _joined(into.notes, dim.notes)
     into.interface |= dim.interface
@@ -314,11 +314,11 @@ def reshape(dims: Sequence[Dim], sizes: Sequence[int]) -> list[Dim]:
 
 
 def _ones(dims: Sequence[Dim], sizes: Sequence[int]) -> tuple[list[Dim], list[Dim]]:
-    """Returns the dimensions of size 1 after a reshape, and the old ones that are gone.
+    """Returns the dimensions of size 1 after a reshape, and the old ones that it drops.
 
-    A reshape does not say which axis of size 1 becomes which. An old one is matched with a new one
-    at the same place among the longer axes, else at any place. If too many new ones fit, the last
-    are matched.
+    A reshape does not define which axis of size 1 becomes which. An old axis is matched with a new
+    axis at the same place among the longer axes, otherwise at any place. If too many new axes fit,
+    the last ones are matched.
     """
     old, new = _places_of_ones([dim.size for dim in dims]), _places_of_ones(sizes)
     found: dict[int, int] = {}
@@ -335,21 +335,21 @@ def _ones(dims: Sequence[Dim], sizes: Sequence[int]) -> tuple[list[Dim], list[Di
 
 
 def _places_of_ones(sizes: Iterable[int]) -> dict[int, int]:
-    """Returns the axes of size 1, and the product of all sizes before each."""
+    """Maps each axis of size 1 to the product of all sizes before it."""
     sizes = list(sizes)
     places = accumulate(sizes, mul, initial=1)
     return {axis: place for axis, (n, place) in enumerate(zip(sizes, places)) if n == 1}
 
 
 class SplitOff(NamedTuple):
-    """A factor of size 1 that a reshape split off a dimension.
+    """A factor of size 1 that a reshape splits off a dimension.
 
     Attributes:
         whole: the dimension.
         one: the factor.
-        how: all factors, as ``"4 x 1"``.
-        is_last: whether it is the innermost of them, as units of a group usually are.
-        beside: the other dimensions of the array.
+        how: the sizes of all factors, such as ``"4 x 1"``.
+        is_last: whether the last factor has size 1, which usually counts the units of a group.
+        beside: the other dimensions of the array that are longer than 1.
     """
 
     whole: Dim
@@ -360,7 +360,7 @@ class SplitOff(NamedTuple):
 
 
 def ones_split_off(old: Sequence[Dim], new: Sequence[Dim]) -> Iterator[SplitOff]:
-    """Yields the factors of size 1 that a reshape split off dimensions.
+    """Yields the factors of size 1 that a reshape splits off dimensions.
 
     Args:
         old: the dimensions of an array before the reshape.
@@ -384,7 +384,7 @@ def ones_split_off(old: Sequence[Dim], new: Sequence[Dim]) -> Iterator[SplitOff]
 
 
 def hand_down(dims: Iterable[Dim]) -> None:
-    """Gives every part of a structured dimension what is known of the whole."""
+    """Copies all facts about structured dimensions to their parts."""
     seen: dict[int, Dim] = {}
     stack = [dim.root for dim in dict.fromkeys(dims)]
     while stack:
@@ -398,7 +398,7 @@ def hand_down(dims: Iterable[Dim]) -> None:
 
 
 def cut(dim: Dim, sizes: Sequence[int]) -> list[Dim]:
-    """Returns consecutive pieces of a dimension, of these sizes."""
+    """Cuts a dimension into consecutive pieces of these sizes."""
     if len(sizes) == 1:
         return [dim]
     parts = [Dim(size) for size in sizes]
@@ -411,5 +411,5 @@ def cut(dim: Dim, sizes: Sequence[int]) -> list[Dim]:
 
 
 def offsets(sizes: Iterable[int]) -> list[int]:
-    """Returns where pieces of these sizes start, and where the last one ends."""
+    """Returns the start of each piece of these sizes, and the end of the last one."""
     return [0, *accumulate(sizes)]

@@ -1,7 +1,7 @@
-"""The one loop over programs: ``interpret``, and what equations run: ``called``, ``evaluated``.
+"""The only loop over programs: ``interpret``; what equations run: ``called``, ``evaluated``.
 
-There are several questions about a program, such as which of its dimensions are the same. Each
-question is a *domain*: a kind of value, and a function that takes the values of an equation's
+A program is analyzed in several ways, for example to find which of its dimensions are the same.
+Each analysis is a *domain*: a kind of value, and a function that takes the values of an equation's
 operands and returns the values of its results.
 """
 
@@ -34,7 +34,7 @@ def interpret(
         constant: takes a constant of the program, and its shape and dtype; returns its value.
         equation: takes an equation and the values of its operands; returns the values of its
             results.
-        known: takes the value of each variable.
+        known: a dict to which the value of each variable is added.
     """
     known = {} if known is None else known
 
@@ -57,8 +57,8 @@ def called(eqn: Any) -> tuple[Any, Sequence[Any]] | None:
     """Returns the program that an equation runs once on its operands, with its constants.
 
     ``jit``, ``remat`` and custom derivatives are such equations. They are recognized by their
-    shapes, not by their names, so new ones in a later version of JAX are recognized, too. Returns
-    None for any other equation.
+    shapes, not by their names, because later versions of JAX may add others. Returns None for any
+    other equation.
     """
     programs = sub_programs(eqn)
     if len(programs) != 1 or primitive(eqn.primitive.name).runs:
@@ -69,7 +69,7 @@ def called(eqn: Any) -> tuple[Any, Sequence[Any]] | None:
 
 
 def evaluated(eqn: Any, operands: Sequence[Any]) -> list[Any]:
-    """Returns the arrays that an equation computes from those of its operands."""
+    """Returns the arrays that an equation computes from the arrays of its operands."""
     results = eqn.primitive.bind(*operands, **eqn.params)
     return list(results) if eqn.primitive.multiple_results else [results]
 

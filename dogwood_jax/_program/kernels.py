@@ -1,4 +1,4 @@
-"""Functions of JAX in the place of kernels, which nothing else can read: ``with_references``."""
+"""Replaces kernels, which the library cannot read, by JAX functions: ``with_references``."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ Kernels = Mapping[str, Callable[..., Any]]
 
 @dataclass(frozen=True, eq=False)
 class WithReferences:
-    """A function of pytrees, with references in the place of kernels.
+    """A function of pytrees whose kernels are replaced by references: functions of JAX.
 
     Attributes:
         apply: the function.
@@ -43,12 +43,12 @@ class WithReferences:
 
 
 def with_references(apply: Callable[..., Any], kernels: Kernels) -> Callable[..., Any]:
-    """Returns a function with references in the place of kernels, the same if there are none."""
+    """Replaces a function's kernels by references; returns the function itself without any."""
     return WithReferences(apply, kernels) if kernels else apply
 
 
 def kernels_of(apply: Callable[..., Any]) -> Kernels:
-    """Returns the references that a function has in the place of kernels."""
+    """Returns the references that replace the kernels of a function."""
     return apply.kernels if isinstance(apply, WithReferences) else {}
 
 
@@ -58,7 +58,7 @@ def without_references(apply: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _Replaced:
-    """Programs with references in the place of kernels, also those inside of equations."""
+    """Replaces kernels by references in programs, and in the programs inside of equations."""
 
     def __init__(self, kernels: Kernels) -> None:
         self._kernels = kernels
@@ -76,15 +76,15 @@ class _Replaced:
         inside = within(eqn, self.program, self._known)
         if inside is eqn or not eqn.primitive.name.startswith("custom_"):
             return inside
-        # The derivative that was written for a kernel runs kernels, too. The reference has its own.
+        # A custom derivative of a kernel runs kernels, too. The reference has its own.
         ((jaxpr, consts),) = sub_programs(inside)
         return computed_by(jex.jaxpr_as_fun(jex.ClosedJaxpr(jaxpr, consts)), eqn)
 
     def _reference(self, name: str, eqn: Any) -> Callable[..., Any]:
-        """Returns a reference as a function that is known to fit an equation.
+        """Returns a reference that checks its operands and results against an equation.
 
         Raises:
-            ValueError: if it does not take the operands or does not return such results.
+            ValueError: if the reference fails, or returns other shapes or dtypes than the equation.
         """
 
         def run(*operands: Any) -> list[Any]:
@@ -94,8 +94,11 @@ class _Replaced:
                 raise ValueError(f"{where} does not take {_said(eqn.invars)}: {error}") from error
             results = [jnp.asarray(result) for result in found]
             if _shapes(results) != _shapes([var.aval for var in eqn.outvars]):
-                problems = [f"it returns {_said(results)}", f"the kernel, {_said(eqn.outvars)}"]
-                raise ValueError(listed(f"{where} computes something else", problems))
+                problems = [
+                    f"it returns {_said(results)}",
+                    f"the kernel returns {_said(eqn.outvars)}",
+                ]
+                raise ValueError(listed(f"{where} returns other shapes or dtypes", problems))
             return results
 
         where = f"kernels[{name!r}]: {described(self._kernels[name])}"
@@ -103,7 +106,7 @@ class _Replaced:
 
 
 def _names_of(eqn: Any) -> Iterator[str]:
-    """Yields the names that an equation goes by; that of its kernel comes first."""
+    """Yields the names of an equation; the name of its kernel comes before its primitive's."""
     params, primitive = eqn.params, eqn.primitive.name
     callback = getattr(params.get("callback"), "callback_func", None)
     kernel = params.get("jaxpr") if primitive == "pallas_call" else None
@@ -123,6 +126,6 @@ def _shapes(arrays: Sequence[Any]) -> list[tuple[Any, ...]]:
 
 
 def _said(arrays: Sequence[Any]) -> str:
-    """Returns the dtypes and shapes of arrays, or of what stands for them in a program."""
+    """Returns the dtypes and shapes of arrays, or of the variables of a program, as text."""
     shapes = _shapes([getattr(array, "aval", array) for array in arrays])
     return ", ".join(f"{dtype.name}{[*shape]}" for shape, dtype in shapes)

@@ -1,11 +1,11 @@
-"""A program without some of its numbered layers: ``without_layers``, ``kinds_of_layers``.
+"""Leaves numbered layers out of a program: ``without_layers``; compares them: ``kinds_of_layers``.
 
-A layer takes what the layer before it made, and arrays of its own. So every value of a program
-belongs to the last layer that it depends on. What a layer hands on is the one value that the next
-layer reads, and values that follow from it, such as the mean that the next norm subtracts. Without
-the layer, the next one reads what the layer itself has read of the layer before it. Where layers
-hand on several values, or to other layers than the next one, what a network without one of them
-computes is not clear, and none is left out.
+A layer reads the output of the layer before it, and its own arrays. Each value of a program belongs
+to the last layer on which it depends. The output of a layer is the one value that the next layer
+reads, apart from values computed from it, such as the mean that the next norm subtracts. If a layer
+is left out, the next layer reads the input of that layer instead of its output. If a layer has
+several outputs, or if later layers than the next one read them, it is unclear what the network
+computes without the layer, and no layer is left out.
 """
 
 import copy
@@ -25,12 +25,12 @@ _NO_LAYER = -1
 def without_layers(
     program: Program, layers: NumberedLayers, gone: Collection[int]
 ) -> Program | None:
-    """Returns a program without some layers; None if it does not show how to leave them out.
+    """Returns a program without some layers; None if it is unclear how to leave them out.
 
     Args:
         program: the program.
         layers: the layers.
-        gone: those that are left out.
+        gone: the layers to leave out, by index.
     """
     flat = _Flat(program, layers)
     stream = flat.stream()
@@ -41,9 +41,9 @@ def without_layers(
 
 
 def kinds_of_layers(program: Program, layers: NumberedLayers) -> list[Any]:
-    """Returns what each layer computes, whatever its arrays: equal things for like layers.
+    """Returns a key of what each layer computes; like layers have equal keys.
 
-    A layer ends with what it hands on, because what follows may be the beginning of the next one.
+    Equations after a layer's output are ignored, because they may belong to the next layer.
     """
     flat, same = _Flat(program, layers), Sameness()
     kinds = []
@@ -55,7 +55,7 @@ def kinds_of_layers(program: Program, layers: NumberedLayers) -> list[Any]:
 
 
 class _Flat:
-    """A program in which no call holds several layers.
+    """A program in which calls that hold several layers are inlined.
 
     Attributes:
         eqns: its equations.
@@ -83,7 +83,7 @@ class _Flat:
                 self.of_layer[layer].append(eqn)
 
     def _read(self, jaxpr: Any, names: dict[Any, Any]) -> list[Any]:
-        """Reads the equations of a program, called by these names; returns those of its results."""
+        """Adds the equations of a program with renamed variables; returns the renamed results."""
 
         def named(atom: Any) -> Any:
             return atom if isinstance(atom, jex.Literal) else names.get(atom, atom)
@@ -110,10 +110,10 @@ class _Flat:
         return max(map(self._of, eqn.invars), default=_NO_LAYER)
 
     def made(self, layer: int) -> list[Any] | None:
-        """Returns what a layer hands on, in the order in which it is made; None if it is unclear.
+        """Returns the outputs of a layer in the order of the program; None if they are unclear.
 
-        These are its values that later layers read. For the last layer, they are what is in the
-        places of those of the layer before it.
+        These are its values that later layers read. The last layer's outputs are its values at the
+        same places as the outputs of the layer before it.
         """
         if layer == len(self._layers) - 1:
             return self._made_by_last()
@@ -121,11 +121,11 @@ class _Flat:
         return self._roots([var for var in made if self._is_read_after(var)], is_first=False)
 
     def _roots(self, values: Sequence[Any], *, is_first: bool) -> list[Any]:
-        """Returns those of some values that do not follow from the ones before them alone.
+        """Returns the values that cannot be computed from the earlier values alone.
 
         Args:
             values: values of one layer.
-            is_first: whether they are made before all layers, where all values are of no layer.
+            is_first: whether they are made before the first layer, and so belong to no layer.
         """
         roots: list[Any] = []
         for var in sorted(values, key=self._order):
@@ -157,7 +157,7 @@ class _Flat:
         return None
 
     def taken(self, layer: int) -> list[Any]:
-        """Returns what a layer reads of the layers before it, or of what is before all layers."""
+        """Returns the values that a layer reads from earlier layers, or from before all layers."""
         read = dict.fromkeys(
             atom
             for eqn in self.of_layer[layer]
@@ -171,7 +171,7 @@ class _Flat:
         return self._roots(own, is_first=not layer)
 
     def stream(self) -> list[Any] | None:
-        """Returns what the first layer reads, then what each layer hands on; None if unclear."""
+        """Returns the input of the first layer, then the output of each layer; None if unclear."""
         handed: list[Any] = []
         for layer in range(len(self._layers)):
             made = self.made(layer)
@@ -186,7 +186,7 @@ class _Flat:
         return found if is_one and found == sorted(found, key=self._order) else None
 
     def _goes_to_the_next(self, layer: int) -> bool:
-        """Whether no layer but the next one reads values of a layer."""
+        """Whether the next layer is the only other layer that reads values of a layer."""
         values = (var for eqn in self.of_layer[layer] for var in eqn.outvars)
         return all(max(self._readers.get(var, {layer})) <= layer + 1 for var in values)
 
@@ -194,13 +194,13 @@ class _Flat:
         return self._made.get(var, -1)
 
     def with_others(self, instead: Mapping[Any, Any], gone: Collection[int]) -> Program | None:
-        """Returns the program with other values in place of some.
+        """Returns the program without some layers, after values are replaced.
 
-        It is None if it still reads arrays of the layers, or none of some other arrays.
+        Returns None if arrays of these layers are still read, or other arrays no longer are.
 
         Args:
-            instead: what is read in the place of a value.
-            gone: the layers that it is not to have.
+            instead: the replacement of each value that is replaced.
+            gone: the layers to leave out.
         """
 
         def other(atom: Any) -> Any:
@@ -219,7 +219,7 @@ class _Flat:
                 kept.append(eqn)
         jaxpr = self._program.jaxpr.jaxpr
         left_out = {var for var, layer in self._layer.items() if var in self._own and layer in gone}
-        # Arrays that nothing reads any more are of the layer, too, and were not named.
+        # An array that is no longer read also belongs to the layer, but its path does not show it.
         if any((var in needed) == (var in left_out) for var in self._own if var in self._readers):
             return None
         invars = [var for var in jaxpr.invars if var not in left_out]
@@ -231,7 +231,7 @@ class _Flat:
         return found
 
     def _is_own(self, var: Any, gone: Collection[int], instead: Mapping[Any, Any]) -> bool:
-        """Whether a result is a layer's own: its array, or statistics of a layer that goes."""
+        """Whether a result is an array of a layer, or a statistic of a layer that is left out."""
         layer = self._of(var)
         if layer == _NO_LAYER or var in instead:
             return False

@@ -1,12 +1,12 @@
-"""Programs of many like layers, and the same programs with fewer of them: ``find_like_layers``.
+"""Finds the like layers of a program, and leaves some of them out: ``find_like_layers``.
 
-A deep network that is not written as a loop has the same equations once for each layer. They differ
-in the arrays that they read: those of ``layers/7`` instead of those of ``layers/6``. One layer
-begins with what the layer before it made. So layers can be left out of the program: then the layer
-after them begins with what the layer before them made.
+A deep network that is not written as a loop repeats the same equations for each layer. Only the
+arrays that they read differ: one layer reads ``layers/6``, the next one ``layers/7``. Each layer
+starts from the output of the layer before it. If layers are left out of the program, the layer
+after them starts from the output of the layer before them.
 
-What repeats is called a layer here. In a network in which two kinds of layers alternate, it is two
-layers.
+Here, a layer is the part that repeats. In a network in which two kinds of layers alternate, it is
+a pair of layers.
 """
 
 import itertools
@@ -22,29 +22,29 @@ from dogwood_jax._program.numbered import without_numbers
 from dogwood_jax._program.program import Program
 from dogwood_jax._program.sameness import Sameness
 
-# How many equations the like layers must have, so that it is worth while.
+# Minimum number of repeated equations; with fewer, leaving layers out saves too little.
 WORTH = 300
 
-# How many layers there must be.
+# Minimum number of layers.
 FEWEST = 4
 
-# How many distances between equal equations are tried as the length of a layer.
+# Maximum number of distances between equal equations that are tried as the length of a layer.
 _TRIED = 8
-# How many equal equations a layer may have between two that are a layer apart. Gemma 3 repeats six
-# of its layers, five of which are alike.
+# Maximum occurrences in one layer of an equation that shows its length. Gemma 3 repeats six layers,
+# five of which are alike.
 _BETWEEN = 8
 
 
 @dataclass(frozen=True)
 class LikeLayers:
-    """Layers of a program that are like each other.
+    """Layers of a program that repeat the same equations.
 
     Attributes:
         start: index of the first equation of the first of these layers.
-        length: how many equations a layer has.
-        prefixes: what the paths of the arrays of each layer begin with, such as ``"layers/7"``.
-            Where a layer's arrays are in several places, there are several, in the same order for
-            every layer.
+        length: number of equations of a layer.
+        prefixes: for each layer, the prefixes of its arrays' paths, such as ``"layers/7"``. There
+            are several if a layer's arrays are in several places, in the same order for every
+            layer.
     """
 
     start: int
@@ -56,16 +56,16 @@ class LikeLayers:
 
     @property
     def few(self) -> tuple[int, ...]:
-        """The layers that stand for all: the second one does for those after it but the last."""
+        """Layers that represent all: the first, the second (for all inner layers) and the last."""
         return (0, 1, len(self) - 1)
 
     def layer_of(self, path: str) -> int | None:
-        """Returns which layer an array is in, or None."""
+        """Returns the index of the layer of an array, or None if it is in no layer."""
         place = self.place_of(path)
         return None if place is None else place[0]
 
     def place_of(self, path: str) -> tuple[int, tuple[int, str]] | None:
-        """Returns which layer an array is in, and where in it; or None."""
+        """Returns the layer of an array and its place in the layer; None if it is in no layer."""
         parts = path.split("/")
         for end in range(1, len(parts) + 1):
             if (found := self._layers.get("/".join(parts[:end]))) is not None:
@@ -75,7 +75,7 @@ class LikeLayers:
 
     @property
     def has_names_twice(self) -> bool:
-        """Whether a beginning of paths is that of several layers."""
+        """Whether several layers share a prefix."""
         return len(self._layers) < sum(map(len, self.prefixes))
 
     @cached_property
@@ -87,11 +87,11 @@ class LikeLayers:
         }
 
     def keeping(self, program: Program, layers: Sequence[int]) -> Program:
-        """Returns a program without all of these layers but some.
+        """Returns a program with only some of these layers.
 
         Args:
             program: the program in which they were found.
-            layers: those that stay, in their order, the first one and the last one among them.
+            layers: the layers to keep, in ascending order, with the first and the last one.
         """
         jaxpr, kept = program.jaxpr.jaxpr, {*layers}
         end = self.start + len(self) * self.length
@@ -119,10 +119,10 @@ class LikeLayers:
 
 
 def find_like_layers(program: Program) -> LikeLayers | None:
-    """Returns the like layers of a program, if it has so many that leaving them out is worth it.
+    """Returns the like layers of a program; None if leaving some out would save too little.
 
-    If a program has several kinds of layers, one after another, those with most equations are
-    found.
+    If a program has several kinds of layers, one after another, the kind with the most equations
+    is returned.
     """
     eqns = program.jaxpr.jaxpr.eqns
     if len(eqns) < WORTH:
@@ -143,7 +143,7 @@ def find_like_layers(program: Program) -> LikeLayers | None:
 
 
 def _lengths(numbers: np.ndarray) -> list[int]:
-    """Returns the distances between equal equations that occur most often."""
+    """Returns the most frequent distances between equal equations."""
     order = np.argsort(numbers, kind="stable")
     distances = list[np.ndarray]()
     for nth in range(1, _BETWEEN + 1):
@@ -154,9 +154,9 @@ def _lengths(numbers: np.ndarray) -> list[int]:
 
 
 class _LayerReading:
-    """What the equations of a program read, as far as layers are told by it.
+    """The variables that the equations of a program read, from which layers are found.
 
-    Variables are numbers, because NumPy compares those of all layers at once.
+    Variables are numbers, so that NumPy compares the variables of all layers at once.
     """
 
     def __init__(self, program: Program) -> None:
@@ -173,10 +173,10 @@ class _LayerReading:
             if not isinstance(atom, jex.Literal)
         ]
         returned = (numbers[var] for var in jaxpr.outvars if not isinstance(var, jex.Literal))
-        # The variables that are read, with the equations that read them; those that are returned.
+        # The variables that equations read, with the equations; the variables that are returned.
         self._read, self._reader = np.asarray(reads).T
         self._returned = np.asarray([*returned], int)
-        # By variable: the equation that makes it, or -1; which of its results; its array's path.
+        # By variable: the equation that makes it, or -1; its place among the results; its path.
         self._made = np.repeat([-1, *range(len(results))], [len(outside), *results])
         first = np.cumsum([0, len(outside), *results])[self._made + 1]
         self._place = np.arange(len(numbers)) - first
@@ -184,18 +184,18 @@ class _LayerReading:
         self._is_array = np.asarray([path is not None for path in self._paths])
 
     def _reads(self, first: int, end: int) -> np.ndarray:
-        """Returns the variables that equations read, one after another."""
+        """Returns the variables that equations ``first`` to ``end - 1`` read, in order."""
         begin, end = np.searchsorted(self._reader, [first, end])
         found: np.ndarray = self._read[begin:end]
         return found
 
     def layers(self, begin: int, count: int, length: int) -> LikeLayers | None:
-        """Returns the layers that have this many equations each.
+        """Returns the like layers of a given length; None if there are none.
 
         Args:
-            begin: index of the first equation that is equal to the one this much later.
-            count: how many such equations there are.
-            length: how many equations a layer has.
+            begin: index of the first equation that equals the equation ``length`` later.
+            count: number of such equations in a row.
+            length: number of equations of a layer.
         """
         first, count = _longest(self._repeat(begin, count, length))
         first += begin
@@ -210,7 +210,7 @@ class _LayerReading:
         return None
 
     def _repeat(self, begin: int, count: int, length: int) -> np.ndarray:
-        """Whether equations read what the same ones of the next layer read, one layer later."""
+        """Whether each equation and the one a layer later read values that are a layer apart."""
         its = self._reads(begin, begin + count)
         later = self._reads(begin + length, begin + length + count)
         made, made_later = self._made[its], self._made[later]
@@ -223,10 +223,10 @@ class _LayerReading:
         return repeat
 
     def _layered(self, start: int, length: int, layer: int) -> Iterator[tuple[int, int, int]]:
-        """Yields the arrays that equations of the first layer and of another read instead.
+        """Yields the arrays that differ between the first layer and another layer.
 
         Yields:
-            The equation of the first layer, its array, and that of the other layer.
+            The equation of the first layer, its array, and the array of the other layer.
         """
         its = self._reads(start, start + length)
         other = self._reads(start + layer * length, start + (layer + 1) * length)
@@ -235,12 +235,12 @@ class _LayerReading:
             yield int(self._reader[begin + place]), its[place], other[place]
 
     def _beginnings(self, first: int, length: int) -> list[int]:
-        """Returns where layers may begin: after an equation that reads arrays of a layer."""
+        """Returns possible starts of a layer: after each equation that reads arrays of a layer."""
         ends = dict.fromkeys(reader for reader, _, _ in self._layered(first, length, 1))
         return [first, *(index + 1 for index in ends)]
 
     def _is_chain(self, start: int, length: int, layers: int) -> bool:
-        """Whether what layers make is read by the layer after them, or is the first layer's."""
+        """Whether layers read only the first and the previous layer, and the rest only the last."""
         end = start + layers * length
         made = self._made[self._read]
         begins = start + (self._reader - start) // length * length
@@ -253,7 +253,7 @@ class _LayerReading:
         return bool(np.all(is_near | (made < start) | (made >= end)) and np.all(is_last))
 
     def _prefixes(self, start: int, length: int, layers: int) -> tuple[tuple[str, ...], ...] | None:
-        """Returns what the paths of each layer's arrays begin with, or None if they do not tell."""
+        """Returns the prefixes of the paths of each layer's arrays; None if they are unclear."""
         found: list[dict[str, str]] = [{} for _ in range(layers)]
         for layer in range(1, layers):
             for _, its, other in self._layered(start, length, layer):
@@ -269,9 +269,9 @@ class _LayerReading:
     def _with_collections(
         self, prefixes: tuple[tuple[str, ...], ...]
     ) -> tuple[tuple[str, ...], ...]:
-        """Returns the same, and where the layers' arrays are in collections beside ``params``.
+        """Adds the prefixes of the layers' arrays in collections other than ``params``.
 
-        Those may be unread, so that the program does not show them.
+        The program may not read these arrays, and so not show their prefixes.
         """
         paths = [path for path in self._paths if path is not None]
         others = dict.fromkeys(path.partition("/")[0] for path in paths if "/" in path)
@@ -287,7 +287,7 @@ class _LayerReading:
         return tuple(map(tuple, found))
 
     def _have_their_own(self, layers: LikeLayers) -> bool:
-        """Whether each layer alone reads its arrays, and every layer has the same ones."""
+        """Whether only its own layer reads an array, and all layers have the same arrays."""
         if layers.has_names_twice:
             return False
         layer_of = np.full(len(self._made), -1)
@@ -300,7 +300,7 @@ class _LayerReading:
         return bool(is_own and not is_returned and self._have_the_same_arrays(layers))
 
     def _have_the_same_arrays(self, layers: LikeLayers) -> bool:
-        """Whether every layer has the same arrays, read or unread."""
+        """Whether all layers have arrays of equal names, shapes and dtypes, read or unread."""
         found: list[set[Any]] = [set() for _ in range(len(layers))]
         for path, struct in self._arguments:
             place = None if path is None else layers.place_of(path)
@@ -311,7 +311,7 @@ class _LayerReading:
 
 
 def _longest(where: np.ndarray) -> tuple[int, int]:
-    """Returns the index of the longest run of true values, and how many these are."""
+    """Returns the start and the length of the longest run of true values."""
     ends = np.flatnonzero(~np.append(where, False))
     counts = np.diff(ends, prepend=-1) - 1
     longest = int(counts.argmax())
@@ -319,7 +319,7 @@ def _longest(where: np.ndarray) -> tuple[int, int]:
 
 
 def _differing(path: str, other: str) -> tuple[str, str] | None:
-    """Returns the beginnings of two paths up to the one part in which they differ."""
+    """Returns the prefixes of two paths up to the only part that differs, or None."""
     parts, others = path.split("/"), other.split("/")
     places = [i for i, pair in enumerate(zip(parts, others, strict=False)) if pair[0] != pair[1]]
     if len(parts) != len(others) or len(places) != 1:

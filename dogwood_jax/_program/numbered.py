@@ -1,4 +1,4 @@
-"""Layers that are called by numbers, such as ``layers_0`` and ``layers_1``: ``numbered_layers``."""
+"""Finds layers with numbers in their names, such as ``layers_0``: ``numbered_layers``."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,21 +11,21 @@ from jax.tree_util import DictKey, SequenceKey
 
 from dogwood_jax._base.trees import Keys, PyTree, leaf_path, level
 
-# A number at the end of a part of a path. In names of checkpoints, parts end at dots.
+# A number at the end of a part of a path. In checkpoints, dots separate the parts of a name.
 _NUMBER = re.compile(r"\d+(?=[/._]|$)")
 
 
 @dataclass(frozen=True)
 class NumberedLayers:
-    """Layers that are called by numbers which follow each other.
+    """Layers with consecutive numbers in their names.
 
     Attributes:
-        name: what they are called without numbers, such as ``"encoder/layers"``.
-        heads: what stands before the number in paths, such as ``"params/encoder/layers_"``. There
-            are several if layers have arrays in several collections.
+        name: their common name without numbers, such as ``"encoder/layers"``.
+        heads: the text before the number in paths, such as ``"params/encoder/layers_"``. There are
+            several if layers have arrays in several collections.
         start: the first number.
-        count: how many there are.
-        digits: how many digits numbers have at least, as in ``layer_00``.
+        count: the number of layers.
+        digits: minimum number of digits, such as 2 in ``layer_00``.
     """
 
     name: str
@@ -43,28 +43,28 @@ class NumberedLayers:
         return re.compile(f"({heads})({_NUMBER.pattern})")
 
     def layer_of(self, path: str) -> int | None:
-        """Returns which layer an array is in, or None."""
+        """Returns the index of the layer of an array, or None if it is in no layer."""
         match = self._beginning.match(path)
         return None if match is None else int(match[2]) - self.start
 
     def beside(self, others: "Iterable[NumberedLayers]") -> "NumberedLayers":
-        """Returns layers that also have the arrays of others, which are called by the same numbers.
+        """Returns layers that also contain the arrays of other layers with the same numbers.
 
-        Such are ``up_0`` and ``down_0``.
+        For example, ``up_0`` and ``down_0`` become one layer.
         """
         return replace(self, heads=self.heads + tuple(h for one in others for h in one.heads))
 
     def renamed(self, path: str, layer: int) -> str:
-        """Returns the path that an array of some layer has in another one."""
+        """Returns the path of the array that is in the same place of another layer."""
         number = f"{self.start + layer:0{self.digits}}"
         return self._beginning.sub(rf"\g<1>{number}", path, count=1)
 
     def keeping(self, variables: PyTree, kept: Sequence[int]) -> PyTree:
-        """Returns variables without the other layers. Those that stay get the first numbers.
+        """Returns variables with only some layers, which are renumbered from ``start`` on.
 
         Args:
             variables: a pytree in which layers are entries of dicts, lists or tuples.
-            kept: the layers that stay, in ascending order.
+            kept: the layers to keep, in ascending order.
         """
         places = {layer: place for place, layer in enumerate(kept)}
 
@@ -88,7 +88,7 @@ class NumberedLayers:
         return cut((), variables)
 
     def _name(self, key: Any, keys: Keys, places: Mapping[int, int]) -> Any:
-        """Returns the name of an entry among those that stay; None if it goes."""
+        """Returns the new name of an entry; None if its layer is removed."""
         path = leaf_path(keys)
         layer = self.layer_of(path)
         if layer is None:
@@ -101,11 +101,11 @@ class NumberedLayers:
 
 @dataclass(frozen=True)
 class KeptLayers:
-    """Layers of which some stay, and get the first numbers.
+    """Numbered layers, some of which are kept and renumbered from ``start`` on.
 
     Attributes:
-        layers: all of them.
-        kept: those that stay, in ascending order.
+        layers: all layers.
+        kept: the layers to keep, in ascending order.
     """
 
     layers: NumberedLayers
@@ -113,11 +113,11 @@ class KeptLayers:
 
     @property
     def gone(self) -> set[int]:
-        """The layers that go."""
+        """The layers to remove."""
         return {*range(len(self.layers))} - {*self.kept}
 
     def place(self, path: str) -> str | None:
-        """Returns the path that a leaf has then, or None if it goes."""
+        """Returns the new path of a leaf, or None if its layer is removed."""
         layer = self.layers.layer_of(path)
         if layer is None:
             return path
@@ -125,7 +125,7 @@ class KeptLayers:
 
 
 def numbered_layers(paths: Iterable[str]) -> dict[str, NumberedLayers]:
-    """Returns all layers that are called by numbers, by name.
+    """Returns all layers with consecutive numbers in their names, by name without numbers.
 
     Args:
         paths: the paths of all arrays.
@@ -147,11 +147,11 @@ def numbered_layers(paths: Iterable[str]) -> dict[str, NumberedLayers]:
 
 
 def without_numbers(name: str) -> str:
-    """Returns what like arrays, widths and layers have in common: a name without its numbers."""
+    """Returns a name with ``#`` for each number, equal for like arrays, widths and layers."""
     return re.sub(r"\d+", "#", name)
 
 
 def _numbers(path: str) -> Iterator[tuple[str, str]]:
-    """Yields each number that a part of a path ends with, and what stands before it."""
+    """Yields the numbers at the end of parts of a path, each after the text before it."""
     for match in re.finditer(r"(?<!\d)" + _NUMBER.pattern, path):
         yield path[: match.start()], match[0]

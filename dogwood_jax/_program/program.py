@@ -1,4 +1,4 @@
-"""Programs of functions as JAX traces them: ``Program``."""
+"""The program of a function, as JAX traces it: ``Program``."""
 
 import copy
 import itertools
@@ -16,7 +16,7 @@ from dogwood_jax._program.subprograms import computed_by, within
 
 
 def is_product(eqn: Any) -> bool:
-    """Whether an equation multiplies arrays entry by entry, one of them along axes of the other."""
+    """Whether an equation is an elementwise product, with one operand broadcast along the other."""
     if eqn.primitive.name != "dot_general":
         return False
     (summed, _), batch = eqn.params["dimension_numbers"]
@@ -25,7 +25,7 @@ def is_product(eqn: Any) -> bool:
 
 
 def as_product(eqn: Any) -> Any:
-    """Returns the equation as one that runs a product."""
+    """Returns an equation that computes the same elementwise product with ``*``."""
     _, batch = eqn.params["dimension_numbers"]
     (result,) = eqn.outvars
 
@@ -42,14 +42,14 @@ def as_product(eqn: Any) -> Any:
 
 
 class Program:
-    """The program of ``apply(variables, *inputs)``, and what its arguments and results are called.
+    """The program of ``apply(variables, *inputs)``, with the paths of its arguments and results.
 
     Leaves that are not arrays are passed to ``apply`` as they are.
 
     Attributes:
         jaxpr: the program, with its constants.
-        arguments: path and shape of each of its arguments; None for the path of an input.
-        results: path of each of its results.
+        arguments: path and ``jax.ShapeDtypeStruct`` of each argument; an input has the path None.
+        results: path of each result.
         variables: the variables, with a ``jax.ShapeDtypeStruct`` for every array.
         inputs: the inputs, in the same way.
     """
@@ -80,12 +80,12 @@ class Program:
 
     @property
     def paths(self) -> dict[Any, str]:
-        """The path of each array of the variables, by what stands for the array in equations."""
+        """The path of each array of the variables, by its variable in the jaxpr."""
         arguments = zip(self.jaxpr.jaxpr.invars, self.arguments, strict=True)
         return {var: path for var, (path, _) in arguments if path is not None}
 
     def reading_order(self) -> list[str]:
-        """Returns the paths of the arrays that are read, in the order in which they first are."""
+        """Returns the paths of the arrays that the program reads, in the order of first use."""
         paths = self.paths
         read = (atom for eqn in self.jaxpr.jaxpr.eqns for atom in eqn.invars)
         used = (atom for atom in read if not isinstance(atom, jex.Literal) and atom in paths)
@@ -104,7 +104,7 @@ class Program:
         return not self.used.isdisjoint(paths)
 
     def in_order(self, paths: Sequence[str]) -> "Program":
-        """Returns the same program, which takes the arrays at these paths in this order."""
+        """Returns the same program with the arrays at these paths as arguments, in this order."""
         known = self.paths
         taken = {path: var for var, path in known.items()}
         inputs = [var for var in self.jaxpr.jaxpr.invars if var not in known]
@@ -118,7 +118,7 @@ class Program:
         return other
 
     def taking(self, invars: Sequence[Any], eqns: Sequence[Any]) -> "Program":
-        """Returns a program with these of the arguments, and with other equations."""
+        """Returns a program with the same results, but only these arguments and equations."""
         arguments = dict(zip(self.jaxpr.jaxpr.invars, self.arguments, strict=True))
         other = copy.copy(self)
         jaxpr = self.jaxpr.jaxpr.replace(invars=[*invars], eqns=[*eqns])
@@ -130,13 +130,13 @@ class Program:
 def _without_unused(jaxpr: Any, known: dict[int, Any]) -> Any:
     """Returns a program without the equations that no result needs.
 
-    They are there because a function may compute something for its shape alone, such as
-    ``make_causal_mask(x[..., 0])``, and must not fix or split what they read.
+    A function may compute a value only to use its shape, such as ``make_causal_mask(x[..., 0])``.
+    Such equations must not fix or split the dimensions that they read.
 
     Args:
         jaxpr: the program.
-        known: programs inside of equations that were met before, by identity, with what they
-            became: like layers share a program, and go on to share it.
+        known: the inner programs rewritten so far, by the identity of the old ones. Like layers
+            share an inner program, and then share the rewritten one.
     """
     needed = {var for var in jaxpr.outvars if not isinstance(var, jex.Literal)}
     kept = []

@@ -1,6 +1,6 @@
-"""Why a width cannot grow, and what to mind when it does: ``Reason``, a sentence with a kind.
+"""Why a width cannot grow, and notes for growing it: ``Reason``, a sentence with a kind.
 
-People read the sentence. Code asks for the kind, and never looks at the words.
+The sentence is for people. Code reads only the kind.
 """
 
 from typing import Any, Literal
@@ -14,16 +14,16 @@ class Reason(str):
     Attributes:
         kind: one of these, otherwise ``""``:
 
-            - ``"must_stay"``: a number must stay the same, or follow from the size, such as a
+            - ``"must_stay"``: a number must stay the same, or depend on the size, such as a
               constant that scales a sum over the width. The larger model's program shows whether
               it does.
             - ``"silent"``: the weights that feed new units must be zero.
-            - ``"drawn"``: random numbers are drawn along it, which no array makes up for.
+            - ``"drawn"``: random numbers are drawn along it, and no array can compensate for that.
             - ``"picked"``: the largest of its units are picked.
-            - ``"integers"``: weights are small integers, which have no halves.
-            - ``"single"``: an operation repeats or drops its unit because the unit is alone; copies
-              may do the same.
-            - ``"unread"``: nothing reads the array, so only a larger model tells what grows.
+            - ``"integers"``: weights are small integers, which cannot be divided among copies.
+            - ``"single"``: an operation repeats or drops the width's only unit; copies of the unit
+              may have the same effect.
+            - ``"unread"``: nothing reads the array, so only a larger model shows what grows.
     """
 
     kind: ReasonKind
@@ -44,5 +44,5 @@ class Reason(str):
 
 
 def kind_of(reason: str) -> ReasonKind:
-    """Returns the kind of a reason."""
+    """Returns the kind of a reason, or ``""`` for a plain string."""
     return reason.kind if isinstance(reason, Reason) else ""

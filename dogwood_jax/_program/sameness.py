@@ -1,4 +1,4 @@
-"""Which equations do the same: ``Sameness`` gives these the same number."""
+"""Finds equations that do the same: ``Sameness`` gives them equal numbers."""
 
 import hashlib
 from collections.abc import Hashable, Mapping, Sequence
@@ -13,19 +13,19 @@ from dogwood_jax._base.trees import concrete
 
 
 class Sameness:
-    """Numbers equations, whatever variables they read. Equal numbers mean that they do the same.
+    """Gives equal numbers to equations that do the same, regardless of the variables they read.
 
-    Functions among the parameters of equations do not count: they say how to differentiate.
+    Functions among their parameters are not compared: most of them define derivatives.
     """
 
     def __init__(self) -> None:
         self._numbers: dict[Hashable, int] = {}
         self._programs: dict[int, int] = {}
         self._params: dict[Hashable, Hashable] = {}
-        self._held: list[Any] = []  # what is known by its identity must live as long
+        self._held: list[Any] = []  # keeps objects alive that are compared by id()
 
     def equation(self, eqn: Any) -> int:
-        """Returns the number of an equation, whatever variables it reads."""
+        """Returns the number of an equation, regardless of the variables that it reads."""
         operands = tuple(map(self._atom, eqn.invars))
         results = tuple(map(_kind, eqn.outvars))
         return self._number((eqn.primitive, operands, results, self._params_of(eqn.params)))
@@ -70,7 +70,7 @@ class Sameness:
         return self._programs.setdefault(id(jaxpr), self._number(key))
 
     def _plain(self, value: Any) -> Hashable:
-        """Returns something that is equal for equal values and only for these."""
+        """Returns a hashable key of a parameter: equal values have equal keys, others do not."""
         if value is None or isinstance(value, bool | int | str | bytes | type):
             return type(value), value
         if isinstance(value, float):

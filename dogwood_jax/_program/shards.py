@@ -1,9 +1,9 @@
-"""What devices compute together, as a program of one device: ``in_one_program``.
+"""Turns a program for several devices into a program for one device: ``in_one_program``.
 
 Inside of ``shard_map``, a program computes with shards of arrays. The same program with one more
-axis for each axis of the mesh computes with all shards at once: ``jax.vmap`` gives an axis a name,
-and makes sums and reshapes along it of what devices send each other. So shards and collectives need
-no rules of their own, and no devices.
+axis for each axis of the mesh computes with all shards at once: ``jax.vmap`` names these axes, and
+replaces communication between devices by sums and reshapes along them. Shards and collectives
+therefore need no rules of their own, and no devices.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +18,7 @@ from dogwood_jax._base.trees import struct
 from dogwood_jax._program.interpret import called, interpret
 from dogwood_jax._program.subprograms import computed_by
 
-# Begins the name of a value that has axes of a mesh in front; it ends with their number.
+# Prefix of the name of a value whose first axes are axes of a mesh; their number follows.
 _ON_MESH = "axes of a mesh: "
 
 # The names of the mesh axes that split an array, by axis of the array.
@@ -26,9 +26,9 @@ _Split = Mapping[int, Sequence[str]]
 
 
 def in_one_program(eqn: Any) -> Any:
-    """Returns an equation that computes what one of ``shard_map`` does, without a mesh.
+    """Returns an equation without a mesh that computes the same as a ``shard_map`` equation.
 
-    If a shard uses a collective that is not known here, it is the equation of ``shard_map``.
+    Returns the equation itself if a shard uses a collective that is not known here.
     """
     try:
         return computed_by(_of_all_shards(eqn), eqn)
@@ -37,7 +37,7 @@ def in_one_program(eqn: Any) -> Any:
 
 
 def _of_all_shards(eqn: Any) -> Callable[..., list[Any]]:
-    """Returns what an equation of ``shard_map`` computes, as a function without a mesh."""
+    """Returns a function without a mesh that computes the same as a ``shard_map`` equation."""
     params, jaxpr = eqn.params, eqn.params["jaxpr"]
     mesh = params["mesh"]
     auto = params.get("auto", frozenset())  # before JAX 0.7
@@ -58,7 +58,7 @@ def _of_all_shards(eqn: Any) -> Callable[..., list[Any]]:
 
 
 def mesh_axes(name: str) -> int:
-    """Returns how many axes of a mesh a value of this name has in front."""
+    """Returns the number of mesh axes that come first in a value of this name."""
     return int(name.removeprefix(_ON_MESH)) if name.startswith(_ON_MESH) else 0
 
 
@@ -74,7 +74,7 @@ def _names(split: _Split) -> set[str]:
 
 
 def _divided(array: Any, split: _Split, axes: Mapping[str, int]) -> Any:
-    """Returns an array with an axis in front for each axis of the mesh that splits it."""
+    """Returns an array with one more leading axis for each axis of the mesh that splits it."""
     shape: list[int] = []
     where: dict[str, int] = {}
     for axis, size in enumerate(array.shape):
@@ -91,7 +91,7 @@ def _divided(array: Any, split: _Split, axes: Mapping[str, int]) -> Any:
 
 
 def _joined(array: Any, split: _Split, axes: Mapping[str, int]) -> Any:
-    """Returns the array whose shards these are; all devices have the same, unless it is split."""
+    """Joins shards into one array; along mesh axes that do not split it, all shards are equal."""
     for axis, name in reversed([*enumerate(axes)]):
         if name not in _names(split):
             array = jax.lax.index_in_dim(array, 0, axis, keepdims=False)
@@ -111,7 +111,7 @@ def _joined(array: Any, split: _Split, axes: Mapping[str, int]) -> Any:
 
 
 def _run(jaxpr: Any, consts: Sequence[Any], arrays: Sequence[Any]) -> list[Any]:
-    """Runs the program of a shard, whose equations no longer name the mesh."""
+    """Runs the program of a shard without the mesh."""
 
     def constant(array: Any, aval: Any) -> Any:
         return jnp.asarray(array, aval.dtype)
@@ -138,7 +138,7 @@ def _equation(eqn: Any, operands: list[Any]) -> Sequence[Any]:
 
 
 def _rerun(value: Any) -> Any:
-    """Returns a parameter with other programs, if it holds some, for the body of a loop."""
+    """Returns a parameter whose programs, such as the body of a loop, run without the mesh."""
     if isinstance(value, tuple | list) and not hasattr(value, "_fields"):
         return type(value)(map(_rerun, value))
     if not isinstance(value, jex.ClosedJaxpr):
@@ -151,7 +151,7 @@ def _rerun(value: Any) -> Any:
 
 
 def _mesh_axes_of(params: Mapping[str, Any]) -> list[str]:
-    """Returns the axes of the mesh that an equation names."""
+    """Returns the names of mesh axes among an equation's parameters."""
     if params.get("axis_index_groups") is not None:
         raise NotImplementedError("axis_index_groups")
     named = params.get("axis_name", params.get("axes", ()))
@@ -178,7 +178,7 @@ def _all_gather(operands: list[Any], params: Mapping[str, Any]) -> list[Any]:
 
 
 def _ppermute(operands: list[Any], params: Mapping[str, Any]) -> list[Any]:
-    """What a device that receives nothing has is zero; JAX only knows whole permutations here."""
+    """A device that receives nothing gets zeros; JAX takes only full permutations here."""
     (axis,) = _mesh_axes_of(params)
     size = jax.lax.psum(1, axis)  # type: ignore[no-untyped-call]
     given = dict(params["perm"])
@@ -191,11 +191,11 @@ def _ppermute(operands: list[Any], params: Mapping[str, Any]) -> list[Any]:
     return [jnp.where(receives, a, jnp.zeros_like(a)) for a in moved]
 
 
-# What only says which devices have the same.
+# Primitives that only declare where values lie, or which devices have equal values.
 _SAME = frozenset(("pvary", "pbroadcast", "pcast", "reshard", "mesh_cast", "sharding_constraint"))
-# What JAX computes along an axis with a name.
+# Collectives that JAX computes along a named axis.
 _BY_JAX = frozenset(("all_to_all", "reduce_scatter", "axis_index", "psum"))
-# What it computes only on a mesh, or in part.
+# Collectives that JAX computes only on a mesh, or only for some arguments.
 _COLLECTIVES: dict[str, Callable[[list[Any], Mapping[str, Any]], list[Any]]] = {
     "psum_invariant": _psum,
     "pmax": _reduced(jnp.max),

@@ -1,4 +1,4 @@
-"""Programs inside of equations, and what is in a program with all programs in it."""
+"""Finds and rewrites programs inside of equations, and lists what a program contains."""
 
 from collections.abc import Callable, Iterator, Sequence
 from math import prod
@@ -11,17 +11,17 @@ import jax.numpy as jnp
 from dogwood_jax._base.trees import struct
 from dogwood_jax._program.primitives.record import PRIMITIVES
 
-# An equation and those that run it, by identity, see ``key_of``.
+# The ``id`` of an equation and of the equations that run it, see ``key_of``.
 Key = tuple[int, ...]
 
 
 def within(eqn: Any, rewritten: Callable[[Any], Any], known: dict[int, Any]) -> Any:
-    """Returns an equation with other programs among its parameters.
+    """Returns an equation whose inner programs are rewritten.
 
     Args:
         eqn: the equation.
-        rewritten: takes a program and returns what becomes of it, the same object for no change.
-        known: what became of programs that were met before, by identity.
+        rewritten: takes a program and returns the new one, or the same object for no change.
+        known: the new programs of the programs rewritten so far, by the ``id`` of the old ones.
     """
     if not any(map(has_program, eqn.params.values())):
         return eqn
@@ -53,7 +53,7 @@ _SEVERAL = tuple, list
 
 
 def has_program(value: Any) -> bool:
-    """Whether an equation's parameter is a program or holds some."""
+    """Whether an equation's parameter is a program or holds programs."""
     if isinstance(value, _SEVERAL):
         return any(isinstance(item, _PROGRAMS) for item in value)
     return isinstance(value, _PROGRAMS)
@@ -84,7 +84,7 @@ def equations(jaxpr: Any) -> Iterator[Any]:
 
 
 def key_of(eqn: Any, callers: Sequence[Any]) -> Key:
-    """Returns what tells an equation from others, and from itself where others run it."""
+    """Returns a key of an equation, different for each chain of equations that runs it."""
     return (*map(id, callers), id(eqn))
 
 
@@ -107,7 +107,7 @@ def every_constant(jaxpr: jex.ClosedJaxpr, take: Callable[[Any, Any], None]) -> 
 
 
 def numbers_of(jaxpr: jex.ClosedJaxpr) -> list[float]:
-    """Returns the numbers of floats that a program computes with, in its order."""
+    """Returns the scalar floats among a program's constants, in a fixed order."""
     found: list[float] = []
 
     def constant(array: Any, aval: Any) -> None:
@@ -119,7 +119,7 @@ def numbers_of(jaxpr: jex.ClosedJaxpr) -> list[float]:
 
 
 def scan_counts(eqn: Any) -> tuple[int, int]:
-    """Returns how many operands of a scan are constants, and how many are its state."""
+    """Returns the number of constants and the number of carried values of a scan's operands."""
     if "num_consts" in eqn.params:
         return eqn.params["num_consts"], eqn.params["num_carry"]
     consts, carry, _ = eqn.params["ft_in"].unpack()  # jax 0.12 and later
@@ -127,7 +127,7 @@ def scan_counts(eqn: Any) -> tuple[int, int]:
 
 
 def computed_by(function: Callable[..., Any], eqn: Any) -> Any:
-    """Returns an equation that runs a function in the place of another equation."""
+    """Returns an equation that runs a function instead of what ``eqn`` computes."""
     operands = [struct(atom.aval.shape, atom.aval.dtype) for atom in eqn.invars]
     results = [struct(var.aval.shape, var.aval.dtype) for var in eqn.outvars]
     program = jax.make_jaxpr(function)(*operands)
@@ -140,7 +140,7 @@ def computed_by(function: Callable[..., Any], eqn: Any) -> Any:
 
 
 def entries(jaxpr: Any) -> Iterator[int]:
-    """Yields how many entries each array of a program has."""
+    """Yields the number of entries of each array of a program."""
     for eqn in equations(jaxpr.jaxpr):
         for var in eqn.outvars:
             yield prod(getattr(var.aval, "shape", ()))

@@ -1,8 +1,8 @@
-"""What is known of every value while a program is traced: ``Value`` and ``Trace``.
+"""Facts about every value while a program is traced: ``Value`` and ``Trace``.
 
-A value has symbolic dimensions. If it is made of parameters alone, it also says along which axes of
-which leaves its own axes lie. So a contraction marks weights that read units, and weights that make
-them.
+A value has symbolic dimensions. If it depends on parameters only, it also records which axes of
+which leaves lie along its own axes. With these, a contraction marks weights that read units, and
+weights that produce units.
 """
 
 import itertools
@@ -35,13 +35,13 @@ class LeafAxis(NamedTuple):
 Along = tuple[LeafAxis, ...]
 T = TypeVar("T")
 
-# What a new entry of an array should be where nothing else decides: a kernel or embedding is
-# drawn from an initializer, a bias or running mean starts at zero, a scale or variance at one.
+# The default for new entries of an array: kernels and embeddings are drawn from an initializer,
+# biases and running means start at zero, scales and variances at one.
 Kind = Literal["random", "zeros", "ones"]
 
 
-# Ways of using a leaf. If a leaf is used in several ways, the highest number decides on its new
-# entries.
+# Ways of using a leaf. If a leaf is used in several ways, the way with the highest number decides
+# how its new entries are filled.
 _RANK: dict[str, int] = {"": 0, "add": 1, "multiply": 2, "index": 3, "positive": 4, "contract": 5}
 KIND_OF_USE: dict[str, Kind] = {
     "": "zeros",
@@ -60,25 +60,25 @@ _NONE = frozenset[int]()
 class Value:
     """An array of the program.
 
-    Thousands are made for a network, so a value is not frozen, because frozen ones are slow to
-    make. Rules leave values as they are; ``but`` makes others.
+    A network has thousands of values. They are not frozen, because frozen dataclasses are slow to
+    create. Rules never change a value; ``but`` returns a changed copy.
 
     Attributes:
         dims: its dimensions.
         origin: ``"constant"``, ``"parameter"`` (nothing but parameters and constants) or
             ``"data"`` (depends on the inputs).
-        along: for each axis, the axes of leaves that lie along it, if it is made of parameters; of
-            data, those of the parameter that it was just looked up in or multiplied by.
-        number: the number that all its entries are, if known.
-        index: whether its integers come straight from an input, perhaps cast to integers, or count
-            positions from zero. If they name units, as those of argmax do, it is the dimension of
-            these units.
-        wrapped: the same of its integers plus or less a number.
-        leaves: the leaves a parameter is made of.
+        along: for each axis of a parameter, the axes of leaves that lie along it. For data: the
+            axes of the parameter in which it was just looked up, or which it was multiplied by.
+        number: the number that all its entries are equal to, if known.
+        index: whether its integers come directly from an input, perhaps by a cast, or count
+            positions from zero. If they are indices of units, such as those from argmax, the
+            dimension of these units.
+        wrapped: the same for integers to which a number was added.
+        leaves: the leaves from which a parameter is computed.
         one_hot: axes along which it has a one at an index, and zeros elsewhere.
         weighted: axes along which it is the product of two arrays.
-        contracted: dimensions that a product with weights was last summed over.
-        summed: dimensions that it was last summed over without weights.
+        contracted: dimensions over which the last sum of products ran.
+        summed: dimensions over which the last plain sum ran.
     """
 
     dims: tuple[Dim, ...]
@@ -94,7 +94,7 @@ class Value:
     summed: tuple[Dim, ...] = ()
 
     def but(self, **changes: Any) -> "Value":
-        """Returns a value that differs in these attributes, as ``dataclasses.replace`` does."""
+        """Returns a copy with these attributes changed, like ``dataclasses.replace``."""
         attributes = [*_attributes(self)]
         for name, attribute in changes.items():
             attributes[_PLACES[name]] = attribute
@@ -115,7 +115,7 @@ _attributes = operator.attrgetter(*_PLACES)
 
 @dataclass
 class Use:
-    """How a leaf is used: what its random entries look like, and when it was first read."""
+    """How a leaf is used: its fan-in and fan-out for random entries, and its first read."""
 
     leaf: int
     how: str = ""
@@ -124,22 +124,22 @@ class Use:
     fan_out: set[int] = field(default_factory=set)
 
     def count_fans(self, value: Value, fan_in: Iterable[int], fan_out: Iterable[int]) -> None:
-        """Notes which axes of the leaf make its fan-in and fan-out, as axes of a value it makes."""
+        """Records the leaf's fan-in and fan-out axes, given as axes of a value made of it."""
         for axes, fan in ((fan_in, self.fan_in), (fan_out, self.fan_out)):
             for axis in axes:
                 fan.update(at.axis for at in value.along_axis(axis) if at.leaf == self.leaf)
 
 
 class Step(NamedTuple):
-    """An equation as it was read.
+    """An equation with the values of its operands and results.
 
     Attributes:
         eqn: the equation.
         callers: the equations that run it.
-        operands: the values it takes, whose dimensions say which sizes belong together.
-        results: the values it makes.
-        inside: what was read of the programs inside it, in this order.
-        times: how often it runs, by the lengths of the loops around it.
+        operands: the values of its operands; equal dimensions must have the same size.
+        results: the values of its results.
+        inside: the readings of the programs inside it, in the order of their reading.
+        times: how often it runs: the product of the lengths of all scans around it.
     """
 
     eqn: Any
@@ -156,20 +156,20 @@ class Step(NamedTuple):
 
     @property
     def key(self) -> Key:
-        """What tells it from other steps."""
+        """A key that distinguishes it from all other steps."""
         return key_of(self.eqn, self.callers)
 
     @property
     def axes(self) -> Axes | None:
-        """Which axes of operands and result are the same; None if that is not known."""
+        """The names of axes, equal for equal axes of operands and result; None if unknown."""
         shapes = [[dim.size for dim in value.dims] for value in (*self.operands, self.results[0])]
         return axes_of(self.name, self.eqn.params, shapes[:-1], shapes[-1])
 
 
 class Reading:
-    """A program as it was read: the value of each of its variables.
+    """The values of all variables of a program.
 
-    Steps are made when they are asked for, because objects that stay are slow to make.
+    Steps are created on demand, because it is slow to create and keep them all.
 
     Args:
         jaxpr: the program.
@@ -178,7 +178,7 @@ class Reading:
     Attributes:
         jaxpr: the program.
         known: the value of each variable.
-        inside: by the identity of an equation, what was read of the programs inside it.
+        inside: for each equation, by its ``id``, the readings of the programs inside it.
     """
 
     def __init__(self, jaxpr: Any, times: int) -> None:
@@ -187,7 +187,7 @@ class Reading:
         self.inside: dict[int, list[Reading]] = {}
 
     def steps(self, callers: tuple[Any, ...] = ()) -> Iterator[Step]:
-        """Yields the steps of the program, without those inside of them.
+        """Yields the steps of the program, without the steps of programs inside of it.
 
         Args:
             callers: the equations that run the program.
@@ -211,11 +211,11 @@ class Reading:
     def flat(
         self, callers: tuple[Any, ...] = (), names: Collection[str] | None = None
     ) -> Iterator[Step]:
-        """Yields all steps, those inside of another one before it.
+        """Yields all steps; steps inside of another step come before it.
 
         Args:
             callers: the equations that run the program.
-            names: those of the primitives that are asked for; None for all.
+            names: names of the primitives whose steps are yielded; None for all.
         """
         for eqn in self.jaxpr.eqns:
             for inner in self.inside.get(id(eqn), ()):
@@ -225,10 +225,10 @@ class Reading:
 
 
 def constant(array: Any, aval: Any) -> Value:
-    """Returns what is known of a constant: its dimensions, and the number that all entries are."""
+    """Returns the value of a constant, with its ``number`` if all entries are equal."""
     dims = tuple(Dim(n) for n in aval.shape)
     dtype = getattr(array, "dtype", np.dtype(float))
-    if jnp.issubdtype(dtype, jax.dtypes.extended):  # a key, and what is drawn with it never changes
+    if jnp.issubdtype(dtype, jax.dtypes.extended):  # a key; draws with it never change
         return Value(dims, "constant")
     array = concrete(array)
     if array is None:
@@ -236,7 +236,7 @@ def constant(array: Any, aval: Any) -> Value:
     if not dims and array.dtype.kind != "c":  # most constants; the NumPy calls below are slow
         number = float(array)
         return Value((), "constant", number=number)
-    if not np.iscomplexobj(array):  # bfloat16 and the like are no numbers to NumPy
+    if not np.iscomplexobj(array):  # NumPy does not take bfloat16 for a number
         array = array.astype(np.result_type(array, float) if array.dtype.kind in "biuf" else float)
     is_one = array.size and not np.iscomplexobj(array)
     is_one = is_one and (array.min() == array.max() or np.isnan(array).all())
@@ -248,13 +248,13 @@ Mark = tuple[LeafAxis, Dim]
 
 
 class Trace:
-    """What a program does with its parameters, collected while its equations are read."""
+    """Facts about how a program uses its parameters, collected while its equations are read."""
 
     def __init__(self) -> None:
-        self.inputs: list[Dim] = []  # of the network's inputs
+        self.inputs: list[Dim] = []  # of all inputs of the network
         self.arguments: list[Value] = []  # the inputs
-        self.programs: list[Reading] = []  # the programs read so far, from outside
-        self.times = 1  # how often the equation that is read runs
+        self.programs: list[Reading] = []  # programs read at the current level
+        self.times = 1  # how often the current equation runs
         self.uses: dict[int, Use] = {}
         # Where units are read: the leaf is contracted over them.
         self.read: list[Mark] = []
@@ -263,7 +263,7 @@ class Trace:
         # For each leaf, the axes whose units it produces first. A gradient in the program may use
         # the leaf again and produce units along other axes.
         self.first: dict[int, frozenset[int]] = {}
-        # Along which a leaf is looked up or stacked, so that no units are made there.
+        # Where a leaf is looked up or stacked: no units are produced there.
         self.aside: list[Mark] = []
         self.quantized: set[int] = set()  # leaves of small integers
         self.split_off: list[SplitOff] = []
@@ -271,18 +271,18 @@ class Trace:
 
     @property
     def program(self) -> Reading:
-        """The program, once it was read."""
+        """The values of the whole program, once it was read."""
         (reading,) = self.programs
         return reading
 
     @property
     def steps(self) -> Iterator[Step]:
-        """All steps of the program that compute something, in its order."""
+        """All steps but plain calls, such as ``jit``: these only run the steps inside of them."""
         every = self.program.flat()
         return (step for step in every if not step.inside or primitive(step.name).runs)
 
     def use(self, value: Value, how: str) -> list[Use]:
-        """Notes that data meets a parameter."""
+        """Records a use of a parameter, and returns the uses of its leaves."""
         if value.origin != "parameter":
             return []
         uses = []
@@ -295,11 +295,11 @@ class Trace:
         return uses
 
     def contract(self, value: Value, axis: int) -> None:
-        """Notes that weights are contracted over an axis, and so read the units along it."""
+        """Records that weights are contracted over an axis: they read the units along it."""
         self.read += marks(value, axis)
 
     def produce(self, value: Value, axes: Iterable[int] | None = None) -> None:
-        """Notes that the units along axes of a parameter are produced by the rest of it."""
+        """Records that the rest of a parameter produces the units along some axes, or along all."""
         axes = range(value.ndim) if axes is None else axes
         found = [mark for axis in axes for mark in marks(value, axis)]
         self.produced += found
@@ -307,18 +307,18 @@ class Trace:
             self.first[leaf] = frozenset(at.axis for at, _ in found if at.leaf == leaf)
 
     def join(self, value: Value, how: str) -> None:
-        """Notes that a value becomes part of the data: if a parameter, all of it is used."""
+        """Records that a parameter becomes part of the data, with the units along all its axes."""
         if value.origin == "parameter":
             self.use(value, how)
             self.produce(value)
 
     def set_aside(self, value: Value, axis: int) -> None:
-        """Notes that a parameter is looked up or stacked along an axis."""
+        """Records that a parameter is looked up or stacked along an axis."""
         self.aside += marks(value, axis)
 
 
 def joined(several: Iterable[tuple[T, ...]]) -> tuple[T, ...]:
-    """Returns what any of several tuples holds; one of them, if the others are empty."""
+    """Returns the entries of several tuples in order, without duplicates."""
     found = [*filter(None, several)]
     return found[0] if len(found) == 1 else tuple(dict.fromkeys(itertools.chain(*found)))
 

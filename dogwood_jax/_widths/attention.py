@@ -1,4 +1,4 @@
-"""What the widths of attention are called: ``label_attention``; its ``keys_and_values``.
+"""Labels the widths of attention: ``label_attention``; finds its ``keys_and_values``.
 
 Attention is found by its two contractions of activations. The first makes scores. The second
 contracts the scores, perhaps after a softmax, with a third activation:
@@ -14,15 +14,15 @@ from dogwood_jax._program.values import Step, Trace, Value
 from dogwood_jax._widths.roles import Roles
 
 HEADS = ("heads", "kv_heads", "groups")
-# Of queries and keys, and of values where these have a dimension of their own.
+# The dimension of queries and keys, and that of values if it is separate.
 HEAD_DIM, VALUE_DIM = "head_dim", "value_dim"
 
 
 def label_attention(trace: Trace, roles: Roles) -> None:
-    """Labels heads and the dimensions of heads, as far as weights make them.
+    """Labels heads and the dimensions of heads, if weights produce them.
 
-    Where several heads of queries share one of keys and values, these are ``kv_heads``, and how
-    many share one are ``groups``.
+    If several query heads share one head of keys and values, the shared heads are ``kv_heads``,
+    and the query heads of each are ``groups``.
     """
     made = _made_by_weights(trace, roles)
     for first, second, scores in _pairs(trace):
@@ -31,7 +31,7 @@ def label_attention(trace: Trace, roles: Roles) -> None:
         )
         shared = heads & made & {*first.batch}
         groups = heads & made - shared
-        if shared and groups:  # several queries look at one key
+        if shared and groups:  # several query heads share a key head
             found = {"kv_heads": shared, "groups": groups}
         else:
             found = {"heads": heads & made}
@@ -42,9 +42,9 @@ def label_attention(trace: Trace, roles: Roles) -> None:
 
 
 def keys_and_values(trace: Trace) -> Iterator[tuple[Step, Sequence[Value]]]:
-    """Yields what may be keys, and the values of each attention, with the step that contracts it.
+    """Yields the possible keys and the values of each attention, with the steps that contract them.
 
-    Where a text looks at itself, dimensions do not tell keys from queries.
+    In self-attention, dimensions do not distinguish keys from queries.
     """
     for first, second, scores in _pairs(trace):
         summed = {*second.contracted}
@@ -55,7 +55,7 @@ def keys_and_values(trace: Trace) -> Iterator[tuple[Step, Sequence[Value]]]:
 
 
 def _pairs(trace: Trace) -> Iterator[tuple["_Contraction", "_Contraction", int]]:
-    """Yields the contractions of each attention, and which operand of the second the scores are."""
+    """Yields both contractions of each attention, and the place of scores in the second one."""
     known: dict[Sequence[int], _Contraction] = {}
     steps = trace.program.flat(names=("dot_general",))
     contractions = (_Contraction.of(step) for step in steps if _is_of_activations(step))
@@ -68,7 +68,7 @@ def _pairs(trace: Trace) -> Iterator[tuple["_Contraction", "_Contraction", int]]
 
 
 class _Contraction(NamedTuple):
-    """A contraction of two activations: its dimensions, taken apart into atoms."""
+    """A contraction of two activations, with its dimensions split into atoms."""
 
     step: Step
     batch: tuple[Dim, ...]
@@ -100,14 +100,14 @@ def _labels(
     other: Sequence[Dim],
     made: set[Dim],
 ) -> tuple[set[Dim], set[Dim], set[Dim]]:
-    """Returns the dimensions that count heads, those of a head's keys, and those of its values."""
+    """Returns the dimensions that count heads, the dimensions of keys, and those of values."""
     free = {*first.free[0], *first.free[1]}
     if {*first.contracted} & made:
         if not (free - made) & {*second.contracted}:
             return set(), set(), set()  # no sum over positions of keys: a gradient, not attention
-        # Heads that share a key or a value are no batch axis there.
+        # Heads that share a key or a value are not a batch axis of that contraction.
         heads = {*first.batch, *free} & {*second.batch, *second.contracted, *scored}
-        # Values that have been through the output's weights have no dimensions of a head left.
+        # Values after the output's weights no longer have head dimensions.
         values = set() if heads & made & {*second.contracted} else {*other}
         return heads, {*first.contracted}, values - heads
     heads = {*first.batch} & {*second.batch}
@@ -115,7 +115,7 @@ def _labels(
 
 
 def _made_by_weights(trace: Trace, roles: Roles) -> set[Dim]:
-    """Returns the hidden dimensions that a layer's weights produce, unlike positions."""
+    """Returns the hidden dimensions that weights of layers produce, unlike positions."""
     return {
         spot.atom
         for (leaf, _), spots in roles.spots.items()

@@ -19,16 +19,16 @@ Role = Literal["incoming", "outgoing", "both"]
 
 @dataclass(frozen=True)
 class Units:
-    """The units of one width, one after another.
+    """The consecutive units of one width.
 
     Attributes:
         width: name of the width.
-        size: how many units it has.
+        size: number of its units.
         role: ``"incoming"`` if the rest of the array feeds the unit, ``"outgoing"`` if the unit
             feeds the units of the other axes, ``"both"`` for arrays used in both ways.
         produced: whether the rest of the array really makes an incoming unit. It does not if the
             axis counts layers or rows of a table, for example. Such an axis does not decide how
-            entries are filled in that are new along another axis, too.
+            entries are filled that are also new along another axis.
     """
 
     width: str
@@ -38,10 +38,10 @@ class Units:
 
     @property
     def rank(self) -> int:
-        """Where entries are new along several axes, the units of the highest rank decide.
+        """The rank of these units: where entries are new along several axes, the highest decides.
 
-        A weight from a new unit into another new unit belongs to the second one: it is filled in
-        like all incoming weights of that unit.
+        A weight from a new unit to another new unit belongs to the second unit: it is filled like
+        all incoming weights of that unit.
         """
         return 1 if self.role != "incoming" else 2 if self.produced else 0
 
@@ -97,12 +97,12 @@ def spread(layout: Layout) -> Iterator[tuple[Units, np.ndarray]]:
 
 
 def units_along(layout: Layout, width: str, roles: Collection[str]) -> np.ndarray:
-    """Returns which unit of a width each position of an axis belongs to, or -1.
+    """Returns the unit of a width to which each position of an axis belongs, or -1.
 
     Args:
         layout: how the axis is laid out.
         width: name of the width.
-        roles: the roles in which its units count.
+        roles: units in other roles are ignored.
     """
     found = np.full(size_of(layout), -1)
     for units, along in spread(layout):

@@ -1,4 +1,4 @@
-"""From dimensions to widths: every width gets a name, every axis its layout."""
+"""Turns dimensions into widths with names, and axes into layouts."""
 
 import itertools
 from collections import Counter
@@ -14,13 +14,13 @@ from dogwood_jax._widths.layout import Concat, Layout, Product, Units
 from dogwood_jax._widths.roles import Roles, Spot
 from dogwood_jax._widths.widths import Leaf
 
-# What libraries call the one kernel of a layer.
+# Names that libraries give to the only kernel of a layer.
 _KERNELS = ("kernel", "weight", "w")
 _COLLECTIONS = ("params", "batch_stats")
 
 
 def names_of(leaves: dict[str, Value], roles: Roles, trace: Trace) -> dict[Dim, str]:
-    """Returns the name of each width, by its dimension, and notes what only its place tells."""
+    """Returns the name of each width by its dimension, after adding labels and notes."""
     paths = list(leaves)
     _fix_units_that_no_array_makes(roles)
     label_attention(trace, roles)
@@ -85,7 +85,7 @@ def _fix_units_that_no_array_makes(roles: Roles) -> None:
 
 
 def _label_groups(roles: Roles) -> None:
-    """Labels groups of units that are normalized each by itself, as by GroupNorm."""
+    """Labels groups of units that are normalized separately, such as in GroupNorm."""
     for place, spots in roles.spots.items():
         atoms = [spot.atom for spot in spots]
         if roles.dims[place].root.kind == "product" and len(atoms) == 2:
@@ -96,7 +96,7 @@ def _label_groups(roles: Roles) -> None:
 
 
 def _note_factors_of_size_1(trace: Trace) -> None:
-    """Notes where the larger model could have more heads, or more groups, in the same shapes."""
+    """Adds notes where a larger model could have more heads or groups with the same shapes."""
     noted: set[Dim] = set()
     for split in trace.split_off:
         labels = {atom.label for dim in split.beside for atom in _dims.atoms(dim)}
@@ -104,9 +104,9 @@ def _note_factors_of_size_1(trace: Trace) -> None:
             has_heads = atom.label in HEADS or (
                 atom.label in (HEAD_DIM, VALUE_DIM) and labels.isdisjoint(HEADS)
             )
-            # A repeated 1 only fits the axes of another array, as in squeeze and excitation.
+            # A repeated 1 only fits axes to another array, such as in squeeze-and-excitation.
             is_repeated = _dims.REPEATED in split.one.root.fixed
-            # The gradient of a repeated array is summed over the 1, too, but there it comes first.
+            # The gradient of a repeated array is also summed over a 1, which then comes first.
             is_summed = split.is_last and split.one.root.summed
             has_groups = (atom.summed or is_summed) and not is_repeated
             if has_heads or has_groups:
@@ -119,12 +119,12 @@ def _note_factors_of_size_1(trace: Trace) -> None:
 
 
 def _note_scores_of_one_unit(atoms: Iterable[Dim]) -> None:
-    """Notes where scores may be scaled by 1 / sqrt(head_dim), which is 1."""
+    """Adds notes where scores may be scaled by 1 / sqrt(head_dim), which is 1."""
     for atom in atoms:
         if atom.size == 1 and atom.bilinear and not atom.summed:
             note = (
-                "activations are contracted over a single unit, so it does not show whether they "
-                "are scaled by how many there are: pass target_apply="
+                "activations are contracted over a single unit, so the program does not show "
+                "whether they are scaled by the number of units: pass target_apply="
             )
             atom.note(Reason(note, "must_stay"))
 
@@ -132,8 +132,8 @@ def _note_scores_of_one_unit(atoms: Iterable[Dim]) -> None:
 def _names(paths: list[str], roles: Roles, trace: Trace) -> dict[Dim, str]:
     """Names every width by the module that first produces it.
 
-    If some kernel of the module has no part in the width, as in the parameters of a whole block,
-    the name says which array produces it.
+    If a kernel of the module lacks the width, as in the parameters of a whole block, the name
+    contains the array that produces it.
     """
     places: dict[Dim, list[Spot]] = {}
     for spots in roles.spots.values():
@@ -149,7 +149,7 @@ def _names(paths: list[str], roles: Roles, trace: Trace) -> dict[Dim, str]:
     names: dict[Dim, str] = {}
     taken: set[str] = set()
     best = {atom: min(spots, key=rank) for atom, spots in places.items()}
-    # A module that produces one width gives it its name.
+    # A module that produces only one width gives its name to it.
     produced = Counter(
         (leaf, level)
         for spots in places.values()
@@ -157,7 +157,7 @@ def _names(paths: list[str], roles: Roles, trace: Trace) -> dict[Dim, str]:
     )
     kernels: dict[str, set[int]] = {}
     for index, axis in roles.dims:
-        if axis:  # biases and scales are of the same layer as their kernel
+        if axis:  # biases and scales belong to the layer of their kernel
             kernels.setdefault(module_of(paths[index]), set()).add(index)
     for atom in sorted(places, key=lambda atom: rank(best[atom])):
         spot = best[atom]
@@ -165,7 +165,7 @@ def _names(paths: list[str], roles: Roles, trace: Trace) -> dict[Dim, str]:
         module = module_of(path) or path.removeprefix("params/")
         level = roles.produces(spot)
         alone = level and produced[spot.leaf, level] == 1
-        # A width that counts layers is named after the module that all these layers are in.
+        # A width that counts layers is named after the module that contains all of them.
         modules = {module_of(paths[s.leaf]) for s in places[atom]} if atom.label == "layers" else ()
         owner = "/".join(_common([m.split("/") for m in modules])) or module
         within = [s.atom for s in roles.spots[spot.leaf, spot.axis]]
@@ -191,7 +191,7 @@ def _names(paths: list[str], roles: Roles, trace: Trace) -> dict[Dim, str]:
 
 
 def _first_free(choices: Iterable[str], taken: set[str]) -> str:
-    """Returns the first name that is not taken, and takes it."""
+    """Returns the first name that is not taken, and adds it to the taken names."""
     name = next(choice for choice in choices if choice not in taken)
     taken.add(name)
     return name
@@ -204,7 +204,7 @@ def _common(paths: Sequence[Sequence[str]]) -> list[str]:
 
 
 def label_of(atom: Dim) -> str:
-    """Returns what the units are; nothing for positions of an input, which are no heads."""
+    """Returns the label of units; empty for positions of an input, which are not heads."""
     return atom.label or "" if atom.label == "vocab" or not atom.interface else ""
 
 
@@ -215,6 +215,6 @@ def module_of(path: str) -> str:
 
 
 def inside_of(path: str) -> str:
-    """Returns a path without the collection that it begins with."""
+    """Returns a path without its leading collection."""
     collection, _, rest = path.partition("/")
     return rest if collection in _COLLECTIONS and rest else path

@@ -1,7 +1,7 @@
-"""Which weights of a network read units, and the role of every width along every axis.
+"""Finds the weights that read units, and the role of every width along every axis: ``Roles``.
 
-Arrays of small integers, as quantized weights are, have no role to play: they stay as they are
-while other arrays beside them are trained, and their new entries are zeros.
+Arrays of small integers, such as quantized weights, are not trained: they stay as they are while
+other arrays are trained, and their new entries are zeros.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,7 +17,7 @@ from dogwood_jax._widths.layout import Role
 
 
 class Spot(NamedTuple):
-    """One place where the units of a dimension without structure lie: on an axis, from a start."""
+    """The place of a dimension without structure along an axis of a leaf, from ``start`` on."""
 
     leaf: int
     axis: int
@@ -43,16 +43,16 @@ def spots_along(leaf: int, axis: int, dim: Dim) -> list[Spot]:
 class Roles:
     """The role of every dimension without structure along every axis of every leaf.
 
-    Weights are outgoing where they are contracted over the units. These are marks of the structure:
-    whether outputs stay with zeros there is evaluated.
+    Weights are outgoing where they are contracted over the units. Roles only describe structure: an
+    evaluation decides whether zeros there keep the outputs.
 
     Args:
-        trace: what was learned of the program.
+        trace: the facts about the program.
         leaves: the dimensions of each leaf.
 
     Attributes:
         dims: the dimension along every axis of every leaf, spread out.
-        spots: the spots along it.
+        spots: the spots along every axis of every leaf.
     """
 
     def __init__(self, trace: Trace, leaves: Sequence[Sequence[Dim]]) -> None:
@@ -73,15 +73,15 @@ class Roles:
         return "incoming"
 
     def is_produced(self, spot: Spot) -> bool:
-        """Whether the rest of the leaf feeds these units, in the first place.
+        """Whether the leaf, in its first use, produces these units.
 
-        Then this axis decides on entries that are new along another axis, too.
+        If so, this axis decides how entries are filled that are also new along another axis.
         """
         first = spot.axis in self._trace.first.get(spot.leaf, ())
         return first and spot in self._produced and spot not in self._aside
 
     def produces(self, spot: Spot) -> int:
-        """Whether the rest of the leaf feeds these units: 2 for surely, 1 for perhaps."""
+        """Returns 2 if the leaf certainly produces these units, 1 if it may do so, 0 if not."""
         if spot in self._aside or self.of(spot) == "outgoing":
             return 0
         return 2 if self.is_produced(spot) else 1
@@ -98,16 +98,16 @@ _ZEROS = Reason(
     "new entries of arrays of small integers are zeros, so other arrays must feed its new units",
     "silent",
 )
-_NOT_SHARED = Reason("small integers cannot be shared out among copies", "integers")
+_NOT_SHARED = Reason("small integers cannot be divided among copies", "integers")
 
 
 def is_quantized(dtype: Any) -> bool:
-    """Whether arrays of a dtype are taken for quantized weights: ``int8``, ``int4`` and so on."""
+    """Whether arrays of a dtype are treated as quantized weights, such as ``int8`` and ``int4``."""
     return bool(jnp.issubdtype(dtype, np.signedinteger)) and jnp.dtype(dtype).itemsize == 1
 
 
 def note_quantized(roles: Roles, trace: Trace) -> None:
-    """Notes what is special of the dimensions of small integers."""
+    """Adds notes to the dimensions of quantized arrays."""
     for spots in roles.spots.values():
         for spot in spots:
             if spot.leaf in trace.quantized:

@@ -1,4 +1,4 @@
-"""Find every width of a network by tracing it: ``trace``.
+"""Finds every width of a network by tracing it: ``trace``.
 
 The network is turned into a jaxpr from shapes alone. Its equations are read one by one
 (``_program/primitives/reading``) with symbolic dimensions. Then ``roles`` decides which weights are
@@ -58,10 +58,10 @@ def trace(
     """Finds every width of a network: which axes of which arrays index the same units.
 
     The program of ``apply(variables, *inputs)`` is read, not run: no array is allocated and no
-    value is looked at. ``apply`` may be written with any library. Each width is listed with every
-    place where it occurs. If a width cannot grow, or no way is known that keeps outputs, the reason
-    is given. What is said to be growable is a proposal: ``plan`` evaluates a growth before it
-    accepts it.
+    value is read. ``apply`` may be written with any library. Each width is listed with every place
+    where it occurs. If a width cannot grow, or no way to grow it that keeps outputs is known, the
+    reason is listed. A growable width is a proposal: ``plan`` evaluates a growth before it accepts
+    it.
 
     Args:
         apply: any traceable function of a pytree of variables and inputs, such as a Flax module's
@@ -71,20 +71,20 @@ def trace(
         *inputs: pytrees of arrays or ``jax.ShapeDtypeStruct``; anything else in them, such as
             booleans and None, is passed to ``apply`` as it is.
         fix: places ``(path, axis)`` that must not grow for reasons the program does not show.
-        tie: pairs of places that index the same units though the program does not show it.
-        kernels: functions of JAX that are read and evaluated in the place of what cannot be read,
-            such as ``{"pallas_call": reference}``. A key is the name of a primitive, or that of one
-            Pallas kernel, foreign function, callback or function under ``jax.jit``, which goes
-            first. A reference takes the operands of the equation as arrays, and returns arrays of
-            the same shapes and dtypes as its results. What is promised of a growth is then promised
-            with references in the place of kernels, also in the larger model.
+        tie: pairs of places that index the same units although the program does not show it.
+        kernels: JAX functions that are read and evaluated instead of operations that cannot be
+            read, such as ``{"pallas_call": reference}``. A key is the name of a primitive, or of
+            one Pallas kernel, foreign function, callback or function under ``jax.jit``, which takes
+            precedence. A reference takes the operands of the equation as arrays, and returns arrays
+            with the shapes and dtypes of its results. The promises of a growth then hold for
+            networks that use references instead of kernels, also for the larger model.
 
     Returns:
         The widths by name. Dimensions of inputs and outputs are widths too, marked ``interface``.
 
     Raises:
-        TypeError: if ``apply`` is no function of the variables and these inputs, ``variables`` are
-            no pytree of arrays, ``fix`` or ``tie`` is no list, or ``kernels`` holds no functions.
+        TypeError: if ``apply`` does not take the variables and these inputs, ``variables`` is not a
+            pytree of arrays, ``fix`` or ``tie`` is not a list, or ``kernels`` holds no functions.
         ValueError: if ``fix`` or ``tie`` names a place that does not exist, or ties axes of
             different sizes; or if a function of ``kernels`` does not fit an equation.
 
@@ -100,7 +100,7 @@ def trace(
           -> up/kernel[1]
           <- down/kernel[0]
 
-        A function outside of JAX, and one of JAX that computes the same:
+        A function outside of JAX, and a JAX function that computes the same:
 
         >>> import numpy as np
         >>> def outside(params, x):
@@ -115,8 +115,8 @@ def trace(
     assert network is not None
     if unread := _unread(network.traced.program):
         warnings.warn(
-            f"trace: apply reads nothing of {', '.join(unread)}, as a function does that closes "
-            "over other variables; only a larger model tells how these arrays grow",
+            f"trace: apply does not read {', '.join(unread)}; it may close over other variables. "
+            "Only a larger model shows how these arrays grow",
             stacklevel=3,
         )
     return widths
@@ -130,7 +130,7 @@ def read_network(
     tie: Iterable[tuple[Place, Place]] = (),
     kernels: Kernels | None = None,
 ) -> Widths:
-    """Returns what ``trace`` does, without its warnings."""
+    """Returns the same widths as ``trace``, without its warnings."""
     expect(_CALL, apply=(FUNCTION, apply), variables=(TREE, variables))
     expect_given("trace", kernels=(KERNELS, kernels))
     expect_call(_CALL, "apply", apply, variables, *inputs)
@@ -140,8 +140,8 @@ def read_network(
         program = Program(apply, variables, inputs)
     if (paths := {*program.paths.values()}) and not program.uses(paths):
         raise ValueError(
-            f"{_CALL}: let apply use the variables that it is called with. It reads none of its "
-            f"{len(paths)} arrays, as a function does that closes over others: "
+            f"{_CALL}: apply must use the variables that it is called with. It reads none of their "
+            f"{len(paths)} arrays, perhaps because it closes over other variables, as in "
             "`lambda v, x: model.apply(variables, x)`"
         )
     traced, widths = read_program(program, fixed, tied)
@@ -153,7 +153,7 @@ def read_network(
 def read_program(
     program: Program, fixed: Sequence[Place] = (), tied: Sequence[tuple[Place, Place]] = ()
 ) -> tuple["Traced", Widths]:
-    """Returns what a program says, and the widths that follow from it."""
+    """Returns a traced program and its widths."""
     traced = Traced(program)
     _override(traced.leaves, fixed, tied)
     _attach_unread(traced.leaves, traced.trace, program)
@@ -165,7 +165,7 @@ def _widths_of(leaves: dict[str, Value], trace: Trace) -> Widths:
 
     Args:
         leaves: its arrays, with symbolic dimensions.
-        trace: what its equations say of them.
+        trace: the facts that its equations show about them.
     """
     roles = Roles(trace, [value.dims for value in leaves.values()])
     made = (value for reading in trace.program.every() for value in reading.known.values())
@@ -187,14 +187,14 @@ def _widths_of(leaves: dict[str, Value], trace: Trace) -> Widths:
 
 
 class Traced:
-    """A traced network: its leaves with symbolic dimensions, and what its equations say of them.
+    """A traced network: its leaves with symbolic dimensions, and facts about them.
 
     Args:
         program: the network's program.
 
     Attributes:
         program: the program.
-        trace: what its equations say.
+        trace: the facts that its equations show.
         leaves: the arrays among its variables, by path.
         outputs: its outputs, by path, without those that mirror variables.
     """
@@ -233,7 +233,7 @@ class Traced:
 
     @cached_property
     def layers(self) -> LikeLayers | None:
-        """Its like layers, if units lie in each as they do where only a few layers are left."""
+        """Its like layers; None unless a program with only a few of them has the same layouts."""
         layers = find_like_layers(self.program)
         if layers is None:
             return None
@@ -241,14 +241,14 @@ class Traced:
         return layers if all(_lie_alike(few[path], self.leaves[path]) for path in few) else None
 
     def keeping(self, layers: LikeLayers, kept: tuple[int, ...]) -> "Traced":
-        """Returns what is learned of the program without all of its like layers but some."""
+        """Returns the traced program with only some of its like layers."""
         if kept not in self._few:
             self._few[kept], _ = read_program(layers.keeping(self.program, kept))
         return self._few[kept]
 
 
 def _lie_alike(one: Value, other: Value) -> bool:
-    """Whether units lie alike along the axes of two arrays."""
+    """Whether the axes of two arrays are made of parts of the same sizes."""
     sizes = (
         [[spot.atom.size for spot in spots_along(0, 0, spread_out(dim))] for dim in value.dims]
         for value in (one, other)
@@ -287,7 +287,7 @@ def _input(struct: jax.ShapeDtypeStruct) -> Value:
 
 
 def _listed(name: str, given: Iterable[Any], one: str) -> tuple[Any, ...]:
-    """Returns what a caller listed, after checking that it is a list."""
+    """Returns a caller's list as a tuple, after checking that it is a list."""
     if isinstance(given, str | Mapping) or not isinstance(given, Iterable):
         raise TypeError(f"trace: {name} must be a list, [{one}, ...], got {given!r}")
     return tuple(given)
@@ -300,12 +300,12 @@ def _override(
 
     def dim_at(place: Place) -> Dim | None:
         if not _is_place(place):
-            problems.append(f"{place!r}: is no place (path, axis)")
+            problems.append(f"{place!r}: is not a place (path, axis)")
             return None
         path, axis = place
         names = [p for p in leaves if p == path] or [p for p in leaves if p.endswith(f"/{path}")]
         if len(names) > 1:
-            problems.append(f"{path!r} may be any of {names}: say which")
+            problems.append(f"{path!r} fits several arrays: pass one of {names}")
             return None
         if not names:
             problems.append(no_such("array", path, leaves))
@@ -325,7 +325,7 @@ def _override(
             dim.fix("fixed by the caller")
     for pair in tie:
         if not (isinstance(pair, Sequence) and len(pair) == 2):
-            problems.append(f"tie: {pair!r}: is no pair of places")
+            problems.append(f"tie: {pair!r}: is not a pair of places")
             continue
         one, other = pair
         a, b = dim_at(one), dim_at(other)
@@ -347,7 +347,7 @@ def _is_place(place: object) -> bool:
 
 
 def _unread(program: Program) -> list[str]:
-    """Returns the arrays that are never read and have no size in common with those beside them."""
+    """Returns unread arrays that have no size in common with the read arrays of their module."""
     read = program.used
     beside: dict[str, set[int]] = {}
     for path, array in program.arguments:
@@ -361,15 +361,15 @@ def _unread(program: Program) -> list[str]:
     ]
 
 
-_UNREAD = "{} is never read, so nothing but a larger model tells which units lie along its axis {}"
+_UNREAD = "{} is never read, so only a larger model shows which units lie along its axis {}"
 
 
 def _attach_unread(leaves: dict[str, Value], trace: Trace, program: Program) -> None:
     """Ties arrays that are never read to arrays of the same shape beside them.
 
     A module's variables grow with the module, even if this mode of the network does not read them.
-    In training, for example, a BatchNorm does not read its running mean. Which units others belong
-    to is known from a larger model's arrays alone.
+    In training, for example, a BatchNorm does not read its running mean. For other unread arrays,
+    only a larger model's arrays show to which units they belong.
     """
     read: dict[str, list[Dim]] = {}
     used = program.used

@@ -26,7 +26,7 @@ from dogwood_jax._program.like_layers import LikeLayers
 from dogwood_jax._program.values import Kind
 from dogwood_jax._widths.layout import Concat, Layout, Product, Role, Units, size_of, units_of
 
-# How much of a network a printed table tells.
+# Upper limits on lines and names in a printed table.
 _MOST_LINES = 12
 _MOST_NAMES = 6
 
@@ -71,22 +71,22 @@ class Recipe:
 
     Attributes:
         powers: paths of arrays and the powers of the ratio that multiply their old entries. The
-            ratio is new / old; of units that repeat the width, the share of those that are copies,
-            (new // old) * old / new.
-        blank: paths of arrays whose new entries are as in a new network instead of zero, or the
-            mean of the others.
+            ratio is new / old; if new units repeat old ones, it is the share of units that are
+            copies, (new // old) * old / new.
+        blank: paths of arrays whose new entries are filled as in a new network, instead of with
+            zeros or with the mean of the others.
         copies: paths of arrays and the powers of the number of copies of a unit, new // old, that
-            multiply their old entries, too.
-        offsets: paths of arrays that are read as a number plus the array, as 1 + scale, and the
-            numbers. Here powers multiply the sum.
-        parts: paths of fused arrays and powers as in ``powers``, but only of the entries along
-            the width's units, beside those of other widths, and if it has several roles there,
-            along the units that are not incoming, such as the keys of ``q | k | v``.
+            also multiply their old entries.
+        offsets: paths of arrays that the network adds to a number, such as 1 + scale, and these
+            numbers. For these arrays, powers multiply the sum.
+        parts: paths of fused arrays and powers, as in ``powers``. Only entries along the width's
+            own units are multiplied. If the width has several roles in the array, only entries
+            along units that are not incoming are, such as the keys of ``q | k | v``.
         zeros: paths of arrays and roles, ``"incoming"`` or ``"outgoing"``: in these roles, their
-            entries for units that are no copies are zero.
+            entries for units that are not copies are zero.
         weighed: paths of arrays that write units, and the paths of the arrays that scale these
-            units one by one, as LayerScale does. For units that are no copies, the former have
-            means that are weighed by the latter, and the latter the mean of their absolute values.
+            units one by one, such as LayerScale. For units that are not copies, the former get
+            means weighted by the latter, and the latter get the mean of their absolute values.
     """
 
     powers: tuple[tuple[str, float], ...] = ()
@@ -104,17 +104,17 @@ class Width:
 
     Attributes:
         name: the module that produces the units, ``"dense_1"``, or the array, ``"blocks/fc"``, if
-            the module has kernels that the width is no part of.
-        size: how many units there are.
+            the module has kernels without this width.
+        size: number of units.
         occurrences: every place where they appear.
         interface: whether the width is also a dimension of an input or output.
         fixed: why the width cannot grow, or None.
         notes: what a caller should know before growing it.
-        inside: the width each of whose units becomes as many as this one has; None for a width that
-            the network's arrays show by themselves. It has one unit before the growth.
-        label: what its units are, where its name says so: ``"heads"``, ``"kv_heads"``,
-            ``"groups"``, ``"head_dim"`` or the like; else empty.
-        whole: all widths of the network. They have no part in comparisons.
+        inside: the width whose units are each divided into the units of this width, which has one
+            unit before the growth; None for a width that the network's arrays show directly.
+        label: the kind of its units, if known, such as ``"heads"``, ``"kv_heads"``, ``"groups"`` or
+            ``"head_dim"``; otherwise empty.
+        whole: all widths of the network. Comparisons ignore it.
     """
 
     name: str
@@ -129,7 +129,7 @@ class Width:
 
     @property
     def status(self) -> str:
-        """``"growable"``, or what stands in the way, in a few words."""
+        """``"growable"``, ``"interface"``, or ``"fixed: "`` with the reason."""
         if self.fixed:
             return f"fixed: {self.fixed}"
         kinds = ["interface"] if self.interface else []
@@ -148,11 +148,11 @@ class Leaf:
 
     Attributes:
         path: path of the array.
-        shape: its shape today.
+        shape: its shape before a growth.
         axes: one layout for each axis.
-        kind: what its new entries are where the growth leaves them free.
+        kind: the initial values of new entries that the growth leaves free.
         fan_in: axes whose sizes multiply to the fan-in of random entries.
-        fan_out: axes whose sizes multiply to their fan-out.
+        fan_out: axes whose sizes multiply to the fan-out of random entries.
     """
 
     path: str
@@ -165,7 +165,7 @@ class Leaf:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a width besides where it occurs."""
+    """The properties of a width except its occurrences, see ``Width``."""
 
     size: int
     interface: bool = False
@@ -183,9 +183,9 @@ class Network:
         apply: the function of variables and inputs.
         variables: its variables, with a ``jax.ShapeDtypeStruct`` for every array.
         inputs: the inputs, in the same way.
-        traced: what was learned of its program.
-        leaves_out: whether like layers may be left out where it is evaluated.
-        found: what silences widths, by name, as far as it was asked, see ``silenced``.
+        traced: its traced program.
+        leaves_out: whether evaluations may leave like layers out.
+        found: a cache of the zeros that silence widths, by name.
     """
 
     apply: Callable[..., Any]
@@ -197,11 +197,11 @@ class Network:
 
     @property
     def layers(self) -> LikeLayers | None:
-        """Its like layers, if they are so many that leaving them out is worth it."""
+        """Its like layers, if there are enough of them to leave some out."""
         return self.traced.layers if self.leaves_out else None
 
     def random_inputs(self, key: jax.Array) -> tuple[Any, ...]:
-        """Returns inputs with random numbers for the arrays of floats and small integers."""
+        """Returns random inputs: normal floats, and zeros and ones for integers and booleans."""
 
         def one(leaf: Any) -> Any:
             if not isinstance(leaf, jax.ShapeDtypeStruct):
@@ -225,9 +225,9 @@ class Widths(Mapping[str, Width]):
     Attributes:
         leaves: the arrays in which widths occur, with the layout of each axis.
         facts: name and properties of each width, in the order of the table.
-        network: the function that was traced. It has no part in comparisons and is not pickled.
-        is_saved: whether these are the widths of a traced network from a file or a pickle, which
-            hold no function. It has no part in comparisons.
+        network: the function that was traced. Comparisons ignore it, and it is not pickled.
+        is_saved: whether the widths of a traced network were loaded from a file or a pickle, which
+            holds no function. Comparisons ignore it.
     """
 
     leaves: tuple[Leaf, ...]
@@ -271,7 +271,7 @@ class Widths(Mapping[str, Width]):
         except KeyError:
             raise KeyError(no_such("width", name, self._widths)) from None
 
-    def __contains__(self, name: object) -> bool:  # without a search for names like it
+    def __contains__(self, name: object) -> bool:  # without a search for close names
         return name in self._widths
 
     def __iter__(self) -> Iterator[str]:
@@ -293,15 +293,15 @@ class Widths(Mapping[str, Width]):
             interface: whether a dimension of an input or output can grow, too.
 
         Raises:
-            KeyError: if there is no such array, or several widths occur in it, or an axis of it is
-                a product or a concatenation of the width, or a grid of places.
+            KeyError: if there is no such array, or not exactly one of its widths can grow, or a
+                composite axis contains this width or a spatial dimension.
         """
         leaf = self.leaf(path)
         names = dict.fromkeys(u.width for layout in leaf.axes for u in units_of(layout))
         may = {name for name in names if interface or not self[name].interface}
         inner = [name for name in names if name in may and not self[name].fixed]
-        # Where a width is one factor of an axis, a size would not be that of the axis. Beside a
-        # grid of places, the size may be that of the grid, such as 196 positions.
+        # If a width is one factor of an axis, its size is not that of the axis. If a composite axis
+        # holds spatial positions, a size may be meant for these, such as 196 positions.
         parts = [u for x in leaf.axes if not isinstance(x, Units) for u in units_of(x)]
         is_unclear = any(u.width in inner or SPATIAL in (self[u.width].fixed or "") for u in parts)
         if len(inner) != 1 or is_unclear:
@@ -310,7 +310,7 @@ class Widths(Mapping[str, Width]):
         return self[inner[0]]
 
     def leaves_at(self, path: str) -> list[Leaf]:
-        """Returns the array at a path, or those at it behind some collection (``params/``)."""
+        """Returns the array at a path, or all arrays at it in any collection (``params/``)."""
         if (leaf := self._by_path.get(path)) is not None:
             return [leaf]
         return [leaf for leaf in self.leaves if leaf.path.endswith(f"/{path}")]
@@ -327,7 +327,9 @@ class Widths(Mapping[str, Width]):
         """
         found = self.leaves_at(path)
         if len(found) > 1:
-            raise KeyError(f"{path!r} may be any of {[leaf.path for leaf in found]}: say which")
+            raise KeyError(
+                f"{path!r} fits several arrays: pass one of {[leaf.path for leaf in found]}"
+            )
         if not found:
             raise KeyError(no_such("array", path, [leaf.path for leaf in self.leaves]))
         return found[0]
@@ -353,7 +355,7 @@ class Widths(Mapping[str, Width]):
         """
         leaf = self.leaf(path)
         if not is_integer(axis):
-            raise KeyError(f"an axis of {leaf.path} is an integer, not {axis!r}")
+            raise KeyError(f"an axis of {leaf.path} must be an integer, got {axis!r}")
         if not -len(leaf.axes) <= axis < len(leaf.axes):
             raise KeyError(f"{leaf.path} has shape {leaf.shape}, so no axis {axis}")
         names = dict.fromkeys(units.width for units in units_of(leaf.axes[axis]))
@@ -405,14 +407,14 @@ def no_such(what: str, name: object, names: Mapping[str, object] | list[str]) ->
     if not isinstance(name, str):
         return f"no {what} is called {described(name)}; there are {choices[:10]}"
     parts = [choice for choice in choices if choice.startswith(f"{name}[")]
-    if isinstance(names, Mapping):  # widths that are fixed are no choice
+    if isinstance(names, Mapping):  # without fixed widths
         parts = [part for part in parts if not getattr(names[part], "fixed", None)]
     close = parts or difflib.get_close_matches(name, choices, n=3, cutoff=0.4) or choices[:10]
     return f"no {what} {name!r}; the closest are {close}" if close else f"no {what} {name!r}"
 
 
 def _rows(widths: Iterable[Width]) -> list[tuple[str, ...]]:
-    """Returns the rows of a table; widths that repeated layers have alike share one."""
+    """Returns the rows of a table; like widths of repeated layers share a row."""
     rows = ((w.name, str(w.size), "\n".join(_places(w)), w.status) for w in widths)
     return [
         (*cells, status if len(members) == 1 else f"{len(members)} widths, each {status}")
@@ -421,7 +423,7 @@ def _rows(widths: Iterable[Width]) -> list[tuple[str, ...]]:
 
 
 def _legend(text: str) -> list[str]:
-    """Returns a line that says what the marks in a table mean, as far as they occur."""
+    """Returns a line that explains the marks that occur in a table, or nothing."""
     axes = re.findall(r"\[(\d+(\.)?)", text)
     occur = {"[": bool(axes), ".": any(dot for _, dot in axes)}
     found = [meaning for mark, meaning in _MARKS if occur.get(mark, mark in text)]
@@ -429,7 +431,7 @@ def _legend(text: str) -> list[str]:
 
 
 def _places(width: Width) -> list[str]:
-    """Returns the lines of a table that say where a width occurs."""
+    """Returns the lines of a table that list the occurrences of a width."""
     module = width.name.partition("[")[0]
     texts = ((*str(o).split(" ", 1), o.path) for o in width.occurrences)
     places = merged(

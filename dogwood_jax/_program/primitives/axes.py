@@ -1,11 +1,11 @@
 """Which axes of operands and results are the same: ``Axes``.
 
 Axes have names, as in ``einsum("bk,kn->bn")``. An axis of the result lies along all axes of
-operands that have a name in common with it. A name that only operands have is summed over, unless
-it is ``"#"``: along such an axis, entries are chosen.
+operands that share a name with it. An operand axis whose name the result lacks is summed over. If
+its name is ``"#"``, entries are chosen along it instead.
 
-An axis may have two names. In a convolution of groups, the input features are summed over within a
-group, and their groups are those of the output features.
+An axis may have two names. In a grouped convolution, input features are summed over within each
+group, and their groups are the groups of the output features.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,14 +27,14 @@ class Axes(NamedTuple):
     result: tuple[Names, ...]
 
     def sources(self, axis: int) -> Iterator[tuple[int, int]]:
-        """Yields the operands along which an axis of the result lies, each with its axis."""
+        """Yields the axes of operands along which an axis of the result lies: (operand, axis)."""
         for place, names in enumerate(self.operands):
             for own, name in enumerate(names):
                 if name & self.result[axis]:
                     yield place, own
 
     def summed(self, place: int) -> list[int]:
-        """Returns the axes of an operand that the result lacks."""
+        """Returns the axes of an operand that are summed over."""
         kept = frozenset[str]({"#"}).union(*self.result)
         return [axis for axis, names in enumerate(self.operands[place]) if not names & kept]
 

@@ -51,10 +51,10 @@ class _Reshaped(Primitive):
     def axes(
         self, params: Mapping[str, Any], operands: Sequence[Shape], result: Shape
     ) -> Axes | None:
-        """Axes of size 1 come and go. If axes become one or several, nothing is known of them."""
+        """Axes of size 1 may be added or dropped. Returns None if axes are merged or split."""
         order = params.get("dimensions")
         if order is None or len(order) != len(operands[0]) or "new_sizes" not in params:
-            order = range(len(operands[0]))  # of ``squeeze``, they are those that go
+            order = range(len(operands[0]))  # for ``squeeze``, the axes to drop
         long = [axis for axis in order if operands[0][axis] != 1]
         if [operands[0][axis] for axis in long] != [size for size in result if size != 1]:
             return None
@@ -110,7 +110,7 @@ class _Reshape(_Reshaped):
 
     def resized(self, step: Step, operands: list[Any], size_of: SizeOf) -> Mapping[str, Any]:
         new = shape_out(step, size_of)
-        if prod(new) != prod(operands[0].shape):  # JAX does not look
+        if prod(new) != prod(operands[0].shape):  # JAX does not check it
             raise CannotResize(f"reshape of {operands[0].shape} to {new}")
         return {"new_sizes": new}
 
@@ -120,7 +120,7 @@ class _Broadcast(Primitive):
     keeps = linear = True
 
     def axes(self, params: Mapping[str, Any], operands: Sequence[Shape], result: Shape) -> Axes:
-        """An axis of size 1 that becomes longer is another one."""
+        """An axis of size 1 that becomes longer gets a new name."""
         places = params["broadcast_dimensions"]
         new = [f"new {axis}" for axis in range(len(result))]
         for axis, (place, size) in enumerate(zip(places, operands[0])):
@@ -147,7 +147,7 @@ class _Reverse(Primitive):
     def read(self, trace: Trace, eqn: Any, x: Value) -> list[Value]:
         for axis in eqn.params["dimensions"]:
             x.dims[axis].fix("it is reversed, so appended units would come first")
-        return [x.but()]  # a new value, because its entries are not those of x
+        return [x.but()]  # a new value, because its entries are in another order
 
     def evaluate(self, a: Any, *, dimensions: Any, **_: Any) -> Any:
         return np.flip(a, dimensions)
@@ -184,7 +184,7 @@ class _Slice(Primitive):
                 x = sliced(x, axis, start, limit - start)
             elif n % stride == 0 and start < stride and limit > n - stride + start:
                 rows, within = _dims.reshape([dim], [n // stride, stride])
-                within.fix("every so many units are taken from it by a strided slice")
+                within.fix("a strided slice takes only one of its units")
                 x = with_axis(x, axis, rows)
             else:
                 dim.fix("a strided slice takes units from it")
@@ -286,7 +286,7 @@ class _Stack(Primitive):
 
 
 def _joined(trace: Trace, values: Sequence[Value], axis: int, along: Dim) -> Value:
-    """Returns values one after another along an axis, their other axes unified."""
+    """Concatenates values along an axis, and unifies their other axes."""
     origin = origin_of(values)
     dims = list(values[0].dims)
     dims[axis] = along
@@ -349,7 +349,7 @@ class _Pad(Primitive):
 
 
 def padded(a: Any, value: Any, padding_config: Any) -> Any:
-    """Returns an array with entries before, between and after its entries along each axis."""
+    """Pads an array before, between and after its entries along each axis, or crops it."""
     for axis, (low, high, inner) in enumerate(padding_config):
         if low == high == inner == 0:
             continue

@@ -1,4 +1,4 @@
-"""Loops and branches. What runs programs in them stands in each loop over programs."""
+"""Loops and branches: how they are read. Code that evaluates programs runs them itself."""
 
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -41,7 +41,7 @@ class _Scan(Primitive):
 
 
 class _Loop(Sides):
-    """Of ``while``: that it runs its body."""
+    """The only side of ``while``: it runs its body."""
 
     def count(self, eqn: Any) -> int:
         return 1
@@ -80,12 +80,12 @@ def _enter(
     operands: Sequence[Value],
     kept: Collection[int],
 ) -> list[Value]:
-    """Returns what is known of a loop's state in every iteration: its dimensions.
+    """Returns the values of a loop's state that hold in every iteration: their dimensions.
 
     Args:
-        trace: what is noted of the program.
+        trace: collects facts about the program.
         state: the state before the first iteration.
-        operands: all that the loop takes.
+        operands: all operands of the loop.
         kept: places of values that no iteration changes, such as weights.
     """
     entered = []
@@ -98,7 +98,7 @@ def _enter(
 
 
 def _kept(jaxpr: Any, before: int, count: int) -> set[int]:
-    """Returns the places of a loop's state that an iteration hands on as they are."""
+    """Returns the places of values in a loop's state that no iteration changes."""
     taken = jaxpr.invars[before : before + count]
     pairs = zip(taken, jaxpr.outvars, strict=False)
     return {place for place, (old, new) in enumerate(pairs) if old is new}
@@ -111,7 +111,7 @@ def _any_iteration(value: Value, operands: Sequence[Value]) -> Value:
 
 
 def _close(trace: Trace, before: Sequence[Value], after: Sequence[Value]) -> list[Value]:
-    """Unifies a loop's state before and after an iteration; returns it after the loop."""
+    """Unifies a loop's state before and after an iteration; returns the state after the loop."""
     found = []
     for old, new in zip(before, after, strict=True):
         if old is new:
@@ -135,7 +135,7 @@ class _Cond(Primitive):
 
 
 def _chosen(trace: Trace, which: Value, cases: Sequence[Value]) -> Value:
-    """Returns what is known of a result, whichever branch runs."""
+    """Returns the value of a result that holds for every branch."""
     first, origin = cases[0], origin_of((*cases, which))
     are_weights = all(case.origin == "parameter" for case in cases)
     for case in cases:

@@ -1,4 +1,4 @@
-"""Functions of single entries: units stay units."""
+"""Elementwise functions: units stay units."""
 
 from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
@@ -19,10 +19,10 @@ Indices = tuple[bool | Dim, bool | Dim]
 
 
 class OfEntries(Primitive):
-    """A function of single entries.
+    """An elementwise function.
 
     Args:
-        function: computes it for arrays of NumPy; JAX does without it.
+        function: the NumPy function; None to use JAX.
         **facts: attributes of ``Primitive``.
     """
 
@@ -35,7 +35,7 @@ class OfEntries(Primitive):
         vars(self).update(facts)
 
     def axes(self, params: Mapping[str, Any], operands: Sequence[Shape], result: Shape) -> Axes:
-        """An axis of size 1 beside a longer one has no name in common with it."""
+        """An axis of size 1 that is broadcast shares no name with the longer axis."""
         names = [f"{axis}" for axis in range(len(result))]
         return Axes(
             tuple(
@@ -53,7 +53,7 @@ class OfEntries(Primitive):
             known["index"], known["wrapped"] = self.indices(eqn, values)
         if self.takes == 1:
             x = values[0]
-            if x.ndim != len(shape):  # a bitcast to smaller elements adds an axis
+            if x.ndim != len(shape):  # a bitcast to a smaller dtype adds an axis
                 return unknown(trace, eqn, *values)
             if self.pole or eqn.params.get("y", 1) < 0:
                 trace.use(x, "positive")
@@ -76,19 +76,19 @@ class OfEntries(Primitive):
         return [mixed(values, dims, **known)] * len(eqn.outvars)
 
     def number(self, eqn: Any, numbers: Sequence[float | None]) -> float | None:
-        """Returns the number that all entries of the result are, if it is known."""
+        """Returns the number that all entries of the result are equal to, or None if unknown."""
         known = [number for number in numbers if number is not None]
         return folded(eqn, known) if len(known) == len(numbers) else None
 
     def indices(self, eqn: Any, values: Sequence[Value]) -> Indices:
-        """Returns what integers that are computed of indices still are, see ``Value``."""
+        """Returns ``Value.index`` and ``Value.wrapped`` of a result computed from indices."""
         return False, False
 
 
 def _aligned(shape: Sequence[int], values: Sequence[Value]) -> tuple[Dim, ...]:
     """Unifies operands axis by axis, and returns the result's dimensions.
 
-    An axis of size 1 beside a longer one is broadcast: it has no part in the result's axis.
+    An axis of size 1 that is broadcast to a longer one is not unified with the result's axis.
     """
     dims, arrays = [], [value.dims for value in values if value.dims]
     for axis, size in enumerate(shape):
@@ -106,10 +106,10 @@ def _aligned(shape: Sequence[int], values: Sequence[Value]) -> tuple[Dim, ...]:
 
 
 def _sums(values: Sequence[Value], *, is_sum: bool) -> dict[str, Any]:
-    """Returns what a constant may belong to that scales the result, see ``Value``.
+    """Returns the sums on whose sizes a constant that scales the result may depend, see ``Value``.
 
-    If a sum meets other data, the constant scales both and says nothing of the sum alone, unless
-    both are scores: 1 / sqrt(head_dim) also scales (q + u) @ k + (q + v) @ positions.
+    If a sum is combined with other data, the constant scales both and does not depend on the sum
+    alone, unless both are scores: 1 / sqrt(head_dim) also scales (q + u) @ k + (q + v) @ positions.
     """
     data = [v for v in values if v.origin == "data"]
     alone = [v for v in values if len(data) < 2 and (v.origin != "constant" or not data)]
@@ -121,9 +121,9 @@ def _sums(values: Sequence[Value], *, is_sum: bool) -> dict[str, Any]:
 
 
 def folded(eqn: Any, numbers: Sequence[float]) -> float | None:
-    """Returns the number that a function of single entries makes of numbers.
+    """Returns the result of an elementwise function of numbers.
 
-    It is None where that is not known, or is no real number.
+    Returns None if the result is unknown or not a real number.
     """
     record = PRIMITIVES[eqn.primitive.name]
     if record.evaluate is None or record.takes_equation:
@@ -136,7 +136,7 @@ def folded(eqn: Any, numbers: Sequence[float]) -> float | None:
                 for number, dtype in zip(numbers, dtypes, strict=True)
             )
             found = record.evaluate(*operands, **eqn.params)
-        except (ArithmeticError, TypeError, ValueError):  # as of small integers
+        except (ArithmeticError, TypeError, ValueError):  # from small integers, for example
             return None
     return None if np.iscomplexobj(found) else float(found)
 
@@ -145,7 +145,7 @@ def folded(eqn: Any, numbers: Sequence[float]) -> float | None:
 
 
 def _special(name: str) -> Callable[..., Any]:
-    """A function of SciPy, which JAX depends on, imported when it is first needed."""
+    """Returns a SciPy function; SciPy, which JAX requires, is imported at the first call."""
 
     def run(*operands: Any, **_: Any) -> Any:
         import scipy.special  # type: ignore[import-untyped]
@@ -226,7 +226,7 @@ class _Bitcast(OfEntries):
     takes_equation = True
 
     def evaluate(self, eqn: Any, a: Any) -> Any:
-        """The bits of numbers in the program's own dtype, as the generators of JAX look at them."""
+        """Reads the bits of numbers in the program's own dtype, as JAX's generators do."""
         dtype, new = eqn.invars[0].aval.dtype, eqn.params["new_dtype"]
         found = np.asarray(a, dtype).view(new)
         return found.astype(np.float64) if jnp.issubdtype(new, jnp.floating) else found
@@ -252,7 +252,7 @@ class _Cast(OfEntries):
         return a.astype(kind)
 
     def number(self, eqn: Any, numbers: Sequence[float | None]) -> float | None:
-        """Integers have no fraction."""
+        """A cast to integers drops the fraction."""
         (number,), dtype = numbers, eqn.params["new_dtype"]
         if number is None or jnp.issubdtype(dtype, jnp.inexact):
             return number
@@ -291,7 +291,7 @@ PRIMITIVES |= dict.fromkeys(
 @describes("name")
 class _Name(_Same):
     def read(self, trace: Trace, eqn: Any, *values: Value) -> list[Value]:
-        """A name says nothing, unless it says that a value has axes of a mesh in front."""
+        """Ignores names, except those of values whose first axes are axes of a mesh."""
         (x,) = values
         for dim in x.dims[: mesh_axes(eqn.params["name"])]:
             dim.fix(DEVICES)
@@ -302,11 +302,11 @@ class _Name(_Same):
 
 
 class _Clipped(OfEntries):
-    """A function of indices and numbers whose results are indices, if one number keeps zero.
+    """A function of an index and a number; the result is an index if the number keeps zero.
 
     Args:
-        function: computes it.
-        keeps_zero: whether zero stays zero beside a number.
+        function: the NumPy function.
+        keeps_zero: whether the result for zero and a number is zero, as in ``max(0, -1)``.
         **facts: attributes of ``Primitive``.
     """
 
@@ -320,23 +320,23 @@ class _Clipped(OfEntries):
         self._keeps_zero = keeps_zero
 
     def keeps_zero(self, other: Value) -> bool:
-        """Whether zero stays zero beside this number."""
+        """Whether the result for zero and this value is zero; False if its number is unknown."""
         return other.number is not None and self._keeps_zero(other.number)
 
     def indices(self, eqn: Any, values: Sequence[Value]) -> Indices:
         pairs = (values, values[::-1])
         indexed = next((a.index for a, b in pairs if b.number is not None), False)
-        # max(index, 0) leaves indices within their range
+        # max(index, 0) keeps indices within their range
         is_clipped = sum(not self.keeps_zero(value) for value in values) == 1
         # jnp adds the length of an axis to negative indices. The results are still indices.
         return indexed if is_clipped else False, indexed if self.wraps else False
 
 
 class _Extreme(Sides):
-    """Of ``max`` and ``min``: either operand.
+    """The sides of ``max`` and ``min``: either operand.
 
     Args:
-        wins: compares two operands, and says where the first one is the result.
+        wins: compares two operands; true where the first one is the result.
     """
 
     def __init__(self, wins: Any) -> None:
@@ -344,7 +344,7 @@ class _Extreme(Sides):
 
     def taken(self, *operands: Any) -> set[int]:
         a, b = operands
-        if any(np.ndim(one) == 0 and np.isinf(one) for one in (a, b)):  # where a maximum begins
+        if any(np.ndim(one) == 0 and np.isinf(one) for one in (a, b)):  # the start of a maximum
             return {0, 1}
         sides = (self._wins(a, b), self._wins(b, a))
         return {side for side, holds in enumerate(sides) if np.any(holds)}
@@ -359,10 +359,10 @@ _MIN = _Clipped(np.minimum, lambda number: number >= 0, sides=_Extreme(np.less))
 
 
 class _ZeroProduct(Sides):
-    """Of ``mul``: an operand that is zero, and is made one."""
+    """The sides of ``mul``: operands that are not all zero; a side is forced by ones."""
 
     def taken(self, *operands: Any) -> set[int]:
-        sides = (np.abs(one) > 0 for one in operands)  # not where an id is out of range
+        sides = (np.abs(one) > 0 for one in operands)  # false for NaN: an id out of range
         return {side for side, holds in enumerate(sides) if np.any(holds)}
 
     def forced(self, operands: list[Any], side: int) -> Sequence[Any]:
@@ -390,7 +390,7 @@ class _Product(OfEntries):
             and x is not y
             and x.dims[axis].size == y.dims[axis].size == dim.size
         )
-        # Of a product of weights, it is enough if one factor reads units.
+        # In a product of weights, it is enough if one factor reads units.
         weights = sorted(
             (v for v in (x, y) if v.origin == "parameter"), key=lambda v: -sum(map(bool, v.along))
         )
@@ -407,7 +407,7 @@ def _divide(a: Any, b: Any) -> Any:
 
 
 def _remainder(a: Any, b: Any) -> Any:
-    """Returns remainders as XLA does: that of an integer divided by zero is the integer."""
+    """Returns remainders as XLA does: an integer modulo zero is the integer itself."""
     if a.dtype.kind in "iu":
         return np.where(b == 0, a, np.fmod(a, np.where(b == 0, 1, b)))
     return np.fmod(a, b)
@@ -439,7 +439,7 @@ PRIMITIVES |= {
 
 
 class _Bounds(Sides):
-    """Below, within and above bounds."""
+    """The sides of ``clamp``: below, within and above the bounds."""
 
     def count(self, eqn: Any) -> int:
         return 3
@@ -496,10 +496,10 @@ PRIMITIVES["select_if_vmap"] = OfEntries(takes=None)
 
 
 class _Holds(Sides):
-    """Of ``lt`` and the like: false and true.
+    """The sides of a comparison, such as ``lt``: false and true.
 
     Args:
-        holds: compares two operands.
+        holds: the comparison of two operands.
     """
 
     def __init__(self, holds: Any) -> None:
@@ -524,7 +524,7 @@ class _Compares(OfEntries):
     compares = True
 
     def read(self, trace: Trace, eqn: Any, *values: Value) -> list[Value]:
-        """Indices that are compared with positions are one-hot vectors."""
+        """If ``eq`` compares indices with positions, the results are one-hot vectors."""
         (out,) = super().read(trace, eqn, *values)
         x, y = values
         table, other = (x, y) if x.origin == "constant" else (y, x)
@@ -532,7 +532,7 @@ class _Compares(OfEntries):
         is_free = all(not other.ndim or other.dims[a].size == 1 for a in counts)
         if eqn.primitive.name != "eq" or table.index is not True or not other.index or not is_free:
             return [out]
-        for axis in counts if other.index is True else ():  # new positions are for new inputs
+        for axis in counts if other.index is True else ():  # old inputs do not reach new positions
             out.dims[axis].root.interface = True
         return [out.but(one_hot=counts)]
 

@@ -1,4 +1,4 @@
-"""Primitives that look entries up, or write at places that are computed."""
+"""Primitives that read or write entries at computed positions."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -37,7 +37,7 @@ class _Gather(Primitive):
         batching = list(getattr(n, "operand_batching_dims", ()))
         index_batching = list(getattr(n, "start_indices_batching_dims", ()))
         window = [a for a in range(x.ndim) if a not in {*n.collapsed_slice_dims, *batching}]
-        # Along an axis that is taken whole, indices say nothing.
+        # Along an axis that is taken whole, indices have no effect.
         indexed = [axis for axis in n.start_index_map if sizes[axis] != x.dims[axis].size]
         if len(indexed) > 1 and indices.origin == "constant":
             reason = "it is indexed together with another axis, as a diagonal is"
@@ -111,7 +111,7 @@ class _Gather(Primitive):
             dict(zip(numbers.operand_batching_dims, numbers.start_indices_batching_dims)),
         )
         found = operand[where]
-        is_open = "PROMISE" in str(mode).upper() and operand.dtype.kind in "fc"  # anything may come
+        is_open = "PROMISE" in str(mode).upper() and operand.dtype.kind in "fc"  # undefined outside
         if is_open or "FILL" in str(mode).upper():
             found = np.where(
                 is_inside, found, _fill(operand.dtype) if fill_value is None else fill_value
@@ -132,7 +132,7 @@ class _Gather(Primitive):
 
 
 def _indexed(trace: Trace, x: Value, axis: int, indices: Value, *, many: bool = True) -> None:
-    """Notes that positions along an axis are looked up, many of them or a single one."""
+    """Records that positions along an axis are looked up, many of them or a single one."""
     trace.set_aside(x, axis)
     if indices.origin == "constant" and indices.number is None:
         if max((dim.size for dim in indices.dims), default=0) > x.dims[axis].size:
@@ -141,8 +141,8 @@ def _indexed(trace: Trace, x: Value, axis: int, indices: Value, *, many: bool = 
     if indices.index is True or (
         indices.number is not None and indices.number < x.dims[axis].size - 1
     ):
-        # Old indices stay in range: in a larger table, new rows are for new inputs. A constant
-        # index of the last row is left out: it may count from the end.
+        # Old indices stay in range: only new inputs reach the new rows of a larger table. A
+        # constant index of the last row is excluded, because it may count from the end.
         x.dims[axis].root.interface = True
         if many and indices.origin != "constant":
             x.dims[axis].named("vocab")
@@ -153,7 +153,7 @@ def _indexed(trace: Trace, x: Value, axis: int, indices: Value, *, many: bool = 
 def _known_starts(
     x: Value, indices: Value, axes: Sequence[int], sizes: Sequence[int]
 ) -> list[int] | None:
-    """Returns where a slice begins on every axis, if there is only one and its place is known."""
+    """Returns the start of a slice on every axis; None for several slices or an unknown start."""
     if indices.ndim != 1 or indices.number is None:
         return None
     starts = [int(indices.number) if axis in axes else 0 for axis in range(x.ndim)]
@@ -169,15 +169,15 @@ def _places(
     index_map: Sequence[int],
     batching: Any,
 ) -> tuple[tuple[Any, ...], Any]:
-    """Returns the places of windows of an array, and which windows lie inside of it.
+    """Returns the positions of windows of an array, and which windows lie inside of it.
 
     Args:
         shape: the shape of the array.
-        indices: where windows begin, ``[..., axes]``.
-        sizes: their size along each axis.
-        gone: axes that windows do not have.
-        index_map: the axes that ``indices`` count.
-        batching: axes that are those of ``indices``.
+        indices: the starts of windows, ``[..., axes]``.
+        sizes: the size of windows along each axis.
+        gone: axes that windows lack.
+        index_map: the array's axes, in the order of the last axis of ``indices``.
+        batching: for each batch axis of the array, the axis of ``indices``.
     """
     batch = indices.shape[:-1]
     window = [axis for axis in range(len(shape)) if axis not in gone]
@@ -205,7 +205,7 @@ def _places(
 
 
 def _fill(dtype: Any) -> Any:
-    """What JAX gives for an index that is out of range."""
+    """Returns the value that JAX reads at an index out of range."""
     if dtype.kind in "fc":
         return np.nan
     if dtype.kind == "b":
@@ -217,7 +217,7 @@ class _Scatter(Primitive):
     """Writes windows into an array.
 
     Args:
-        combine: the function of NumPy that combines an old entry and a new one; None to replace.
+        combine: the NumPy function that combines an old entry and a new one; None to replace.
         **facts: attributes of ``Primitive``.
     """
 
@@ -335,7 +335,7 @@ class _DynamicSlice(Primitive):
 
 
 def _in_range(x: Value, sizes: Sequence[int], starts: Sequence[Value]) -> list[int] | None:
-    """Returns where a slice begins along each axis, if that is known and it fits."""
+    """Returns the start of a slice along each axis; None if unknown or out of range."""
     places = [0 if n == d.size else s.number for n, d, s in zip(sizes, x.dims, starts, strict=True)]
     known = [int(place) for place in places if place is not None]
     if len(known) < len(places):
@@ -377,7 +377,7 @@ class _MaybeSet(Primitive):
     def read(
         self, trace: Trace, eqn: Any, which: Value, stack: Value, item: Value, *index: Value
     ) -> list[Value]:
-        """Equinox's loops write into what they return, step by step."""
+        """Reads a write of one step of Equinox's loops into their stacked results."""
         shapes = [tuple(d.size for d in value.dims) for value in (stack, item)]
         if eqn.params["i_treedef"].num_nodes > 1 or shapes[0][1:] != shapes[1] or len(index) != 1:
             return unknown(trace, eqn, which, stack, item, *index)

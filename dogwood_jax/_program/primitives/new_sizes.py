@@ -1,4 +1,4 @@
-"""Shapes and boundaries in other sizes: ``shape_out``, ``places_along``, ``moved``."""
+"""Computes shapes and boundaries in new sizes: ``shape_out``, ``places_along``, ``moved``."""
 
 from collections.abc import Callable, Mapping
 from math import prod
@@ -13,7 +13,7 @@ SizeOf = Callable[[Dim], int]
 
 
 class CannotResize(ValueError):
-    """What stands in the way of a program in other sizes."""
+    """The program cannot be rewritten in other sizes."""
 
 
 def shape_out(step: Step, size_of: SizeOf, place: int = 0) -> tuple[int, ...]:
@@ -22,12 +22,12 @@ def shape_out(step: Step, size_of: SizeOf, place: int = 0) -> tuple[int, ...]:
 
 
 def new_shape(step: Step, operands: list[Any], size_of: SizeOf) -> Mapping[str, Any]:
-    """Returns the parameter of a primitive that takes the shape of its result."""
+    """Returns ``shape``, the parameter that holds the shape of the result."""
     return {"shape": shape_out(step, size_of)}
 
 
 def places_along(dim: Dim, size_of: SizeOf) -> np.ndarray:
-    """Returns the old place of each new place along a dimension, -1 for a new unit."""
+    """Maps the new positions along a dimension to old positions, -1 for a new unit."""
     dim = dim.root
     if dim.kind is None:
         places = np.arange(size_of(dim))
@@ -45,7 +45,7 @@ def places_along(dim: Dim, size_of: SizeOf) -> np.ndarray:
 
 
 def moved(dim: Dim, offset: int, size_of: SizeOf) -> int | None:
-    """Returns where a boundary between units lies in other sizes; None if none lies there."""
+    """Returns the new offset of a boundary between units; None if ``offset`` is no boundary."""
     dim = dim.root
     if offset in (0, dim.size):
         return 0 if offset == 0 else size_of(dim)

@@ -17,7 +17,7 @@ class _Arg(Reduction):
     """Returns the place of the largest or smallest entry.
 
     Args:
-        function: computes it with NumPy along an axis.
+        function: the NumPy function, which takes an array and an axis.
     """
 
     def __init__(self, function: Any) -> None:
@@ -54,7 +54,7 @@ class _TopK(Primitive):
     """Picks the largest entries along an axis."""
 
     def axis(self, eqn: Any) -> int:
-        """Returns the axis, which may count from the end."""
+        """Returns the axis; a negative one counts from the end."""
         return int(eqn.params.get("axis", -1))
 
     def read(self, trace: Trace, eqn: Any, x: Value) -> list[Value]:

@@ -1,4 +1,4 @@
-"""What the library cannot read: callbacks, kernels, and other devices."""
+"""Primitives that the library cannot read: callbacks, kernels, and collectives of devices."""
 
 import zlib
 from typing import Any
@@ -22,7 +22,7 @@ class _Outside(Primitive):
 
 
 def arbitrary(eqn: Any, *operands: Any) -> list[Any]:
-    """Returns numbers that follow from the operands smoothly, and that nothing else is known of."""
+    """Returns arbitrary values that are smooth functions of the operands; integers are 0 or 1."""
     numbers = [np.real(a).astype(float).ravel() for a in operands if isinstance(a, np.ndarray)]
     joined = np.concatenate([np.zeros(0), *numbers])
     rng = np.random.default_rng(zlib.crc32(eqn.primitive.name.encode()))
@@ -42,14 +42,14 @@ class _Callback(Primitive):
     takes_equation = True
 
     def read(self, trace: Trace, eqn: Any, *operands: Value) -> list[Value]:
-        """A function outside of the program; Equinox's ``error_if`` raises from one."""
+        """Reads a callback: dimensions pass through Equinox's ``error_if``, others are fixed."""
         function = getattr(eqn.params.get("callback"), "callback_func", None)
         if getattr(function, "__module__", "") != "equinox._errors":
             return unknown(trace, eqn, *operands)
         results = [Value(tuple(map(Dim, shape)), "data") for shape in shapes_out(eqn)]
         for value, result in zip(operands, results, strict=False):
             shapes = [[dim.size for dim in v.dims] for v in (value, result)]
-            if shapes[0] == shapes[1]:  # a second one hands on what the first would have returned
+            if shapes[0] == shapes[1]:  # the second callback returns the first one's result
                 for a, b in zip(value.dims, result.dims, strict=True):
                     unify(a, b)
         return results

@@ -1,4 +1,4 @@
-"""Primitives that draw random numbers, and that handle their keys."""
+"""Primitives that draw random numbers or handle their keys."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +16,7 @@ from dogwood_jax._program.values import Step, Trace, Value
 @describes("random_wrap", "random_unwrap", "random_fold_in", "random_seed", "random_clone")
 @describes("empty2", "create_token", "axis_index")
 class _Opaque(Primitive):
-    """Makes arrays with new dimensions."""
+    """Makes arrays whose dimensions are new, whatever the operands."""
 
     def read(self, trace: Trace, eqn: Any, *values: Value) -> list[Value]:
         shapes = [tuple(map(Dim, shape)) for shape in shapes_out(eqn)]
@@ -87,13 +87,13 @@ def bits_of(key: Any, *, bit_width: int, shape: Sequence[int], **_: Any) -> np.n
 
 
 def _scrambled(numbers: Any) -> Any:
-    """Returns numbers of 64 bits that look random, one for each."""
+    """Maps 64-bit numbers to pseudo-random 64-bit numbers."""
     numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return numbers ^ (numbers >> np.uint64(31))
 
 
 def random_bits_alike(key: Any, *, bit_width: int, shape: Sequence[int], **_: Any) -> Any:
-    """Returns random bits that are the same for all entries, so that copies have the same."""
+    """Returns the same random bits for all entries, so that copies get equal bits."""
     bits = bits_of(key, bit_width=bit_width, shape=(1,) * len(shape))
     return np.broadcast_to(bits, (*key.shape, *shape))

@@ -1,9 +1,9 @@
-"""Reads a program: ``run`` finds which dimensions are the same. And what several primitives share.
+"""Reads a program: ``run`` finds equal dimensions. Also holds helpers of several primitives.
 
-``run`` gives each equation to the ``read`` of its primitive. That takes the trace, the equation and
-the values of its operands, and returns the values of its results. It unifies dimensions that the
-operation ties, and notes what stops a dimension from growing. Dimensions that pass through a
-primitive without ``read`` are fixed.
+``run`` calls the ``read`` of each equation's primitive with the trace, the equation and the values
+of its operands. ``read`` returns the values of the results. It unifies dimensions that the
+operation ties, and records why a dimension cannot grow. Dimensions that pass through a primitive
+without ``read`` are fixed.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,7 +15,7 @@ from dogwood_jax._program.primitives.record import primitive
 from dogwood_jax._program.reasons import Reason
 from dogwood_jax._program.values import Along, Reading, Trace, Value, constant, joined
 
-# An evaluation takes these numbers to be the same for old entries.
+# Evaluations draw the same numbers for old entries in all sizes.
 DRAWN = Reason("random numbers are drawn along it: another size draws others", "drawn")
 
 
@@ -39,7 +39,7 @@ def run(trace: Trace, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Val
 
 
 def _call(trace: Trace, eqn: Any, *operands: Value) -> list[Value]:
-    """An equation without a rule: it may run one program, as that of jit or remat does."""
+    """Reads an equation without a rule, which may run one program, as ``jit`` and ``remat`` do."""
     if (program := called(eqn)) is not None:
         return run(trace, *program, operands)
     return unknown(trace, eqn, *operands)
@@ -51,8 +51,8 @@ def unknown(trace: Trace, eqn: Any, *operands: Value) -> list[Value]:
         return []
     name = eqn.primitive.name
     reason = (
-        f"it passes through the primitive {name}, for which there is no rule; with trace(..., "
-        f"kernels={{{name!r}: reference}}), a function of JAX is read in its place"
+        f"it passes through the primitive {name}, which has no rule; pass a JAX function that "
+        f"computes the same, trace(..., kernels={{{name!r}: reference}})"
     )
     for value in operands:
         trace.use(value, "contract")
@@ -67,7 +67,7 @@ def shapes_out(eqn: Any) -> list[tuple[int, ...]]:
 
 def origin_of(values: Iterable[Value]) -> str:
     found = "constant"
-    for value in values:  # a loop, because each equation asks
+    for value in values:  # a loop for speed: this runs for each equation
         if value.origin == "data":
             return "data"
         if value.origin == "parameter":
@@ -97,7 +97,7 @@ def pick(x: Value, axes: Sequence[int]) -> Value:
 
 
 def _moved(x: Value, dims: Sequence[Dim], axes: Sequence[int | None]) -> Value:
-    """Returns a value with other axes, each of which is one of today's, or none of them."""
+    """Returns a value with other axes: for each, the old axis, or None for a new one."""
     return x.but(
         dims=tuple(dims),
         along=tuple(() if a is None else x.along_axis(a) for a in axes) if x.along else (),
@@ -107,7 +107,7 @@ def _moved(x: Value, dims: Sequence[Dim], axes: Sequence[int | None]) -> Value:
 
 
 def spread(x: Value, shape: Sequence[int], places: Sequence[int]) -> Value:
-    """Returns a value with its axes at these places among new ones."""
+    """Returns a value of this shape, with its axes at these places and new axes elsewhere."""
     axes: list[int | None] = [None] * len(shape)
     for axis, place in enumerate(places):
         if x.dims[axis].size == shape[place]:

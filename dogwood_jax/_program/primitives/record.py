@@ -1,4 +1,4 @@
-"""What is known of a primitive of JAX: ``Primitive``, and the table of all: ``PRIMITIVES``."""
+"""The description of a primitive of JAX: ``Primitive``; the table of all: ``PRIMITIVES``."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -10,38 +10,38 @@ from dogwood_jax._program.primitives.sides import Sides
 
 
 class Primitive:
-    """A primitive. A fact that its class does not state counts as not true.
+    """The description of a primitive. A fact that its class does not set is false or unknown.
 
     Attributes:
-        takes: number of operands of a function of single entries; None for any number.
-        is_of_entries: whether each entry of the result is a function of the entries at its place.
+        takes: number of operands of an elementwise function; None for any number.
+        is_of_entries: whether it is elementwise: a result depends on the entries at its place.
         same: whether it returns its operands unchanged.
         linear: whether ``f(a + b) = f(a) + f(b)``, in all operands together; for a cast, see
             ``is_linear``.
         linear_in_first: the same in the first operand, with the others held constant.
         pole: whether it is not finite at zero.
-        compares: whether it tells which operand is larger, or whether they are equal.
+        compares: whether it compares its operands, as ``lt`` or ``eq`` does.
         terms: the operands that it adds, joins, or chooses from.
-        powers: the powers of the operands whose product, entry by entry, is the result.
+        powers: the exponents of the operands, if the result is the product of their powers.
         contracts: whether it is a sum of products of its first two operands.
         keeps: whether the result has every entry of the operand, once or several times, each at
             the same place along every axis that stays. A reversed axis is not kept.
-        indexed: whether operands behind the first one select the entries that are taken.
+        indexed: whether the operands after the first one select entries of the first one.
         stays: whether it cuts or joins along axes, but each axis keeps its index.
         joins: whether the result has entries of several operands.
-        runs: whether it runs programs among its parameters, several times or one of them.
+        runs: whether it runs programs among its parameters, but not each of them exactly once.
         draws: whether it makes random bits.
         axes: takes the parameters, the shapes of operands, and the shape of the result. Returns
             which axes of operands and result are the same, or None.
         read: takes the trace, the equation and the values of operands. Unifies the dimensions that
             must have one size, and returns the values of results. Without it, dimensions that pass
             through are fixed.
-        evaluate: computes the results from NumPy's arrays and the parameters. Without it, JAX does.
+        evaluate: computes the results from NumPy arrays and the parameters; None to use JAX.
         takes_equation: whether ``evaluate`` takes the equation and the arrays, because it needs
-            shapes or dtypes of operands.
+            shapes or dtypes from the program.
         resized: takes a step, its operands, and the new size of each dimension. Returns the
             parameters that depend on sizes.
-        sides: what it chooses between, if it chooses.
+        sides: the sides of its choice, if it makes a choice, such as ``max`` or ``cond``.
     """
 
     takes: int | None = None
@@ -74,7 +74,7 @@ C = TypeVar("C", bound=type[Primitive])
 
 
 def describes(*names: str) -> Callable[[C], C]:
-    """Enters a class in the table, as the description of the primitives with these names."""
+    """Adds a class to the table, as the description of the primitives with these names."""
 
     def enter(described: C) -> C:
         PRIMITIVES.update(dict.fromkeys(names, described()))
@@ -84,14 +84,14 @@ def describes(*names: str) -> Callable[[C], C]:
 
 
 def primitive(name: str) -> Primitive:
-    """Returns what is known of a primitive; nothing is, if it is not in the table."""
+    """Returns the description of a primitive; without any facts if it is not in the table."""
     return PRIMITIVES.get(name, _NOTHING)
 
 
 def axes_of(
     name: str, params: Mapping[str, Any], operands: Sequence[Shape], result: Shape
 ) -> Axes | None:
-    """Returns which axes of operands and result are the same; None if that is not known."""
+    """Returns which axes of operands and result are the same; None if unknown."""
     axes = primitive(name).axes
     return None if axes is None else axes(params, operands, result)
 

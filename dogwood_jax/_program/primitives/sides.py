@@ -10,8 +10,6 @@ import numpy as np
 class Sides(ABC):
     """The sides of a primitive. By default, side n is operand n."""
 
-    """What the sides of a primitive are. Here side n is operand n."""
-
     def count(self, eqn: Any) -> int:
         return 2
 
@@ -21,22 +19,20 @@ class Sides(ABC):
 
     @abstractmethod
     def forced(self, operands: list[Any], side: int) -> Sequence[Any]:
-        """Returns operands with which a side is taken."""
+        """Returns changed operands with which a side is taken."""
 
     def is_open(self, moving: Sequence[bool], side: int) -> bool:
-        """Whether inputs decide what the side is. A constant bound shows nothing of a network.
+        """Whether a side depends on inputs or variables, unlike a constant bound.
 
         Args:
-            moving: whether each operand follows from inputs or variables.
+            moving: whether each operand depends on inputs or variables.
             side: the side.
         """
         return any(moving[side : side + 1])
 
 
 class Pick(Sides):
-    """Of ``cond`` and ``select_n``, which pick by their first operand."""
-
-    """Of ``cond`` and ``select_n``, which pick by their first operand."""
+    """The sides of ``cond`` and ``select_n``, which select by their first operand."""
 
     def count(self, eqn: Any) -> int:
         return len(eqn.params["branches"]) if "branches" in eqn.params else len(eqn.invars) - 1

@@ -1,4 +1,4 @@
-"""Contractions, reductions, and what else is computed of all entries along an axis."""
+"""Contractions, reductions, and other functions of all entries along an axis."""
 
 from collections.abc import Mapping, Sequence
 from math import prod
@@ -20,7 +20,7 @@ class _DotGeneral(Primitive):
     contracts = True
 
     def axes(self, params: Mapping[str, Any], operands: Sequence[Shape], result: Shape) -> Axes:
-        """The result has the shared axes, then those of the first operand, then of the second."""
+        """The result has the batch axes, then the first operand's free axes, then the second's."""
         return _axes(params["dimension_numbers"], operands)
 
     def read(self, trace: Trace, eqn: Any, x: Value, y: Value) -> list[Value]:
@@ -49,7 +49,7 @@ class _ContractionOfGroups(Primitive):
     contracts = True
 
     def axes(self, params: Mapping[str, Any], operands: Sequence[Shape], result: Shape) -> Axes:
-        """Rows of the first operand, sorted by group, each times the matrix of its group."""
+        """Rows of the first operand are sorted by group and multiplied by their group's matrix."""
         numbers = params["ragged_dot_dimension_numbers"]
         groups = [*numbers.rhs_group_dimensions]
         (x, y), out = _axes(numbers.dot_dimension_numbers, operands, groups)
@@ -66,7 +66,7 @@ class _ContractionOfGroups(Primitive):
         if len(groups) != 1 or {*ragged} & {*contract_x, *batch_x}:
             return unknown(trace, eqn, x, y, group_sizes)
         unify(y.dims[groups[0]], group_sizes.dims[-1])
-        y.dims[groups[0]].fix("it counts groups whose rows are sorted one after another")
+        y.dims[groups[0]].fix("it counts groups whose rows follow each other")
         trace.set_aside(y, groups[0])
         kept = [a for a in range(y.ndim) if a not in groups]
         place = {a: i for i, a in enumerate(kept)}
@@ -105,7 +105,7 @@ def _contraction(
     batch_x: Sequence[int],
     batch_y: Sequence[int],
 ) -> Value:
-    """The sum of products over some axes; the result has the batch axes, then the free ones."""
+    """Reads a sum of products over some axes; the result has batch axes, then free axes."""
     free_x = [a for a in range(x.ndim) if a not in {*contract_x, *batch_x}]
     free_y = [a for a in range(y.ndim) if a not in {*contract_y, *batch_y}]
     data = origin_of((x, y)) == "data"
@@ -123,7 +123,7 @@ def _contraction(
         other, along = (y, contract_y) if value is x else (x, contract_x)
         for axis, its in zip(contract, along, strict=True):
             is_reader = value is y or y.origin != "parameter"
-            if value.origin == "data":  # weights that were looked up, as those of experts are
+            if value.origin == "data":  # weights that were looked up, such as those of experts
                 is_reader = other.origin == "data" and not other.along_axis(its)
             if is_reader and its not in other.one_hot:
                 trace.contract(value, axis)
@@ -173,12 +173,12 @@ class _PSum(Primitive):
     linear = takes_equation = True
 
     def read(self, trace: Trace, eqn: Any, *values: Value) -> list[Value]:
-        """A sum over devices, which does not touch local axes, or over an axis that vmap named."""
+        """Reads a sum over devices, which keeps local axes, or over axes that ``vmap`` named."""
         axes = {axis for axis in eqn.params["axes"] if isinstance(axis, int)}
         return [_summed(trace, x, axes) for x in values]
 
     def evaluate(self, eqn: Any, *operands: Any) -> list[Any]:
-        """A sum over axes, or over devices, which is unknown on a single one."""
+        """Sums over axes. A sum over devices is unknown on one device, and arbitrary here."""
         axes = eqn.params.get("axes", ())
         if axes and all(isinstance(axis, int) for axis in axes):
             return [np.sum(a, axis=tuple(axes), dtype=a.dtype) for a in operands]
@@ -202,7 +202,7 @@ class Reduction(_ReducedAxes):
     """Reduces axes.
 
     Args:
-        function: computes it with NumPy; JAX does without it.
+        function: the NumPy function; None to use JAX.
         is_extreme: whether the result is one of the entries.
     """
 
@@ -253,7 +253,7 @@ class _Cumulative(Primitive):
     """Reduces all entries up to each place.
 
     Args:
-        function: computes it with NumPy along an axis.
+        function: the NumPy function, which takes an array and an axis.
         linear: whether it is linear.
     """
 

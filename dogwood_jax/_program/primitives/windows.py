@@ -21,7 +21,7 @@ class _Convolution(Primitive):
     contracts = True
 
     def axes(self, params: Mapping[str, Any], operands: Sequence[Shape], result: Shape) -> Axes:
-        """Windows of the first operand times the second, summed over places and features."""
+        """Multiplies windows of the first operand by the second; sums over windows and features."""
         numbers = params["dimension_numbers"]
         x, kernel, out = ([frozenset[str]()] * len(result) for _ in range(3))
         x[numbers.lhs_spec[0]] = out[numbers.out_spec[0]] = frozenset({"batch"})
@@ -137,7 +137,7 @@ class _Convolution(Primitive):
 
 
 def _windows(a: Any, sizes: Any, strides: Any, dilation: Any) -> Any:
-    """Returns windows of an array: all axes of their places, then all axes inside them."""
+    """Returns windows of an array: the axes of their positions, then the axes inside them."""
     spread = [(size - 1) * d + 1 for size, d in zip(sizes, dilation)]
     seen = np.lib.stride_tricks.sliding_window_view(a, tuple(spread))
     places = tuple(slice(None, None, stride) for stride in strides)
@@ -148,8 +148,8 @@ class _OfWindows(Primitive):
     """Reduces each window to one entry.
 
     Args:
-        function: computes it with NumPy; JAX does without it.
-        start: the number that changes no result, from a dtype.
+        function: the NumPy function; None to use JAX.
+        start: returns the neutral element of the function for a dtype.
         linear: whether it is a sum.
     """
 
@@ -175,7 +175,7 @@ class _OfWindows(Primitive):
                 if not untouched:
                     dim.fix(SPATIAL)
                 dims.append(dim if untouched else Dim(shape[axis], SPATIAL))
-            # A mean divides by the size of the window. Other sizes do not explain that number.
+            # A mean divides by the size of the window, a number that depends on no other size.
             window = (Dim(prod(p["window_dimensions"])),) if self.linear else ()
             out.append(mixed((x,), dims, summed=window))
         return out
@@ -201,7 +201,7 @@ class _OfWindows(Primitive):
 
 
 def _window(step: Step, dims: Sequence[Dim], size_of: SizeOf) -> Mapping[str, Any]:
-    """Returns the sizes of windows, which stay, except for windows over a whole axis."""
+    """Returns the sizes of windows; only windows over a whole axis grow with it."""
     whole = [
         size_of(dim) if size == dim.size > 1 and size_of(out) == 1 else size
         for size, dim, out in zip(step.eqn.params["window_dimensions"], dims, step.results[0].dims)
