@@ -194,11 +194,17 @@ class Solver:
             near = self._newton(basis, numbers, residual, np.array(slopes).T, patience)
             if near is not None:
                 return self._clean(near, basis)
-        # Slopes say little of large factors, such as 1 / 8 of alpha / rank.
-        guess = None if is_guessed else self._guessed(numbers, groups)
+        # Slopes explain little of a large factor, such as an eighth of alpha / rank.
+        guess = None if is_guessed else self._guessed(numbers, groups, of_one_group=True)
         return None if guess is None else self._clean(guess, every)
 
-    def _guessed(self, numbers: np.ndarray, groups: Sequence[Sequence[int]]) -> np.ndarray | None:
+    def _guessed(
+        self,
+        numbers: np.ndarray,
+        groups: Sequence[Sequence[int]],
+        *,
+        of_one_group: bool = False,
+    ) -> np.ndarray | None:
         """Returns values for which the residual is zero, at or near the best guess; else None.
 
         A guess gives each group one power, which fits if all norms are alike. Unlike Newton, it
@@ -206,8 +212,9 @@ class Solver:
         """
         few = [self._alone(group) for group in groups if not self._is_mix(group[0])][:_GUESSED]
         # The simplest powers first, and of these, those of earlier groups.
+        ways = itertools.product(_FEW_POWERS, repeat=len(few))
         powers = sorted(
-            itertools.product(_FEW_POWERS, repeat=len(few)),
+            (way for way in ways if not of_one_group or np.count_nonzero(way) == 1),
             key=lambda way: (sum(map(abs, way)), [*map(abs, way[::-1])]),
         )
         guesses = list[np.ndarray]()
@@ -220,7 +227,7 @@ class Solver:
             if self._holds(row) and self._holds(self._residual(guess)):
                 return guess
         each = [n for group in few for n in group]
-        if not guesses or len(each) > _MOST_EACH:
+        if of_one_group or not guesses or len(each) > _MOST_EACH:
             return None
         best = guesses[int(np.argmin([row @ row for row in shown]))]
         residual = self._residual(best)
