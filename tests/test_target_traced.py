@@ -59,7 +59,8 @@ def test_scores_of_one_unit_may_be_scaled_by_its_size():
     rng = np.random.default_rng(0)
     old, x = {name: rng.normal(size=(3, 1)) for name in "qk"}, rng.normal(size=(4, 3))
     widths, target = dw.trace(attend(1), old, x), shaped(q=(3, 4), k=(3, 4))
-    assert "it does not show whether they are scaled" in str(dw.plan(widths, target=target).notes)
+    (note,) = dw.plan(widths, target=target).notes
+    assert "the program does not show whether they are scaled" in note
     growth = dw.plan(widths, target=target, target_apply=attend(4))
     assert not growth.notes
     new = dw.grow(old, growth, key=jax.random.key(0))
