@@ -182,7 +182,7 @@ def test_sizes_are_multiples():
             variables, widths, scores=scores, parameters=0.75, alike=alike, multiple_of=3
         )[1]
         assert {*growth.sizes.values()} <= {3, 6}
-    with pytest.raises(ValueError, match="with 3 units in each width"):
+    with pytest.raises(ValueError, match="with 3 units left in each width"):
         dw.shrink(variables, widths, scores=scores, parameters=0.01, multiple_of=3)
 
 
