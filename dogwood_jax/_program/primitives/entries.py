@@ -370,14 +370,11 @@ class _ZeroProduct(Sides):
         return operands
 
 
-@describes("mul")
 class _Product(OfEntries):
+    """The product of two arrays."""
+
     takes = 2
     powers = 1, 1
-    sides = _ZeroProduct()
-
-    def evaluate(self, a: Any, b: Any, **_: Any) -> Any:
-        return np.multiply(a, b)
 
     def read(self, trace: Trace, eqn: Any, *values: Value) -> list[Value]:
         (out,) = super().read(trace, eqn, *values)
@@ -419,6 +416,7 @@ PRIMITIVES |= {
     "complex": OfEntries(lambda a, b: a + 1j * b, takes=2, terms=slice(None)),
     "max": _MAX,
     "min": _MIN,
+    "mul": _Product(np.multiply, sides=_ZeroProduct()),
     "sub": _Clipped(np.subtract, terms=slice(None)),
     "div": OfEntries(_divide, takes=2, powers=(1, -1), linear_in_first=True),
     "pow": OfEntries(np.power, takes=2),

@@ -57,21 +57,8 @@ class _BitGenerator(_Bits):
         return {"shape": shape_out(step, size_of, 1)}
 
 
-@describes("random_bits")
-class _RandomBits(_Bits):
-    def evaluate(self, key: Any, *, bit_width: int, shape: Sequence[int], **_: Any) -> Any:
-        return bits_of(key, bit_width=bit_width, shape=shape)
-
-
-@describes("random_gamma")
-class _Gamma(Primitive):
-    def read(self, trace: Trace, eqn: Any, key: Value, shape: Value) -> list[Value]:
-        for dim in shape.dims:
-            dim.note(DRAWN)
-        return [mixed((key, shape), shape.dims)]
-
-
 def bits_of(key: Any, *, bit_width: int, shape: Sequence[int], **_: Any) -> np.ndarray:
+    """Returns random bits that depend on the key and on the position of each entry alone."""
     words = np.asarray(jax.random.key_data(key)).astype(np.uint64)
     seeds = words.reshape((*key.shape, -1))
     mixed = np.full(key.shape, 1, np.uint64)
@@ -91,6 +78,19 @@ def _scrambled(numbers: Any) -> Any:
     numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return numbers ^ (numbers >> np.uint64(31))
+
+
+@describes("random_bits")
+class _RandomBits(_Bits):
+    evaluate = staticmethod(bits_of)
+
+
+@describes("random_gamma")
+class _Gamma(Primitive):
+    def read(self, trace: Trace, eqn: Any, key: Value, shape: Value) -> list[Value]:
+        for dim in shape.dims:
+            dim.note(DRAWN)
+        return [mixed((key, shape), shape.dims)]
 
 
 def random_bits_alike(key: Any, *, bit_width: int, shape: Sequence[int], **_: Any) -> Any:
