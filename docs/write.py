@@ -307,6 +307,7 @@ def main() -> int:
     # The longest first.
     pages.sort(key=lambda path: (-path.read_text().count("```python run"), path))
     differ = list[str]()
+    importlib.import_module("jax")  # two threads must not import it at once
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         for path, (text, pictures) in zip(
             pages, pool.map(written, pages), strict=True
