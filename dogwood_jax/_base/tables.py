@@ -75,7 +75,7 @@ def blocks(rows: Iterable[tuple[str, Iterable[str]]]) -> str:
 
 
 def merged(paths: Iterable[tuple[Key, str]]) -> list[tuple[Key, str]]:
-    """Returns paths, after merging those that have equal keys and differ in one component.
+    """Returns paths, after merging paths that have equal keys and differ in one component.
 
     ``up/kernel`` and ``down/kernel`` become ``{up,down}/kernel`` if their keys are equal.
     """
@@ -111,7 +111,7 @@ def _one_of(names: Sequence[str]) -> str:
 
 
 def layers_together(rows: Iterable[Row]) -> list[tuple[Row, list[int]]]:
-    """Returns rows, after merging those that differ only in the number of a layer.
+    """Returns rows, after merging rows that differ only in the number of a layer.
 
     Args:
         rows: texts, ``("block_0/up", ...)``, all of the same length.

@@ -265,7 +265,7 @@ def fit(
         progress: Whether to show a bar if standard error is a terminal and tqdm is installed.
         after_epoch: Called with the `Run` so far after each epoch, and at the end of a stage within
             an epoch, for example to test or save the network. The arrays of this `Run` are deleted
-            when training continues: copy those that you keep.
+            when training continues: copy the arrays that you keep.
         sharding: How a batch is split over a mesh of devices, ``NamedSharding(mesh,
             PartitionSpec("data"))``; by default one device is used. See the module docstring.
 

@@ -19,7 +19,7 @@ def load_model(
     """Loads a Keras model from a file, as a Flax module that computes the same outputs.
 
     ``module.apply(variables, x)`` equals the model's ``predict(x)``, to rounding in float32. Layers
-    have the same names as in Keras, and the variables are those that ``load`` returns: trace the
+    have the same names as in Keras, and ``load`` returns the same variables: trace the
     module, grow the variables, and ``save`` them with ``like=`` the file. The module takes its
     sizes from the variables, so the same module computes a grown model.
 
