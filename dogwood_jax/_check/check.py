@@ -130,6 +130,7 @@ class Verdict:
         return bool(self.gradients) or (found is not None and not np.isfinite(found.new))
 
 
+@np.errstate(all="ignore")  # once, because entering it takes longer than most comparisons
 def check(case: Case) -> Verdict:
     """Evaluates both networks on samples, and returns the verdict.
 

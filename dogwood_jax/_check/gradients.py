@@ -183,9 +183,16 @@ def _gradients(side: Side) -> Callable[[Arrays, Sequence[Any]], dict[str, Any]] 
                 whole = whole + jnp.sum(jnp.real(result).astype(jnp.float32) * signs)
         return whole
 
+    def gradient(weights: Sequence[Any], arguments: Sequence[Any]) -> Any:
+        def along(tangents: Sequence[Any]) -> Any:
+            return jax.jvp(lambda its: loss(its, arguments), (weights,), (tangents,))[1]
+
+        # This takes half of the time of ``jax.grad``, which makes a program for each equation.
+        return jax.linear_transpose(along, weights)(jnp.ones(()))[0]
+
     structs = [array for _, array in side.arguments]
     try:
-        jaxpr = jax.make_jaxpr(jax.grad(loss))([structs[place] for place in learned], structs)
+        jaxpr = jax.make_jaxpr(gradient)([structs[place] for place in learned], structs)
     except (TypeError, ValueError, NotImplementedError):
         return None
 

@@ -59,6 +59,7 @@ class Watch:
         self._rounded, self._moved, self._seen = rounded, moved, seen
         self._times, self._steps, self._choices = times, steps, choices
         self._forced = forced or {}
+        self._stays = not (nudge or rounded) and moved is None
         self._signs = dict[bytes, np.ndarray]()
         self.is_alike = is_alike
         self.last: int | None = None  # the largest index of the smallest table
@@ -73,6 +74,8 @@ class Watch:
 
     def number(self, array: np.ndarray) -> np.ndarray:
         """Returns the value to use for a constant of the program."""
+        if self._stays:
+            return array
         if self._moved is not None and array.tobytes() == self._moved:
             return np.where(array == 0, 0.1, array * self._times)
         if self._rounded and (number := array.tobytes()) in self._rounded:

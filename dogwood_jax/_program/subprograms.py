@@ -23,7 +23,7 @@ def within(eqn: Any, rewritten: Callable[[Any], Any], known: dict[int, Any]) -> 
         rewritten: takes a program and returns the new one, or the same object for no change.
         known: the new programs of the programs rewritten so far, by the ``id`` of the old ones.
     """
-    if not any(map(has_program, eqn.params.values())):
+    if _runs_nothing(eqn) or not any(map(has_program, eqn.params.values())):
         return eqn
 
     def one(value: Any) -> Any:
@@ -59,10 +59,15 @@ def has_program(value: Any) -> bool:
     return isinstance(value, _PROGRAMS)
 
 
+def _runs_nothing(eqn: Any) -> bool:
+    """Whether the table of primitives knows that an equation runs no program, as most do."""
+    record = PRIMITIVES.get(eqn.primitive.name)
+    return record is not None and not record.runs
+
+
 def sub_programs(eqn: Any) -> list[tuple[Any, Sequence[Any]]]:
     """Returns the programs among an equation's parameters, with their constants."""
-    record = PRIMITIVES.get(eqn.primitive.name)
-    if record is not None and not record.runs:  # most equations
+    if _runs_nothing(eqn):
         return []
     found: list[tuple[Any, Sequence[Any]]] = []
     for name in sorted(eqn.params):

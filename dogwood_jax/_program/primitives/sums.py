@@ -36,9 +36,9 @@ class _DotGeneral(Primitive):
         free_b = [axis for axis in range(b.ndim) if axis not in (*over_b, *batch_b)]
         batch = [a.shape[axis] for axis in batch_a]
         shape = [*batch, *(a.shape[axis] for axis in free_a), *(b.shape[axis] for axis in free_b)]
-        summed = int(np.prod([a.shape[axis] for axis in over_a]))
-        rows = int(np.prod([a.shape[axis] for axis in free_a]))
-        columns = int(np.prod([b.shape[axis] for axis in free_b]))
+        summed = prod(a.shape[axis] for axis in over_a)
+        rows = prod(a.shape[axis] for axis in free_a)
+        columns = prod(b.shape[axis] for axis in free_b)
         a = a.transpose(*batch_a, *free_a, *over_a).reshape(*batch, rows, summed)
         b = b.transpose(*batch_b, *over_b, *free_b).reshape(*batch, summed, columns)
         return (a @ b).reshape(shape)
