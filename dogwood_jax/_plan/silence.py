@@ -74,12 +74,14 @@ class _Mask(NamedTuple):
     """The positions of units along an axis of an array.
 
     Attributes:
+        width: the name of their width.
         spot: the units and the axis.
         role: their role there, as ``trace`` marks it.
         along: the unit at each position, or -1.
         old: how many of the units are old.
     """
 
+    width: str
     spot: AxisUnits
     role: Role
     along: np.ndarray
@@ -152,6 +154,7 @@ def _silences(widths: Widths, names: Iterable[str]) -> dict[str, Silence]:
         return {}
     found = widths.network.found
     some, layers = few_layers_of(widths), widths.network.layers
+    like: dict[str, str] = {}
     for name in (one for one in names if one not in found):
         paths = (occurrence.path for occurrence in widths[name].occurrences)
         in_layers = layers and any(layers.layer_of(path) is not None for path in paths)
@@ -160,25 +163,49 @@ def _silences(widths: Widths, names: Iterable[str]) -> dict[str, Silence]:
             for its in some
             if some[its].occurrences and without_numbers(its) == without_numbers(name)
         )
-        its = next(alike, name) if in_layers else name
-        if its not in found:
-            found[its] = _silence(some, its)
-        found[name] = found[its]
+        like[name] = next(alike, name) if in_layers else name
+    new = [its for its in dict.fromkeys(like.values()) if its not in found]
+    found |= _silent_together(some, [its for its in new if not some[its].fixed])
+    found |= {its: _silence(some, its) for its in new if its not in found}
+    found |= {name: found[its] for name, its in like.items()}
     return {name: found[name] for name in names}
+
+
+def _silent_together(widths: Widths, names: Sequence[str]) -> dict[str, Silence]:
+    """Returns the zeros that silence several widths, by name, if marked weights silence all.
+
+    This takes one evaluation in place of one for each width. If it fails, the dict is empty.
+    """
+    if len(names) < 2 or (case := _larger(widths, names)) is None:
+        return {}
+    trial = _Trial(case, names, is_larger=True)
+    roles = {mask.spot: mask.role for mask in trial.masks}
+    marked = {spot for spot, role in roles.items() if role != "incoming"}
+    are_apart = len(roles) == len(trial.masks)  # not along the same axis of an array
+    if not are_apart or "both" in roles.values() or not trial.is_exactly_silent(marked):
+        return {}
+    of = {name: [m.spot for m in trial.masks if m.width == name] for name in names}
+    return {name: Silence(False, _with_alike(of[name], marked)) for name in names}
+
+
+def _larger(widths: Widths, names: Sequence[str]) -> Case | None:
+    """Returns the claim with two more units of widths; None if the program does not fit them."""
+    sizes = {name: widths[name].size for name in names}
+    changes = (Change(name, n, n + 2, strategies.random()) for name, n in sizes.items())
+    growth = Growth(widths, tuple(changes))
+    case = claim(growth, widths.network.traced, LargerProgram(None))  # type: ignore[union-attr]
+    return case if isinstance(case, Case) else None
 
 
 def _silence(widths: Widths, name: str) -> Silence:
     """Returns the zeros that silence a width, from evaluations with more units."""
     if widths[name].fixed:  # a fixed width gets no new units
         return Silence(is_heard=False)
-    change = Change(name, widths[name].size, widths[name].size + 2, strategies.random())
-    for changes in ((change,), ()):
-        case = claim(Growth(widths, changes), widths.network.traced, LargerProgram(None))  # type: ignore[union-attr]
-        if not isinstance(case, Case):  # the program does not fit larger sizes
-            continue
-        trial = _Trial(case, name, is_larger=bool(changes))
-        kernels = {m.spot for m in trial.masks if widths.leaf(m.spot.path).kind == "random"}
-        return _found_by(trial, kernels)
+    for growing in ([name], []):
+        if (case := _larger(widths, growing)) is not None:
+            trial = _Trial(case, [name], is_larger=bool(growing))
+            kernels = {m.spot for m in trial.masks if widths.leaf(m.spot.path).kind == "random"}
+            return _found_by(trial, kernels)
     return Silence(is_heard=True)
 
 
@@ -209,11 +236,16 @@ def _found_by(trial: "_Trial", kernels: Collection[AxisUnits]) -> Silence:
     if zeros != marked and not is_any_free:
         return Silence(is_heard=True)
     learns = is_any_free or "both" not in roles.values()
-    known = {spot: spot in zeros for spot in roles}
-    alike = {
-        spot._replace(path=without_numbers(spot.path)): is_zero for spot, is_zero in known.items()
-    }
-    return Silence(is_heard, alike | known, learns)
+    return Silence(is_heard, _with_alike(roles, zeros), learns)
+
+
+def _with_alike(
+    spots: Iterable[AxisUnits], zeros: Collection[AxisUnits]
+) -> Mapping[AxisUnits, bool]:
+    """Returns whether entries are zero, by spot, and by spot in any like layer."""
+    known = {spot: spot in zeros for spot in spots}
+    alike = {spot._replace(path=without_numbers(spot.path)): known[spot] for spot in known}
+    return alike | known
 
 
 class _Trial:
@@ -221,25 +253,26 @@ class _Trial:
 
     Args:
         case: the claim of a growth, with the network's program rewritten in the larger sizes.
-        name: the width that has new units.
-        is_larger: whether the width grows. If not, because the program does not fit other sizes,
-            half of its units are treated as new.
+        names: the widths that have new units.
+        is_larger: whether these widths grow. If not, because the program does not fit other sizes,
+            half of their units are treated as new.
 
     Attributes:
         masks: the positions of the units, in the order in which the program reads arrays.
-        is_larger: whether the width grows.
+        is_larger: whether the widths grow.
     """
 
-    def __init__(self, case: Case, name: str, *, is_larger: bool) -> None:
+    def __init__(self, case: Case, names: Sequence[str], *, is_larger: bool) -> None:
         draw = functools.partial(network_sample, case)
         self._problem = Problem(case, (), Together(case.new, least=_LEAST), {}, draw)
         self._known: dict[frozenset[AxisUnits], list[np.ndarray]] = {}
         floats = (path for path, a in case.old.arguments if jnp.issubdtype(a.dtype, jnp.inexact))
         self._floats, self.is_larger = {*floats}, is_larger
-        size = case.growth.widths[name].size
-        old = size if is_larger else size - size // 2
-        new = case.growth.changes[0].new if is_larger else size
-        self.masks = [*_masks(case.growth.widths, name, old, new)]
+        widths, self.masks = case.growth.widths, list[_Mask]()
+        for name in names:
+            size = widths[name].size
+            old = size if is_larger else size - size // 2
+            self.masks += _masks(widths, name, old, case.growth.sizes.get(name, size))
 
     def is_silent(self, zeros: Collection[AxisUnits]) -> bool:
         """Whether outputs do not depend on the values of the other new entries."""
@@ -296,7 +329,7 @@ class _Trial:
         finite for drawn values, but it is for the values of old units.
         """
         found = dict(arrays)
-        for spot, _, along, old in self.masks:
+        for _, spot, _, along, old in self.masks:
             array, is_new = np.moveaxis(found[spot.path], spot.axis, -1), along >= old
             if unit is not None and is_float(array) and 0 < old <= along.max(initial=0):
                 copied = array[..., [list(along).index(unit % old)]]
@@ -313,4 +346,4 @@ def _masks(widths: Widths, name: str, old: int, new: int) -> Iterator[_Mask]:
             every = spread(resized(layout, {name: new}))
             own = (its for its in every if its[0].width == name)
             for place, (units, along) in enumerate(own):
-                yield _Mask(AxisUnits(leaf.path, axis, place), units.role, along, old)
+                yield _Mask(name, AxisUnits(leaf.path, axis, place), units.role, along, old)
