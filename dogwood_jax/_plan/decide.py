@@ -33,7 +33,7 @@ from dogwood_jax._plan.removals import NO_MERGE
 from dogwood_jax._plan.resampled import by_widths, inputs_of
 from dogwood_jax._plan.searching import searched_of
 from dogwood_jax._plan.shown import first_shown, fitting, shown, shown_by
-from dogwood_jax._plan.silence import SEEN, heard, silenced
+from dogwood_jax._plan.silence import SEEN, heard, look_silent, silenced
 from dogwood_jax._plan.sizes import copies_a_unit, target_in_sizes, ways_out
 from dogwood_jax._program.primitives.reading import DRAWN
 
@@ -156,8 +156,15 @@ def _in_turn(request: Request, asked: Asked, growth: Growth) -> Iterator[Growth 
     refused, before, programs = list[Refused](), asked.before, None
     if before.network is not None:
         programs = Programs(growth, before, asked.larger.widths, request.target)
+    plain = _plain(request, growth) if programs is not None else None
+    first = None if plain is None else _evaluated(request, asked, plain, programs)
+    if isinstance(first, Growth):
+        yield first
+        return
     for one in _growths_in_turn(request, asked, growth, programs, refused):
-        its = _evaluated(request, asked, one, programs)
+        is_known = first is not None and one == plain
+        its = first if is_known else _evaluated(request, asked, one, programs)
+        assert its is not None
         yield its
         if isinstance(its, Refused):
             refused.append(its)
@@ -166,6 +173,24 @@ def _in_turn(request: Request, asked: Asked, growth: Growth) -> Iterator[Growth 
     if not refused:
         need = (change for change in growth.changes if change.strategy.needs_recipe)
         yield Refused(only_under_a_norm(growth.widths[c.width], c) for c in need)
+
+
+def _plain(request: Request, growth: Growth) -> Growth | None:
+    """Returns the growth with zeros in marked weights if they probably silence new units.
+
+    If its evaluation accepts it, nothing has to be found out about silence.
+    """
+    grown = [change for change in growth.changes if change.new != change.old]
+    is_simple = request.check and request.merge is None and bool(grown) and not growth.inserted
+    if not is_simple or any(c.strategy.needs_recipe and c.recipe is None for c in grown):
+        return None
+    return _noted(growth) if look_silent(growth.widths, [c.width for c in grown]) else None
+
+
+def _noted(growth: Growth) -> Growth:
+    """Returns the growth with notes on its changes."""
+    told = (note for c in growth.changes for note in notes_of(growth.widths, c, is_seen=True))
+    return replace(growth, notes=tuple(dict.fromkeys((*growth.notes, *told))))
 
 
 def _growths_in_turn(
@@ -193,8 +218,7 @@ def _growths_in_turn(
         replace(growth, widths=silenced(growth.widths, names, before))
         for names in (changing, [name for name in changing if name not in loud])
     )
-    told = (note for c in silent.changes for note in notes_of(silent.widths, c, is_seen=True))
-    silent = replace(silent, notes=tuple(dict.fromkeys((*growth.notes, *told))))
+    silent = _noted(silent)
     grows = [c for c in growth.changes if c.new > c.old and c.recipe is None]
     can_search = programs is not None and bool(grows) and asked.copies is None
     can_search &= request.check and request.merge is None and not asked.larger.is_unlikely

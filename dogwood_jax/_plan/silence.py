@@ -31,6 +31,7 @@ from dogwood_jax._plan.search.problem import (
     network_sample,
 )
 from dogwood_jax._plan.search.together import Together
+from dogwood_jax._program.dims import atoms
 from dogwood_jax._program.numbered import without_numbers
 from dogwood_jax._program.reasons import Reason
 from dogwood_jax._widths.layout import Layout, Role, Units, resized, spread, units_of
@@ -96,6 +97,24 @@ def heard(widths: Widths, names: Iterable[str]) -> list[str]:
         names: names of the widths to examine.
     """
     return [name for name, its in _silences(widths, names).items() if its.is_heard]
+
+
+def look_silent(widths: Widths, names: Collection[str]) -> bool:
+    """Whether zeros in marked weights probably silence new units: nothing is evaluated.
+
+    No array both makes and reads units, and nothing sums over units, as a norm does.
+
+    Args:
+        widths: the network's widths, perhaps with those of copied heads.
+        names: names of the widths to examine.
+    """
+    if widths.network is None or not {*names} <= {*widths}:
+        return False
+    every = [place for name in names for place in widths[name].occurrences]
+    leaves = widths.network.traced.leaves
+    dims = (leaves[place.path].dims[place.axis] for place in every)
+    is_summed = any(atom.root.summed for dim in dims for atom in atoms(dim))
+    return not is_summed and all(place.role != "both" for place in every)
 
 
 def silenced(widths: Widths, names: Iterable[str], of: Widths) -> Widths:
@@ -165,7 +184,7 @@ def _silences(widths: Widths, names: Iterable[str]) -> dict[str, Silence]:
         )
         like[name] = next(alike, name) if in_layers else name
     new = [its for its in dict.fromkeys(like.values()) if its not in found]
-    found |= _silent_together(some, [its for its in new if not some[its].fixed])
+    found |= _silent_together(some, [its for its in new if look_silent(some, [its])])
     found |= {its: _silence(some, its) for its in new if its not in found}
     found |= {name: found[its] for name, its in like.items()}
     return {name: found[name] for name in names}
@@ -176,13 +195,14 @@ def _silent_together(widths: Widths, names: Sequence[str]) -> dict[str, Silence]
 
     This takes one evaluation in place of one for each width. If it fails, the dict is empty.
     """
+    names = [name for name in names if not widths[name].fixed]
     if len(names) < 2 or (case := _larger(widths, names)) is None:
         return {}
     trial = _Trial(case, names, is_larger=True)
     roles = {mask.spot: mask.role for mask in trial.masks}
     marked = {spot for spot, role in roles.items() if role != "incoming"}
     are_apart = len(roles) == len(trial.masks)  # not along the same axis of an array
-    if not are_apart or "both" in roles.values() or not trial.is_exactly_silent(marked):
+    if not are_apart or not trial.is_exactly_silent(marked):
         return {}
     of = {name: [m.spot for m in trial.masks if m.width == name] for name in names}
     return {name: Silence(False, _with_alike(of[name], marked)) for name in names}
