@@ -156,15 +156,13 @@ def _in_turn(request: Request, asked: Asked, growth: Growth) -> Iterator[Growth 
     refused, before, programs = list[Refused](), asked.before, None
     if before.network is not None:
         programs = Programs(growth, before, asked.larger.widths, request.target)
-    plain = _plain(request, growth) if programs is not None else None
+    plain = _plain(request, growth)
     first = None if plain is None else _evaluated(request, asked, plain, programs)
     if isinstance(first, Growth):
         yield first
         return
     for one in _growths_in_turn(request, asked, growth, programs, refused):
-        is_known = first is not None and one == plain
-        its = first if is_known else _evaluated(request, asked, one, programs)
-        assert its is not None
+        its = first if first and one == plain else _evaluated(request, asked, one, programs)
         yield its
         if isinstance(its, Refused):
             refused.append(its)
