@@ -1,5 +1,6 @@
 """Moves the effect of constant units into biases: ``with_constants_folded``."""
 
+import functools
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -126,12 +127,18 @@ def _nonzero(leaves: Mapping[str, Any], change: Change, places: Iterable[Occurre
     """Returns which units have a nonzero entry in the arrays: ``[units]``, booleans."""
     found = jnp.zeros(change.old, bool)
     for place in places:
-        rows = _any(jnp.moveaxis(jnp.asarray(leaves[place.path]), place.axis, 0) != 0)
         units = units_along(place.layout, change.width, ("incoming",))
-        numbers = jnp.where(units < 0, change.old, units)
-        counts = jax.ops.segment_max(rows.astype(int), numbers, change.old + 1)
-        found |= counts[: change.old] > 0
+        found |= _nonzero_units(leaves[place.path], units, axis=place.axis, count=change.old)
     return found
+
+
+@functools.partial(jax.jit, static_argnames=("axis", "count"))
+def _nonzero_units(array: jax.Array, units: jax.Array, *, axis: int, count: int) -> jax.Array:
+    """Returns which of ``count`` units have a nonzero entry; -1 stands for no unit."""
+    rows = _any(jnp.moveaxis(array, axis, 0) != 0)
+    numbers = jnp.where(units < 0, count, units)
+    counts = jax.ops.segment_max(rows.astype(int), numbers, count + 1)
+    return counts[:count] > 0
 
 
 def _gradients(variables: PyTree, network: Network, paths: Collection[str]) -> dict[str, jax.Array]:
