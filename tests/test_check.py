@@ -596,6 +596,25 @@ def test_new_zeros_may_be_the_largest(pick: Any) -> None:
         dw.plan(dw.trace(apply, shapes, f64(3, 4)), {"up": 24}, strategy=dw.strategies.zeros())
 
 
+@pytest.mark.parametrize("layers", [2, 4])
+def test_new_zeros_may_be_the_largest_behind_several_layers(layers: int) -> None:
+    """Products of an even number of negative weights are positive."""
+
+    def apply(p: Any, x: Any) -> Any:
+        h = jnp.einsum("bi,imn->bmn", x, p["first"])
+        for n in range(1, layers):
+            h = h @ p[f"layer_{n}"]
+        return jnp.argmax(h, 1).astype(x.dtype) @ p["last"]
+
+    shapes = {"first": f64(80, 45, 64), "last": f64(64, 2)}
+    shapes |= {f"layer_{n}": f64(64, 64) for n in range(1, layers)}
+    widths = dw.trace(apply, shapes, f64(3, 80))
+    with pytest.raises(ValueError, match="weights of one sign in each array"):
+        dw.plan(widths, {"first[1]": 46}, strategy=dw.strategies.zero_incoming())
+    (change,) = dw.plan(widths, {"first[1]": 46}).changes
+    assert change.strategy.incoming == "copy"  # the first of the largest is an old unit
+
+
 # Broken on purpose -------------------------------------------------------------------------------
 
 

@@ -35,8 +35,9 @@ class SampleFamily:
         inputs: the scale of inputs.
         rows: the pattern of inputs. With ``"a zero column"``, old weights have one, too, so the
             first unit of each layer is zero. With ``"negative"``, old weights are negative and
-            inputs positive, so a new zero is the largest. With ``"flags"``, every second input has
-            only zeros and ones, most of them ones.
+            inputs positive, so a new zero is the largest; with ``"one sign"``, all old weights of
+            an array have the same sign. With ``"flags"``, every second input has only zeros and
+            ones, most of them ones.
         biases: whether new biases and scales are random; if not, they are zeros and ones.
     """
 
@@ -52,6 +53,7 @@ class SampleFamily:
         "ids beyond",
         "positive",
         "negative",
+        "one sign",
         "flags",
         "a zero row of weights",
         "signed scales",
@@ -76,7 +78,9 @@ class SampleFamily:
             return "inputs of zeros and ones"
         if self.rows == "signed scales":
             return "scales of both signs"
-        if self.rows in ("positive", "negative"):
+        if self.rows == "one sign":
+            return "positive inputs, and weights of one sign in each array"
+        if self.rows in _OF_ONE_SIGN:
             return f"positive inputs and {self.rows} weights"
         if self is LARGE:
             return "inputs around 1000"
@@ -99,8 +103,13 @@ FAMILIES = (
 # Usual new weights and small old ones, if few other samples are finite, as with acos.
 SMALL = SampleFamily(1e-3, 1.0, 1.0)
 
-# For new units that are zero: zero is the largest value if all others are negative.
-SIGNED = (SampleFamily("fan", 1.0, 1.0, "positive"), SampleFamily("fan", 1.0, 1.0, "negative"))
+# For new units that are zero: zero is the largest value if all others are negative. After two
+# layers, products of negative weights are positive, so each array has a sign of its own in some.
+SIGNED = (
+    SampleFamily("fan", 1.0, 1.0, "positive"),
+    SampleFamily("fan", 1.0, 1.0, "negative"),
+    *(3 * (SampleFamily("fan", 1.0, 1.0, "one sign"),)),
+)
 
 # Masks of zeros and ones: ``(1 - mask) * -1e4`` must not hide all entries. Every second input is a
 # mask: the inputs at even places in one sample, the inputs at odd places in the other.
@@ -118,8 +127,7 @@ LARGE = SampleFamily("fan", 1.0, 1e3)
 # Ids that no table has: outputs are compared where the function is finite.
 BEYOND = SampleFamily("fan", 1.0, 1.0, "ids beyond")
 
-# The signs of all old weights.
-_SIGNS = {"positive": 1.0, "negative": -1.0}
+_OF_ONE_SIGN = "positive", "negative", "one sign"
 
 Mode = Literal["normal", "positive", "unit", "one-hot"]
 MODES: tuple[Mode, ...] = ("normal", "positive", "unit", "one-hot")
@@ -160,23 +168,32 @@ class Samples:
         """
         rng = np.random.default_rng((self.seed, int(new)))
         found = {}
-        for path, array in arguments:
+        for place, (path, array) in enumerate(arguments):
             if path is not None:
                 kind = self.kinds.get(path, "random")
-                found[path] = self._weights(rng, array, kind, family, new)
+                found[path] = self._weights(rng, array, kind, family, new, place)
                 for axis, places in () if new else self.merged.get(path, ()):
                     found[path] = np.take(found[path], places, axis)
         return found
 
-    def _weights(self, rng: Any, array: Any, kind: Kind, family: SampleFamily, new: bool) -> Any:
+    def _weights(
+        self, rng: Any, array: Any, kind: Kind, family: SampleFamily, new: bool, place: int
+    ) -> Any:
         numbers = self._numbers(rng, array, kind, family, new)
         if family.rows == "a zero column" and not new and _is_float(array) and array.ndim:
             numbers[..., :1] = 0
         if family is ZERO_ROW and not new and _is_float(array) and array.ndim > 1:
             numbers[..., :1, :] = 0
-        if family.rows in _SIGNS and not new and jnp.issubdtype(array.dtype, jnp.floating):
-            numbers = _SIGNS[family.rows] * np.abs(numbers)
+        is_real = jnp.issubdtype(array.dtype, jnp.floating)
+        if family.rows in _OF_ONE_SIGN and not new and is_real:
+            numbers = self._sign(family, place) * np.abs(numbers)
         return numbers
+
+    def _sign(self, family: SampleFamily, place: int) -> int:
+        """Returns the sign of an array's weights; three seeds give neighbors all combinations."""
+        if family.rows != "one sign":
+            return 1 if family.rows == "positive" else -1
+        return -1 if ((place + 1) & (1 + self.seed % 3)).bit_count() % 2 else 1
 
     def _numbers(self, rng: Any, array: Any, kind: Kind, family: SampleFamily, new: bool) -> Any:
         shape, dtype = tuple(array.shape), array.dtype
@@ -244,7 +261,7 @@ class Samples:
         numbers = numbers * family.inputs
         if family.rows == "zeros":
             return np.zeros_like(numbers)
-        if family.rows in _SIGNS and numbers.dtype.kind == "f":
+        if family.rows in _OF_ONE_SIGN and numbers.dtype.kind == "f":
             return np.abs(numbers)
         if shape and shape[0] and family.rows == "a zero row":
             numbers[0] = 0
