@@ -22,6 +22,7 @@ from primitive_examples import EXAMPLES
 from tiers import in_tiers, some
 
 import dogwood_jax as dw
+from dogwood_jax._base.bits import in_64_bits
 from dogwood_jax._check import reduced
 from dogwood_jax._check.check import check
 from dogwood_jax._check.evaluate import evaluate
@@ -722,6 +723,15 @@ if __name__ == "__main__":
     for name in EXAMPLES:
         if name not in OTHERWISE and (what := off(name)):
             print(name, what)
+
+
+def test_linear_systems_are_solved_in_64_bits() -> None:
+    """Whatever the dtypes of the program: JAX's own solver was compiled for 32 bits."""
+    a, b = data(4, 4) + 4 * np.eye(4), data(4, 2)
+    with in_64_bits(False):
+        program = jax.make_jaxpr(jnp.linalg.solve)(a.astype(np.float32), b.astype(np.float32))
+        (found,) = evaluate(program, [a, b])
+    np.testing.assert_allclose(found, np.linalg.solve(a, b), 1e-12)
 
 
 def test_a_real_transform_and_its_inverse_are_evaluated_in_other_sizes():

@@ -144,8 +144,8 @@ class _Evaluation:
                 results = record.evaluate(*operands, **eqn.params)
             return results if isinstance(results, list) else [results]
         self._callers.append(eqn)
-        if (loop := _LOOPS.get(name)) is not None:
-            results = loop(self, eqn, operands)
+        if (runs := _RUNS.get(name)) is not None:
+            results = runs(self, eqn, operands)
         elif (program := called(eqn)) is not None:
             results = self.run(*program, operands)
         else:
@@ -171,6 +171,13 @@ class _Evaluation:
             state = self._closed(p["body_jaxpr"], *operands[n_cond : n_cond + n_body], *state)
         raise Undecided
 
+    def _linear_solve(self, eqn: Any, operands: list[Any]) -> list[Any]:
+        """Runs the program that solves; its others multiply by the matrix."""
+        counts, programs = eqn.params["const_lengths"], eqn.params["jaxprs"]
+        first = counts.matvec + counts.vecmat
+        consts, right = operands[first : first + counts.solve], operands[sum(counts) :]
+        return self._closed(programs.solve, *consts, *right)
+
     def _scan(self, eqn: Any, operands: list[Any]) -> list[Any]:
         n_consts, n_carry = scan_counts(eqn)
         consts, carry = operands[:n_consts], operands[n_consts : n_consts + n_carry]
@@ -186,11 +193,12 @@ class _Evaluation:
         return [*carry, *(stack([row[n] for row in rows]) for n in range(len(avals)))]
 
 
-_Loop = Callable[[_Evaluation, Any, list[Any]], list[Any]]
-_LOOPS: dict[str, _Loop] = {
+# Equations that run programs otherwise than once on all operands.
+_RUNS: dict[str, Callable[[_Evaluation, Any, list[Any]], list[Any]]] = {
     "cond": _Evaluation._cond,
     "while": _Evaluation._while,
     "scan": _Evaluation._scan,
+    "custom_linear_solve": _Evaluation._linear_solve,
 }
 
 
