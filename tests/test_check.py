@@ -719,12 +719,6 @@ def test_maps_that_put_units_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
         growing._edited.clear_cache()
 
 
-if __name__ == "__main__":
-    for name in EXAMPLES:
-        if name not in OTHERWISE and (what := off(name)):
-            print(name, what)
-
-
 def test_linear_systems_are_solved_in_64_bits() -> None:
     """Whatever the dtypes of the program: JAX's own solver was compiled for 32 bits."""
     a, b = data(4, 4) + 4 * np.eye(4), data(4, 2)
@@ -741,3 +735,9 @@ def test_a_real_transform_and_its_inverse_are_evaluated_in_other_sizes():
 
     widths = dw.trace(apply, {"up": f64(3, 4), "down": f64(4, 2)}, f64(2, 6, 3))
     assert dw.plan(widths, {"up": 7}).evidence is not None
+
+
+if __name__ == "__main__":
+    for name in EXAMPLES:
+        if name not in OTHERWISE and (what := off(name)):
+            print(name, what)

@@ -184,6 +184,8 @@ def _silences(widths: Widths, names: Iterable[str]) -> dict[str, Silence]:
         )
         like[name] = next(alike, name) if in_layers else name
     new = [its for its in dict.fromkeys(like.values()) if its not in found]
+    found |= {its: Silence(is_heard=False) for its in new if some[its].fixed}  # no new units
+    new = [its for its in new if not some[its].fixed]
     found |= _silent_together(some, [its for its in new if look_silent(some, [its])])
     found |= {its: _silence(some, its) for its in new if its not in found}
     found |= {name: found[its] for name, its in like.items()}
@@ -195,7 +197,6 @@ def _silent_together(widths: Widths, names: Sequence[str]) -> dict[str, Silence]
 
     This takes one evaluation in place of one for each width. If it fails, the dict is empty.
     """
-    names = [name for name in names if not widths[name].fixed]
     if len(names) < 2 or (case := _larger(widths, names)) is None:
         return {}
     trial = _Trial(case, names, is_larger=True)
@@ -219,8 +220,6 @@ def _larger(widths: Widths, names: Sequence[str]) -> Case | None:
 
 def _silence(widths: Widths, name: str) -> Silence:
     """Returns the zeros that silence a width, from evaluations with more units."""
-    if widths[name].fixed:  # a fixed width gets no new units
-        return Silence(is_heard=False)
     for growing in ([name], []):
         if (case := _larger(widths, growing)) is not None:
             trial = _Trial(case, [name], is_larger=bool(growing))
