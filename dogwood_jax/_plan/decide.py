@@ -6,7 +6,7 @@ new. If all are refused, the error reports the refused growth that keeps outputs
 """
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import jax
@@ -33,7 +33,7 @@ from dogwood_jax._plan.removals import NO_MERGE
 from dogwood_jax._plan.resampled import by_widths, inputs_of
 from dogwood_jax._plan.searching import searched_of
 from dogwood_jax._plan.shown import first_shown, fitting, shown, shown_by
-from dogwood_jax._plan.silence import SEEN, heard, look_silent, silenced
+from dogwood_jax._plan.silence import SEEN, heard, likely_heard, silenced
 from dogwood_jax._plan.sizes import copies_a_unit, target_in_sizes, ways_out
 from dogwood_jax._program.primitives.reading import DRAWN
 
@@ -156,13 +156,13 @@ def _in_turn(request: Request, asked: Asked, growth: Growth) -> Iterator[Growth 
     refused, before, programs = list[Refused](), asked.before, None
     if before.network is not None:
         programs = Programs(growth, before, asked.larger.widths, request.target)
-    plain = _plain(request, growth)
-    first = None if plain is None else _evaluated(request, asked, plain, programs)
-    if isinstance(first, Growth):
-        yield first
-        return
-    for one in _growths_in_turn(request, asked, growth, programs, refused):
-        its = first if first and one == plain else _evaluated(request, asked, one, programs)
+    known = list[tuple[Growth, Refused]]()  # refused, but perhaps only because a guess is wrong
+    for one, is_guess in _growths_in_turn(request, asked, growth, programs, refused):
+        before_it = [its for other, its in known if other == one]
+        its = before_it[0] if before_it else _evaluated(request, asked, one, programs)
+        if is_guess and isinstance(its, Refused):
+            known.append((one, its))
+            continue
         yield its
         if isinstance(its, Refused):
             refused.append(its)
@@ -171,18 +171,6 @@ def _in_turn(request: Request, asked: Asked, growth: Growth) -> Iterator[Growth 
     if not refused:
         need = (change for change in growth.changes if change.strategy.needs_recipe)
         yield Refused(only_under_a_norm(growth.widths[c.width], c) for c in need)
-
-
-def _plain(request: Request, growth: Growth) -> Growth | None:
-    """Returns the growth with zeros in marked weights if they probably silence new units.
-
-    If its evaluation accepts it, nothing has to be found out about silence.
-    """
-    grown = [change for change in growth.changes if change.new != change.old]
-    is_simple = request.check and request.merge is None and bool(grown) and not growth.inserted
-    if not is_simple or any(c.strategy.needs_recipe and c.recipe is None for c in grown):
-        return None
-    return _noted(growth) if look_silent(growth.widths, [c.width for c in grown]) else None
 
 
 def _noted(growth: Growth) -> Growth:
@@ -197,10 +185,12 @@ def _growths_in_turn(
     growth: Growth,
     programs: Programs | None,
     refused: Sequence[Refused],
-) -> Iterator[Growth]:
-    """Yields growths to evaluate.
+) -> Iterator[tuple[Growth, bool]]:
+    """Yields growths to evaluate, and whether what silences new units is only a guess.
 
-    If the network computes with a size that changes, growths with rescaled arrays come first.
+    An evaluation tells what silences new units, but an accepted growth needs no such evaluation, so
+    guesses come first. If the network computes with a size that changes, growths with rescaled
+    arrays come before the others.
 
     Args:
         request: the arguments of ``plan``.
@@ -209,35 +199,53 @@ def _growths_in_turn(
         programs: the larger programs, or None if there is no function.
         refused: the refusals of the growths yielded so far; the caller appends to it.
     """
-    before = asked.before
     changing = [c.width for c in growth.changes if c.new != c.old and request.check]
-    loud = {*heard(before, changing)}
+    grows = [c for c in growth.changes if c.new > c.old and c.recipe is None]
+    can_search = programs is not None and bool(grows) and asked.copies is None
+    can_search &= request.check and request.merge is None and not asked.larger.is_unlikely
+    is_complete = not any(c.strategy.needs_recipe for c in grows)
+    layers = tuple(map(in_silence, growth.inserted))
+    known: dict[tuple[Growth, frozenset[str]], list[Growth]] = {}
+
+    def by_search(way: Growth, names: Collection[str]) -> Iterator[Growth]:
+        assert programs is not None
+        every = any(one.then == "starts" for one in refused)
+        begun = replace(way, inserted=layers), frozenset(changing if every else names)
+        if begun not in known:
+            found = []
+            for its in searched_of(*begun, asked.starts, programs):
+                found.append(replace(its, inserted=growth.inserted))
+                yield found[-1]
+            known[begun] = found
+        else:
+            yield from known[begun]
+
+    likely = likely_heard(growth.widths, changing) if request.merge is None else None
+    if likely and can_search:
+        yield from ((its, True) for its in by_search(growth, likely))
+    elif likely == [] and changing and is_complete and not growth.inserted:
+        yield _noted(growth), True
+    before = asked.before
+    loud = heard(before, changing)
     silent, quiet = (
         replace(growth, widths=silenced(growth.widths, names, before))
         for names in (changing, [name for name in changing if name not in loud])
     )
     silent = _noted(silent)
-    grows = [c for c in growth.changes if c.new > c.old and c.recipe is None]
-    can_search = programs is not None and bool(grows) and asked.copies is None
-    can_search &= request.check and request.merge is None and not asked.larger.is_unlikely
 
-    def by_search() -> Iterator[Growth]:
-        assert programs is not None
-        layers = tuple(map(in_silence, growth.inserted))
+    def by_every_way() -> Iterator[tuple[Growth, bool]]:
         ways = {way.widths: way for way in (growth, quiet, silent)}  # without duplicates
         for way in reversed(ways.values()):
-            begun = replace(way, inserted=layers)
-            every = any(one.then == "starts" for one in refused)
-            for its in searched_of(begun, asked.starts, programs, every=every):
-                yield replace(its, inserted=growth.inserted)
+            others = (name for name in changing if way.widths[name] != silent.widths[name])
+            yield from ((its, False) for its in by_search(way, {*loud, *others}))
 
     is_first = can_search and any(c.width in loud for c in grows)
     if is_first:
-        yield from by_search()
-    if not any(c.strategy.needs_recipe and c.recipe is None for c in grows):
-        yield silent
+        yield from by_every_way()
+    if is_complete:
+        yield silent, False
     if can_search and (not is_first or any(one.then == "starts" for one in refused)):
-        yield from by_search()
+        yield from by_every_way()
 
 
 def _is_claim(request: Request, asked: Asked, growth: Growth) -> bool:
@@ -302,7 +310,7 @@ def _rescaled(request: Request, asked: Asked, growth: Growth) -> Growth | Refuse
         return growth
     alone = replace(growth, changes=exact, inserted=())
     programs = Programs(alone, before)
-    for searched in searched_of(alone, asked.starts, programs):
+    for searched in searched_of(alone, loud, asked.starts, programs):
         changes = (searched.change.get(change.width, change) for change in growth.changes)
         return replace(growth, changes=tuple(changes), notes=searched.notes)
     return Refused(asked.ways_out)

@@ -1,7 +1,7 @@
 """Growths with rescaled arrays that compensate for sizes and constants: ``searched_of``."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from math import isclose, isfinite
 
@@ -14,7 +14,6 @@ from dogwood_jax._plan.notes import notes_of
 from dogwood_jax._plan.programs import Programs
 from dogwood_jax._plan.search.problem import other_numbers
 from dogwood_jax._plan.search.search import searched
-from dogwood_jax._plan.silence import heard, silenced
 from dogwood_jax._program.like_layers import LikeLayers
 from dogwood_jax._program.numbered import without_numbers
 from dogwood_jax._program.reasons import kind_of
@@ -24,32 +23,27 @@ from dogwood_jax.strategies import Start
 
 def searched_of(
     growth: Growth,
+    heard: Collection[str],
     chosen: Mapping[str, Start],
     programs: Programs,
-    *,
-    every: bool = False,
 ) -> Iterator[Growth]:
     """Yields growths with recipes, which compensate for what changes with sizes.
 
     Args:
         growth: the growth, without recipes.
+        heard: the widths for which other starts are tried, too, because zeros in marked weights
+            may not silence their new units.
         chosen: the caller's strategies by width.
         programs: the larger programs.
-        every: whether other initial values are tried for all widths that grow, not only for those
-            whose new units cannot simply be silenced.
     """
     network, is_seen = programs.widths, programs.larger is not None
     told = (note for c in growth.changes for note in growth.widths[c.width].notes)
     if any(kind_of(note) == "drawn" for note in told):
         return
     alike = [*_alike(None if network.network is None else network.network.layers)]
-    names = [change.width for change in growth.changes if change.new > change.old]
-    open_names = {*heard(programs.network, names), *chosen}
-    known = silenced(network, names, programs.network)
-    open_names |= {name for name in names if every or known[name] != growth.widths[name]}
     few = programs.of(growth)
     for case in _cases(few, programs):
-        for found in searched(few, case, chosen, alike, open_names):
+        for found in searched(few, case, chosen, alike, {*heard, *chosen}):
             changes = found.changes
             if programs.fewer is not None and programs.are_of_fewer:
                 by_name = {change.width: change for change in changes}
@@ -79,7 +73,7 @@ def for_removal(widths: Widths, name: str) -> Recipe | None:
     for strategy in (strategies.zero_outgoing(), strategies.zero_incoming()):
         growth = Growth(widths, (Change(name, old, 2 * old, strategy),))
         programs = Programs(growth, widths, in_module=False)
-        found = next(searched_of(growth, {name: strategy}, programs), None)
+        found = next(searched_of(growth, [name], {name: strategy}, programs), None)
         if found is not None:
             return found.change[name].recipe
     return None

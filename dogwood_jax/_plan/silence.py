@@ -99,22 +99,29 @@ def heard(widths: Widths, names: Iterable[str]) -> list[str]:
     return [name for name, its in _silences(widths, names).items() if its.is_heard]
 
 
-def look_silent(widths: Widths, names: Collection[str]) -> bool:
-    """Whether zeros in marked weights probably silence new units: nothing is evaluated.
+def likely_heard(widths: Widths, names: Collection[str]) -> list[str] | None:
+    """Returns the widths whose new units probably change outputs, without an evaluation.
 
-    No array both makes and reads units, and nothing sums over units, as a norm does.
+    Something sums over their units, as a norm does. Those of the other widths are probably silenced
+    by zeros in marked weights. Returns None if that is less likely, because an array both makes and
+    reads units.
 
     Args:
         widths: the network's widths, perhaps with those of copied heads.
         names: names of the widths to examine.
     """
     if widths.network is None or not {*names} <= {*widths}:
-        return False
-    every = [place for name in names for place in widths[name].occurrences]
+        return None
+    places = {name: widths[name].occurrences for name in names}
+    if any(place.role == "both" for its in places.values() for place in its):
+        return None
     leaves = widths.network.traced.leaves
-    dims = (leaves[place.path].dims[place.axis] for place in every)
-    is_summed = any(atom.root.summed for dim in dims for atom in atoms(dim))
-    return not is_summed and all(place.role != "both" for place in every)
+    dims = {name: [leaves[p.path].dims[p.axis] for p in its] for name, its in places.items()}
+    return [
+        name
+        for name, its in dims.items()
+        if any(atom.root.summed for dim in its for atom in atoms(dim))
+    ]
 
 
 def silenced(widths: Widths, names: Iterable[str], of: Widths) -> Widths:
@@ -186,7 +193,7 @@ def _silences(widths: Widths, names: Iterable[str]) -> dict[str, Silence]:
     new = [its for its in dict.fromkeys(like.values()) if its not in found]
     found |= {its: Silence(is_heard=False) for its in new if some[its].fixed}  # no new units
     new = [its for its in new if not some[its].fixed]
-    found |= _silent_together(some, [its for its in new if look_silent(some, [its])])
+    found |= _silent_together(some, [its for its in new if likely_heard(some, [its]) == []])
     found |= {its: _silence(some, its) for its in new if its not in found}
     found |= {name: found[its] for name, its in like.items()}
     return {name: found[name] for name in names}
