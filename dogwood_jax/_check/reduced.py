@@ -311,7 +311,8 @@ class _Reduced:
         stacked = {edit.path: edit.layers.axis for edit in inserted if edit.layers}
         if any(e.experts or (e.fill and len(e.fill.values) > 1) for e in inserted):
             raise CannotShrink("arrays of new layers combine several old arrays")
-        places = [(leaf, growth.held[leaf.path].path) for leaf in growth.widths.leaves]
+        every = ((leaf, growth.place(leaf.path)) for leaf in growth.widths.leaves)
+        places = [(leaf, path) for leaf, path in every if path is not None]
         copies = {edit.path: edit.source for edit in inserted if edit.is_whole}
         places += [(growth.widths.leaf(old), new) for new, old in copies.items() if old is not None]
         for leaf, path in places:
