@@ -159,6 +159,13 @@ needs_docs = pytest.mark.skipif(
 
 
 @needs_docs
+def test_the_newest_release_is_the_one_to_install():
+    newest = re.search(r"^## \[([\d.]+)\] - ", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    for page in ("README.md", "docs/index.md"):
+        assert re.findall(r"git\+URL@v([\d.]+)", (ROOT / page).read_text()) == [newest[1]], page
+
+
+@needs_docs
 def test_every_public_name_is_in_the_reference():
     text = "\n".join(path.read_text() for path in (ROOT / "docs/api").glob("*.md"))
     told = {*re.findall(r"^## (\S+)$", text, re.M)}
