@@ -72,6 +72,18 @@ def spearman(first, second):
 # Scores -------------------------------------------------------------------------------------------
 
 
+def test_the_loss_may_come_first(network):
+    params, widths, batch = network
+    after = dw.saliency(params, widths, loss, *batch)
+    first = dw.saliency(loss, params, widths, *batch)
+    assert all((first[name] == scores).all() for name, scores in after.items())
+    assert (
+        dw.gain(loss, params, widths, *batch).gains == dw.gain(params, widths, loss, *batch).gains
+    )
+    _, growth = dw.shrink(loss, params, widths, *batch, parameters=0.5)
+    assert growth == dw.shrink(params, widths, loss, *batch, parameters=0.5)[1]
+
+
 @pytest.mark.long
 def test_scores_rank_units_of_all_widths_as_removing_them_does(network):
     params, widths, batch = network

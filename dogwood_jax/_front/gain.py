@@ -27,6 +27,7 @@ from dogwood_jax._base.tables import table
 from dogwood_jax._base.trees import PyTree, leaves_by_path, rebuilt
 from dogwood_jax._front.cost import cost
 from dogwood_jax._front.grow import grow
+from dogwood_jax._front.loss_first import loss_first
 from dogwood_jax._front.plan import plan
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._plan.silence import SEEN, heard, silenced
@@ -128,6 +129,7 @@ def _short(number: float | None) -> str:
     return "" if number is None else f"{number:.3g}"
 
 
+@loss_first
 def gain(
     variables: PyTree,
     widths: Widths,
@@ -152,7 +154,8 @@ def gain(
         variables: pytree of the network's arrays.
         widths: its widths, from ``trace`` or ``chain``.
         loss: function ``loss(variables, *batch)`` of the *larger* model's variables, as for
-            ``strategies.gradmax``: it must work for arrays of any size.
+            ``strategies.gradmax``: it must work for arrays of any size. It may also come first, as
+            functions do: ``gain(loss, variables, widths, *batch)``.
         *batch: arrays, or pytrees of them.
         key: PRNG key for the incoming weights of new units; a fixed key by default.
 

@@ -23,6 +23,7 @@ from dogwood_jax._base.arguments import (
 )
 from dogwood_jax._base.failed_calls import explaining
 from dogwood_jax._base.trees import PyTree, is_array, leaves_by_path, rebuilt
+from dogwood_jax._front.loss_first import loss_first
 from dogwood_jax._front.plan import plan
 from dogwood_jax._front.smaller.dead import find_dead
 from dogwood_jax._front.smaller.layer_scores import layer_scores
@@ -45,6 +46,7 @@ _LOSS = ArgumentKind("a function, loss(variables, *batch)", callable)
 _WAY = ArgumentKind(f"one of {get_args(Way)}", lambda value: value in get_args(Way))
 
 
+@loss_first
 def saliency(
     variables: PyTree,
     widths: Widths,
@@ -83,7 +85,8 @@ def saliency(
     Args:
         variables: pytree of the network's arrays, with values.
         widths: its widths, from ``trace`` or ``chain``.
-        loss: function ``loss(variables, *batch)`` that returns a scalar.
+        loss: function ``loss(variables, *batch)`` that returns a scalar. It may also come first, as
+            functions do: ``saliency(loss, variables, widths, *batch)``.
         *batch: arrays, or pytrees of them. The first axis counts samples. For units, the loss is
             called with one sample at a time, arrays ``[1, ...]``.
         by: how to score units.

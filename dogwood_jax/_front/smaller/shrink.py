@@ -21,6 +21,7 @@ from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import PyTree, leaves_by_path
 from dogwood_jax._front.counts import Counts
 from dogwood_jax._front.grow import grow
+from dogwood_jax._front.loss_first import loss_first
 from dogwood_jax._front.plan import plan
 from dogwood_jax._front.smaller.narrow import without_units
 from dogwood_jax._front.smaller.saliency import Loss, Scores, copies, refusal, saliency
@@ -72,6 +73,7 @@ _LAYERS = ArgumentKind(
 _POSITIVE = ArgumentKind("a positive integer", lambda value: is_integer(value) and value > 0)
 
 
+@loss_first
 def shrink(
     variables: PyTree,
     widths: Widths,
@@ -110,7 +112,7 @@ def shrink(
         variables: pytree of the network's arrays, with values; not under ``jax.jit``, because
             values determine the new shapes.
         widths: its widths, from ``trace`` or ``chain``.
-        loss: function ``loss(variables, *batch)``, as for ``saliency``.
+        loss: function ``loss(variables, *batch)``, as for ``saliency``; it may also come first.
         *batch: arrays, or pytrees of them, whose first axis counts samples.
         parameters: the budget, as a share of the network's parameters, between 0 and 1.
         flops: the budget as a share of the network's FLOPs, in place of ``parameters``. ``cost``
