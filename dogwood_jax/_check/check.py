@@ -778,7 +778,8 @@ def grown(case: Case) -> Any:
     old = {path: _wide(array) for path, array in case.old.arguments if path is not None}
     new = {path: _wide(array) for path, array in case.new.arguments if path is not None}
     with jax.ensure_compile_time_eval():  # even if jit traces the caller
-        key = jax.random.wrap_key_data(jnp.zeros(2, jnp.uint32), impl="threefry2x32")
+        zeros = jax.device_put(np.zeros(2, np.uint32))  # ``jnp.zeros`` compiles a program
+        key = jax.random.wrap_key_data(zeros, impl="threefry2x32")
 
     def arrays(variables: dict[str, Any], fresh: dict[str, Any], key: Any) -> dict[str, Any]:
         found = arrays_of_larger(variables, growth, key=key, fresh=fresh)
