@@ -100,6 +100,9 @@ FAMILIES = (
     SampleFamily("fan", 1.0, 1.0, "a zero column"),
 )
 
+# Those for networks of ids, whose inputs hold no zeros but the id 0.
+OF_WEIGHTS = tuple(one for one in FAMILIES if one.rows not in ("a zero row", "zeros"))
+
 # Usual new weights and small old ones, if few other samples are finite, as with acos.
 SMALL = SampleFamily(1e-3, 1.0, 1.0)
 
