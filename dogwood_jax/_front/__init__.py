@@ -14,4 +14,5 @@
 | ``staged`` | the cost of a training run in stages |
 | ``smaller/`` | networks with fewer units or layers |
 | ``gain`` | which new unit or layer would lower the loss most at first |
+| ``loss_first`` | the order of a loss, variables and widths |
 """

@@ -123,6 +123,7 @@ def deepen(
 
     Returns:
         The variables of the deeper model, in its tree structure. Old arrays keep their dtypes.
+        The growth itself, for ``grow_opt_state``, is ``plan(widths, target=, target_apply=)``.
 
     Raises:
         TypeError: if arguments are of the wrong kind.
