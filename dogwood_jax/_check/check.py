@@ -156,7 +156,8 @@ def check(case: Case) -> Verdict:
 def _families(case: Case) -> Sequence[SampleFamily]:
     """Returns the kinds of samples; ids beyond tables only if no input or output grows.
 
-    In a long program of ids, kinds that differ only by numbers among the inputs are left out.
+    In a long program without floats or booleans among its inputs, usual kinds that differ only by
+    these are left out.
     """
     widths = case.growth.widths
     is_closed = not any(widths[change.width].interface for change in case.growth.changes)
@@ -170,15 +171,11 @@ def _families(case: Case) -> Sequence[SampleFamily]:
     count = sum(1 for _ in equations(case.new.jaxpr.jaxpr))
     usual: Sequence[SampleFamily] = 2 * FAMILIES
     if count > _LONG:
-        inputs = (array.dtype for path, array in case.old.arguments if path is None)
-        usual = FAMILIES if any(map(_holds_numbers, inputs)) else OF_WEIGHTS
+        inputs = (array for path, array in case.old.arguments if path is None)
+        has_numbers = any(_is_float(array) or array.dtype == np.bool_ for array in inputs)
+        usual = FAMILIES if has_numbers else OF_WEIGHTS
     more += [SCALES] if "ones" in kinds_of(case.growth).values() else []
     return (*usual, *more, *FLAGS, *(_IDS * [BEYOND] if case.has_ids and is_closed else []))
-
-
-def _holds_numbers(dtype: Any) -> bool:
-    """Whether an input of a dtype holds numbers or booleans, not ids or keys."""
-    return bool(jnp.issubdtype(dtype, jnp.inexact) or dtype == np.bool_)
 
 
 def _can_be_written_down(case: Case) -> bool:

@@ -100,7 +100,7 @@ FAMILIES = (
     SampleFamily("fan", 1.0, 1.0, "a zero column"),
 )
 
-# Those for networks of ids, whose inputs hold no zeros but the id 0.
+# Those that differ if inputs hold neither floats nor booleans, but ids or keys.
 OF_WEIGHTS = tuple(one for one in FAMILIES if one.rows not in ("a zero row", "zeros"))
 
 # Usual new weights and small old ones, if few other samples are finite, as with acos.
