@@ -13,6 +13,7 @@ what it computes, its *outgoing* weights determine what it changes.
 | `zero_incoming()`  | zero     | random   | yes        | incoming nonzero, outgoing zero |
 | `tile()`           | copied   | shared   | yes        | as for the copied unit |
 | `hyperclone()`     | copied   | shared   | yes        | as for the copied unit |
+| `rotated()`        | mixed    | zero     | yes        | outgoing nonzero, incoming zero |
 | `paired()`         | random   | opposed  | yes        | both nonzero |
 | `shrink_perturb()` | random   | random   | no         | both nonzero |
 | `gradmax()`        | zero     | chosen   | yes        | incoming largest, outgoing zero |
@@ -29,8 +30,8 @@ identity.
 `resample()` and `resample_patch()` adapt a vision model to images or patches of another size. They
 do not preserve the function.
 
-`zero_incoming` and `tile` are for residual streams under norms, and for other widths that can grow
-in no other way.
+`zero_incoming`, `tile` and `rotated` are for residual streams under norms, and for other widths
+that can grow in no other way.
 `gradmax` (with two variants) and `firefly` use the gradient of a loss.
 """
 
@@ -49,6 +50,8 @@ from dogwood_jax._base.arguments import INTEGER, KEY, NUMBER, ArgumentKind, expe
 Initializer = Callable[..., jax.Array]  # (key, shape, dtype) -> array, as in jax.nn.initializers
 # How entries are interpolated along an axis, see ``resample`` and ``resample_patch``.
 Method = Literal["bicubic", "bilinear", "patch bicubic", "patch bilinear"]
+# How copies share outgoing weights, see ``replicate``.
+Split = Literal["even", "uneven", "first"]
 
 
 def _is_list(value: Any) -> bool:
@@ -100,7 +103,7 @@ class Start:
 
     Attributes:
         incoming: ``"free"`` (drawn from ``init``), ``"zero"``, ``"copy"``, ``"mean"`` (of the old
-            units) or ``"resampled"``.
+            units), ``"rotated"`` (mixtures of the old units) or ``"resampled"``.
         outgoing: ``"free"``, ``"zero"``, ``"copy"``, ``"share"`` (copied, and divided among the
             copies), ``"sum"`` (added up), ``"opposed"`` (drawn, with
             opposite signs for units whose incoming weights are the same) or ``"resampled"``.
@@ -108,7 +111,7 @@ class Start:
         init: initializer of free weights.
         outgoing_init: initializer of free outgoing weights, if it differs from ``init``.
         noise: standard deviation of the noise on copies, relative to the copied array's.
-        split: how copies share outgoing weights, ``"even"`` or ``"uneven"``.
+        split: how copies share outgoing weights, ``"even"``, ``"uneven"`` or ``"first"``.
         units: the old units that new units copy in turn; all old units if empty.
         choice: chooses weights by a gradient after the network has grown; or None.
         state: the optimizer's state of copies: ``"copied"`` from their units, or ``"new"``.
@@ -127,13 +130,13 @@ class Start:
         prefix: how many positions come before the grid.
     """
 
-    incoming: Literal["free", "zero", "copy", "mean", "resampled"]
+    incoming: Literal["free", "zero", "copy", "mean", "rotated", "resampled"]
     outgoing: Literal["free", "zero", "copy", "share", "sum", "opposed", "resampled"]
     name: str = "start"
     init: Initializer | None = None
     outgoing_init: Initializer | None = None
     noise: float = 0.0
-    split: Literal["even", "uneven"] = "even"
+    split: Split = "even"
     units: tuple[int, ...] = ()
     choice: Choice | None = None
     state: Literal["copied", "new"] = "copied"
@@ -432,7 +435,7 @@ def random(init: Initializer = glorot) -> Start:
 
 def replicate(
     noise: float = 0.0,
-    split: Literal["even", "uneven"] = "even",
+    split: Split = "even",
     units: Sequence[int] = (),
     state: Literal["copied", "new"] = "copied",
 ) -> Start:
@@ -440,15 +443,20 @@ def replicate(
 
     Preserving if ``noise`` is zero. At the first step, the outgoing weights of a copy have the same
     gradient as those of its old unit. Its incoming weights have the old unit's gradient times the
-    copy's share. In the optimizer's state, copies also get the moments of their unit. With an even
-    split, copies stay equal under a deterministic optimizer. With an uneven split or a little
-    noise, they become different.
+    copy's share. In the optimizer's state, copies also get the moments of their unit.
+
+    With an even split, copies stay equal under a deterministic optimizer, so the network does not
+    become able to compute more. With an uneven split, gradients of copies differ by a factor, so
+    plain gradient descent makes them different, but Adam divides the factor away. With the split
+    ``"first"`` or a little noise, they become different under any optimizer. If a growth makes
+    copies that stay equal, its first note says so.
 
     Args:
         noise: standard deviation of normal noise added to the incoming weights of new units, as a
             fraction of the standard deviation of the array; not preserving unless zero.
         split: ``"even"`` divides outgoing weights equally among k copies; ``"uneven"`` gives them
-            shares in the ratio 1 : 2 : ... : k, which breaks the symmetry without noise.
+            shares in the ratio 1 : 2 : ... : k; ``"first"`` leaves them all to the old unit, so
+            that copies begin with outgoing weights of zero and new moments.
         units: the old units that new units copy in turn; by default all old units in order.
             ``dogwood_jax.activity`` ranks them.
         state: moments of copies in the optimizer's state: ``"copied"`` from the old unit, or as for
@@ -474,7 +482,7 @@ def replicate(
         raise ValueError(f"noise must be zero or positive, got {noise!r}")
     _check_split(split)
     _check_state(state)
-    copied = tuple(map(operator.index, units))
+    copied, state = tuple(map(operator.index, units)), "new" if split == "first" else state
     return Start(
         "copy", "share", "replicate", noise=float(noise), split=split, units=copied, state=state
     )
@@ -599,7 +607,7 @@ def zero_incoming(init: Initializer = glorot) -> Start:
     return Start("zero", "free", "zero_incoming", init, needs_recipe=True)
 
 
-def tile(init: Initializer = glorot, split: Literal["even", "uneven"] = "even") -> Start:
+def tile(init: Initializer = glorot, split: Split = "even") -> Start:
     """New units of a residual stream repeat the stream; remaining units hold its mean.
 
     For a stream under LayerNorm. From n to m units, the stream is repeated q = m // n times. The
@@ -638,6 +646,44 @@ def tile(init: Initializer = glorot, split: Literal["even", "uneven"] = "even") 
     expect("strategies.tile", init=(_INIT, init))
     _check_split(split)
     return Start("copy", "share", "tile", init, split=split, repeats=True, needs_recipe=True)
+
+
+def rotated() -> Start:
+    """New units are mixtures of old units by a random rotation; nothing reads them yet.
+
+    For streams and hidden layers under LayerNorm, RMSNorm or another norm, to at least twice the
+    size. The weights that make new units are P times those of old units, with a random matrix P
+    whose columns are orthogonal and which keeps the mean. From n to m units, the sum of squares of
+    the new units is (m - n) / n times that of the old ones. So mean, variance and mean square of
+    all units stay, and norms need no change. Outgoing weights of new units are zero. Preserving.
+
+    Every new unit computes another function than the old ones, so units stay different, unlike
+    copies. At the first step, their outgoing weights have a gradient; their incoming weights have
+    one from the second step on. In the optimizer's state, new units have new moments. The matrix is
+    drawn from the key of ``grow``; without a key, it is always the same.
+
+    To less than twice the size, the mixtures are orthogonal, but their sum of squares is another.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import dogwood_jax as dw
+        >>> def apply(params, x):
+        ...     hidden = x @ params["up"]
+        ...     hidden = jax.nn.relu(hidden / jnp.linalg.norm(hidden, axis=-1, keepdims=True))
+        ...     return hidden @ params["down"]
+        >>> params = {"up": jnp.array([[1.0, -2.0, 3.0]]), "down": jnp.ones((3, 1))}
+        >>> widths = dw.trace(apply, params, jnp.ones((1, 1)))
+        >>> growth = dw.plan(widths, {"up": 6}, strategy=dw.strategies.rotated())
+        >>> wide = dw.grow(params, growth, key=jax.random.key(0))
+        >>> bool(jnp.allclose(apply(wide, jnp.ones((1, 1))), apply(params, jnp.ones((1, 1)))))
+        True
+
+    Reference:
+        No paper: norms do not change under rotations, as Ashkboos et al., 2024, SliceGPT, use for
+        removing units.
+    """
+    return Start("rotated", "zero", "rotated")
 
 
 def gradmax(
@@ -1031,8 +1077,8 @@ def _check_method(method: str) -> None:
 
 
 def _check_split(split: str) -> None:
-    if split not in ("even", "uneven"):
-        raise ValueError(f"split must be 'even' or 'uneven', got {split!r}")
+    if split not in ("even", "uneven", "first"):
+        raise ValueError(f"split must be 'even', 'uneven' or 'first', got {split!r}")
 
 
 def _check_state(state: str) -> None:

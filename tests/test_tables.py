@@ -182,10 +182,9 @@ def test_notes_on_layers_that_are_alike_are_one() -> None:
         dw.trace(scored, params, f32(2, 5)), {(f"{name}/query", 1): 16 for name in params}
     )
     assert len(growth.notes) == 3
-    assert " ".join(shown(growth).split()).endswith(
+    assert " ".join(shown(growth).split()).startswith(
         "note: block_{0..2}/query: the constant 0.3 scales what is summed over it: the larger "
-        "model must have the same; if it has another, pass its function as target_apply= "
-        "checked: equal to rounding in some samples"
+        "model must have the same; if it has another, pass its function as target_apply= array"
     )
 
 

@@ -100,6 +100,7 @@ def apply_map(
     fresh: Array | None = None,
     draw: Draw | None = None,
     noise: Callable[[tuple[int, ...]], Array] | None = None,
+    rotation: Callable[[int, int], Array] | None = None,
     scale: Array | None = None,
     axis: int = 0,
     places: tuple[Array, Array] | None = None,
@@ -113,6 +114,8 @@ def apply_map(
         draw: makes free entries of a given shape if there is no ``fresh``. By default they are ones
             for ``kind="ones"``, and zeros otherwise.
         noise: draws standard normal values of a given shape.
+        rotation: returns the matrix whose rows mix old units into new ones, from the numbers of
+            new and of old units.
         scale: the old array that weights entries in means, if ``leaf_map.is_weighed``: a value for
             each unit, or for each unit of each layer if the first axes are axes of layers.
         axis: a single width's axis, along which only some places are made.
@@ -132,7 +135,7 @@ def apply_map(
         after = Window(axis, whole.new, places[1])
         appends = isinstance(whole, AxisMap) and whole.appends
         windows = (after if appends else Window(axis, whole.old, places[0])), after
-    application = _Application(draw or default, noise, windows, scale)
+    application = _Application(draw or default, noise, rotation, windows, scale)
     made = application.extend(array, leaf_map.axes, fresh)
     if leaf_map.perturb:
         added = application.draw(made.shape) if fresh is None else fresh
@@ -178,10 +181,12 @@ class _Application:
         self,
         draw: Draw,
         noise: Callable[[tuple[int, ...]], Array] | None,
+        rotation: Callable[[int, int], Array] | None,
         windows: tuple[Window, Window] | None,
         scale: Array | None,
     ) -> None:
         self._draw, self.noise, self._scale = draw, noise, scale
+        self._rotation = rotation
         # The window before and after the places along its axis become the new places.
         self.window: Window | None
         self.new_window: Window | None
@@ -310,7 +315,9 @@ class _Application:
         if not axis_map.rest:
             return copied
         start = axis_map.new - axis_map.rest
-        if axis_map.averages and axis_map.old:
+        if axis_map.fill == "rotated" and axis_map.old:
+            rest = padded(self._rotated(array, axis, axis_map), shape, axis, start)
+        elif axis_map.averages and axis_map.old:
             rest = jnp.broadcast_to(self._mean(array, axis, axis_map), shape)
         elif axis_map.fill != "free":
             rest = jnp.zeros(shape, array.dtype)
@@ -335,6 +342,15 @@ class _Application:
         elif axis_map.fill == "size":
             entries = jnp.abs(array)
         return jnp.mean(entries, axis, wide, keepdims=True).astype(array.dtype)
+
+    def _rotated(self, array: Array, axis: int, axis_map: AxisMap) -> Array:
+        """Returns the entries of new units that mix old units."""
+        assert self._rotation is not None
+        wide = jnp.promote_types(array.dtype, jnp.float32)
+        matrix = self._rotation(axis_map.rest, axis_map.old).astype(wide)
+        highest = lax.Precision.HIGHEST
+        mixed = jnp.tensordot(matrix, array.astype(wide), (1, axis), precision=highest)
+        return jnp.moveaxis(mixed, 0, axis).astype(array.dtype)
 
     def _copied(self, array: Array, axis: int, axis_map: AxisMap) -> Array:
         assert axis_map.sources is not None

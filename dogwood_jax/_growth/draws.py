@@ -39,6 +39,35 @@ def limit_of(leaf_map: LeafMap) -> float:
     return sqrt(6 / (fan_in + fan_out))
 
 
+def rotation_of(key: Array | None, new: int, old: int) -> Array:
+    """Returns the matrix whose rows mix old units into new ones: ``float[new, old]``.
+
+    If there are at least as many new units as old ones, the columns are orthogonal, the sum of
+    squares of the new units is new / old times that of the old ones, and their mean is the same.
+    If there are fewer, the rows are orthogonal.
+
+    Args:
+        key: the caller's key; None for a fixed matrix.
+        new: number of new units.
+        old: number of old units.
+    """
+    if new < old:
+        return rotation_of(key, old, new).T * sqrt(new / old)
+    word = words_of(jax.random.key(0) if key is None else key, 1)[0]
+    drawn = uniform(word, (new, old), jnp.result_type(float), 1.0)
+    # The first direction is that of equal units, which a reflection takes to the first axis.
+    columns, _ = jnp.linalg.qr(drawn.at[:, 0].set(1))
+    columns = columns * jnp.sign(columns[0, 0])
+    mirror = jnp.full(old, -1 / sqrt(old)).at[0].add(1)
+    square = 2 - 2 / sqrt(old)
+    turned = columns
+    if old > 1:
+        turned = columns - jnp.outer(columns @ mirror, mirror) * (2 / square)
+    if new == old == 2:  # their only rotations are the swap and none
+        turned = jnp.eye(2)[::-1]
+    return turned * sqrt(new / old)
+
+
 class Draws:
     """Draws random entries of one array."""
 

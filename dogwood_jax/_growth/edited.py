@@ -3,6 +3,7 @@
 First the map of its units (``apply_map``), then new layers and experts.
 """
 
+import functools
 import itertools
 import math
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from jax import Array, lax
 
 from dogwood_jax._base.draw import dtype_named, random_keys, seeds, uniform
 from dogwood_jax._growth.apply_map import apply_map
-from dogwood_jax._growth.draws import Draws, keys_of, words_of
+from dogwood_jax._growth.draws import Draws, keys_of, rotation_of, words_of
 from dogwood_jax._growth.edit import Edit, Fill
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._growth.leaf_map import LeafMap
@@ -117,7 +118,10 @@ def _grown(
         draws = Draws(leaf_map, old.dtype, seeds(random.word), keys_of(random.key, random.place))
         fresh = draws.initialized() if fresh is None else fresh
         draw, noise = draws.draw, draws.normal
-    return apply_map(leaf_map, old, fresh=fresh, draw=draw, noise=noise, scale=scale)
+    rotation = functools.partial(rotation_of, random.key) if "rotated" in leaf_map.needs else None
+    return apply_map(
+        leaf_map, old, fresh=fresh, draw=draw, noise=noise, rotation=rotation, scale=scale
+    )
 
 
 def rows_of(edit: Edit, fresh: Any) -> Any:

@@ -35,6 +35,7 @@ class Evidence:
             line in your code, ``"max (model.py:41)"``.
         why_not: why nothing was evaluated; empty if something was.
         assumes: an unchecked assumption about the larger model; empty if there is none.
+        copied: the widths of which new units are copies that training alone keeps equal.
     """
 
     samples: int = 0
@@ -43,6 +44,7 @@ class Evidence:
     unseen: tuple[str, ...] = ()
     why_not: str = ""
     assumes: str = ""
+    copied: tuple[str, ...] = ()
 
     def lines(self, sizes: dict[str, tuple[int, int]]) -> Iterator[str]:
         """Yields lines on what was checked, without digits that differ between machines.
@@ -95,13 +97,14 @@ _WORDS = (
     ("copy", "copy: the values of old units"),
     ("share", "share: the values of old units, divided among their copies"),
     ("mean", "mean: the mean of old units"),
+    ("rotated", "rotated: mixtures of old units by a random rotation"),
     ("resampled", "resampled: old entries resized by a matrix"),
     ("opposed", "opposed: in pairs that cancel"),
     ("chosen", "chosen: by a gradient, when the network grows"),
     ("times", "times: the factor on old entries"),
 )
 
-_FILLS: Mapping[str, Fill] = {"zero": "zero", "mean": "mean"}
+_FILLS: Mapping[str, Fill] = {"zero": "zero", "mean": "mean", "rotated": "rotated"}
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,8 @@ class Change:
         for source in sources:
             seen[source] += 1
             k = counts[source]
-            shares.append(2 * seen[source] / (k * (k + 1)))
+            uneven = 2 * seen[source] / (k * (k + 1))
+            shares.append(uneven if self.strategy.split == "uneven" else float(seen[source] == 1))
         return tuple(shares)
 
     @property
@@ -173,8 +177,8 @@ class Change:
         if self.strategy.is_gated:
             return True
         if role == "both":  # if readers take whole copies, a recipe compensates
-            copied = self.strategy.repeats and self.recipe is not None
-            return copied or self.strategy.incoming == "zero"
+            copied = self.strategy.repeats or self.strategy.incoming == "rotated"
+            return (copied and self.recipe is not None) or self.strategy.incoming == "zero"
         return role == "incoming"
 
     def along(self, units: Units, leaf: Leaf) -> AxisMap:
@@ -190,7 +194,7 @@ class Change:
         # The fill of arrays that scale or shift units which other arrays silence.
         blank: Fill = "zero" if leaf.kind == "zeros" else "free"
         is_blank = self.recipe is not None and leaf.path in self.recipe.blank
-        if fate in ("free", "zero", "opposed", "mean"):
+        if fate in ("free", "zero", "opposed", "mean", "rotated"):
             # A unit can be new along two widths. The incoming weights of one of them, or the
             # outgoing weights of the other, silence it. The same width must decide in all arrays.
             rank = 2 * units.rank + (strategy.incoming == "zero")
@@ -622,7 +626,7 @@ class Growth:
         together = layers_together((f"{path}{fill}",) for fill, path in inserted)
         lines += [wrapped(f"inserted: {text}") for (text,), _ in together]
         notes = layers_together((note,) for note in self.notes)
-        lines += [wrapped(f"note: {note}") for (note,), _ in notes]
+        lines[:0] = [wrapped(f"note: {note}") for (note,), _ in notes]
         if self.evidence is not None and self.evidence.why_not:
             lines.insert(0, wrapped(f"not checked: {self.evidence.why_not}"))
         elif self.evidence is not None:

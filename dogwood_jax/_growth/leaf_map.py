@@ -17,7 +17,7 @@ import numpy as np
 from dogwood_jax._widths.widths import Kind
 from dogwood_jax.strategies import Initializer, Method
 
-Fill = Literal["free", "zero", "mean", "weighed", "size"]
+Fill = Literal["free", "zero", "mean", "weighed", "size", "rotated"]
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class AxisMap:
         power: the power of a quantity that entries are, such as 2 for squares. Merging adds up the
             quantities, not their powers.
         fill: how entries without a source are filled: free, zero, with the mean of old entries,
-            with their mean weighted by another array (``"weighed"``), or with the mean of their
-            absolute values (``"size"``).
+            with their mean weighted by another array (``"weighed"``), with the mean of their
+            absolute values (``"size"``), or with mixtures of them (``"rotated"``).
         rank: if entries are new along several axes, the axis of the highest rank decides.
         noise: standard deviation of noise on new copies, relative to the array's.
         pairs: for new units in pairs, the sign of the second unit's entries; 0 for no pairs.
@@ -79,7 +79,7 @@ class AxisMap:
     @property
     def averages(self) -> bool:
         """Whether new entries depend on all old entries along the axis."""
-        return self.rest > 0 and self.fill in ("mean", "weighed", "size")
+        return self.rest > 0 and self.fill in ("mean", "weighed", "size", "rotated")
 
     @property
     def rest(self) -> int:
@@ -211,8 +211,9 @@ class LeafMap:
 
     @property
     def needs(self) -> frozenset[str]:
-        """The kinds of random values that it needs: ``"free"`` entries, ``"noise"``."""
+        """The kinds of random values that it needs: ``"free"``, ``"noise"`` and ``"rotated"``."""
         found = {"noise" for axis in self.maps() if axis.noise}
+        found |= {"rotated" for axis in self.maps() if axis.fill == "rotated" and axis.rest}
         if self.perturb:
             found.add("free")
         if self.kind == "random":

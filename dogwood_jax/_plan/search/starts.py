@@ -54,11 +54,15 @@ def candidates(widths: Widths, width: Width, new: int, chosen: Start | None) -> 
             written[occurrence.path] = None
     scales = tuple(path for path in written if widths.leaf(path).kind == "ones")
     readers, silent, tile = tuple(read), strategies.zero_incoming(), strategies.tile()
+    rotated, copies = strategies.rotated(), strategies.replicate(split="first")
+    is_twice = new >= 2 * width.size
     every = [
         Candidate(strategies.zero_outgoing()),
         Candidate(silent, Recipe(blank=scales)),
         Candidate(silent, Recipe(blank=scales, zeros=readers)),
         Candidate(strategies.zeros()),
+        *([Candidate(rotated), Candidate(rotated, mixes=True)] if is_twice else []),
+        Candidate(copies),
         Candidate(strategies.replicate()),
         Candidate(tile, Recipe(blank=scales), mixes=True),
         Candidate(tile, Recipe(blank=scales, zeros=readers), mixes=True),
@@ -66,7 +70,7 @@ def candidates(widths: Widths, width: Width, new: int, chosen: Start | None) -> 
         Candidate(tile, Recipe(zeros=readers), mixes=True),
     ]
     if new % width.size == 0:
-        every[5:] = [Candidate(tile)]
+        every[every.index(Candidate(tile, Recipe(blank=scales), mixes=True)) :] = [Candidate(tile)]
     for candidate in every:
         start = candidate.start
         assert start is not None
