@@ -315,9 +315,13 @@ def test_more_experts_are_checked_without_a_larger_function(kind, dispatch):
     more = {"target": shapes(6)} if dispatch == "one by one" else {"experts": {"moe/router": 6}}
     growth = dw.upcycle(widths, **more)
     assert checked(growth).startswith("checked: equal to rounding in ")
-    assert growth.notes == (
-        "moe/router: outputs stay if the larger model chooses 4 of 6 experts instead of 2 of 3",
+    chosen, *copied = growth.notes
+    assert chosen == (
+        "moe/router: outputs stay if the larger model chooses 4 of 6 experts instead of 2 of 3"
     )
+    # Copies that are chosen together with their experts get the same gradients.
+    assert len(copied) == (kind == "sigmoid")
+    assert all(note.startswith("new units of moe/") for note in copied)
 
 
 @pytest.mark.parametrize("knows_its_sizes", [False, True])

@@ -10,6 +10,7 @@ primitives.
 | ``reduced`` | makes the claim of a growth, in small sizes if the network is large |
 | ``check`` | compares both networks on samples, and decides whether two numbers are equal |
 | ``gradients`` | checks that gradients stay finite and reach new units |
+| ``twins`` | finds new units that training alone keeps equal |
 | ``constant_tables`` | compares arrays that depend on no argument, in the real sizes |
 | ``seen`` | records which sides of operations samples have shown; finds numbers that differ |
 | ``hidden`` | finds differences between the programs that no sample shows |

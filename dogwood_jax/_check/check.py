@@ -24,7 +24,7 @@ from dogwood_jax._check.cause import first_to_differ, not_finite
 from dogwood_jax._check.choices import Choices
 from dogwood_jax._check.claim import Case, ComparedOutput, Side
 from dogwood_jax._check.evaluate import Undecided, evaluate, widest, words
-from dogwood_jax._check.gradients import Sample, check_gradients
+from dogwood_jax._check.gradients import Sample, check_gradients, gradients_of
 from dogwood_jax._check.hidden import Hidden, Steps, are_apart
 from dogwood_jax._check.run import NUDGE, Drawn, Watch, run
 from dogwood_jax._check.samples import (
@@ -44,6 +44,7 @@ from dogwood_jax._check.samples import (
     merged_units,
 )
 from dogwood_jax._check.seen import BRANCHES, Seen, differing, rounding_in
+from dogwood_jax._check.twins import copied_widths
 from dogwood_jax._growth.grown import grown as arrays_of_larger
 from dogwood_jax._growth.grown import without_choices
 from dogwood_jax._growth.growth import Growth
@@ -107,6 +108,7 @@ class Verdict:
         gradients: a problem with gradients, such as one that is not finite, or None.
         unseen: operations of the network with sides that no sample has shown.
         rounding: casts and precisions that only one of the programs has.
+        copied: the widths of which new units are copies, and stay copies in training.
     """
 
     samples: int = 0
@@ -117,6 +119,7 @@ class Verdict:
     gradients: str | None = None
     unseen: tuple[str, ...] = ()
     rounding: tuple[str, ...] = ()
+    copied: tuple[str, ...] = ()
 
     @property
     def is_shown(self) -> bool:
@@ -265,12 +268,14 @@ class _Comparison:
             return Verdict(len(self.counted), None, self._largest, unshown)
         problem, sides = self._problem(), (self._case.old, self._case.new)
         ours, theirs = (rounding_in(side.jaxpr) for side in sides)
+        gradients, copied = (None, ()) if problem else self._gradients()
         return Verdict(
             len(self.counted),
             None,
             self._largest,
             problem=problem,
-            gradients=None if problem else self._gradients(),
+            gradients=gradients,
+            copied=copied,
             unseen=tuple(dict.fromkeys(map(str, self._ours.unseen()))),
             rounding=tuple(sorted(ours ^ theirs)),
         )
@@ -413,15 +418,21 @@ class _Comparison:
             problem = problem or f"no sample shows all sides of {branches[0]}"
         return problem
 
-    def _gradients(self) -> str | None:
-        """Returns a problem with gradients, or None."""
+    def _gradients(self) -> tuple[str | None, tuple[str, ...]]:
+        """Returns a problem with gradients, or None; and the widths whose new units stay copies."""
         case, samples, larger, is_alike = self._case, self._samples, self._larger, self._is_alike
+        after = gradients_of(case.new)
+        if after is None:
+            return None, ()
         seen = [
             (one.family, one.variables, one.wide, one.inputs, one.larger) for one in self.counted
         ]
         edges = [*seen[:2], *_at_edges(case, samples, larger, is_alike)]
         more = itertools.chain(seen[2:], _more(case, samples, larger, is_alike))
-        return check_gradients(case, edges, more)
+        if problem := check_gradients(case, after, edges, more):
+            return problem, ()
+        every = itertools.chain(seen[:1], _more(case, samples, larger, is_alike))
+        return None, tuple(copied_widths(case, after, (each[2::2] for each in every)))
 
 
 def _first(differs: Any) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Checks whether a grown network can go on learning: ``check_gradients``.
+"""Checks whether a grown network can go on learning: ``check_gradients``, by ``gradients_of``.
 
 Gradients must be finite if the old network's gradients are. New entries of an array must get a
 nonzero gradient if old entries of it do. They may get it after a few steps, because layers of zeros
@@ -22,6 +22,8 @@ from dogwood_jax._program.reasons import kind_of
 from dogwood_jax._widths.layout import units_along
 
 Arrays = Mapping[str, Any]
+# Returns the gradient of each float array by path, from variables and inputs.
+Gradients = Callable[[Arrays, Sequence[Any]], dict[str, Any]]
 _ROLES = ("incoming", "outgoing", "both")
 _STEP = 0.1
 # New entries must learn within this many steps. For example, a tied table of zeros learns first,
@@ -42,18 +44,18 @@ _SCALES = (1.0, 0.1)
 Sample = tuple[SampleFamily, Arrays, Arrays, Sequence[Any], Sequence[Any]]
 
 
-def check_gradients(case: Case, edges: Sequence[Sample], samples: Iterable[Sample]) -> str | None:
+def check_gradients(
+    case: Case, after: Gradients, edges: Sequence[Sample], samples: Iterable[Sample]
+) -> str | None:
     """Returns a problem with the gradients of the larger network, or None.
 
     Args:
         case: the claim.
+        after: the gradients of the larger network.
         edges: samples in which gradients must be finite, such as inputs with a row of zeros.
         samples: more samples. One gradient in any sample is enough for new entries, because some
             units may be behind a relu that is zero for all inputs.
     """
-    after = _gradients(case.new)
-    if after is None:  # it cannot be differentiated, such as a ``while`` loop
-        return None
     first = [(sample, after(sample[2], sample[4])) for sample in edges]
     found = ((sample, after(sample[2], sample[4])) for sample in samples)
     for (family, old, _, inputs, _), gradients in first:
@@ -157,14 +159,17 @@ def _moved(variables: Arrays, gradients: Arrays) -> Arrays:
 
 
 def _is_finite(side: Side, variables: Arrays, inputs: Sequence[Any]) -> bool:
-    before = _gradients(side)
+    before = gradients_of(side)
     return before is None or all(
         np.isfinite(grad).all() for grad in before(variables, inputs).values()
     )
 
 
-def _gradients(side: Side) -> Callable[[Arrays, Sequence[Any]], dict[str, Any]] | None:
-    """Returns a function for the gradient of a random sum of outputs; None if there is none."""
+def gradients_of(side: Side) -> Gradients | None:
+    """Returns a function for the gradient of a random sum of outputs; None if there is none.
+
+    There is none if the network cannot be differentiated, as with a ``while`` loop.
+    """
     run = jex.jaxpr_as_fun(side.jaxpr)
     learned = [
         place

@@ -43,6 +43,7 @@ _NO_PROGRAM = (
 )
 _HEARD = f"{{}}: {SEEN}; strategies.random() grows it, but outputs change"
 _NO_DRAWS = "trace the network in evaluation, or pass the key as an input"
+_ONLY_COPIES = Refused(["new units would stay copies"], then="starts")
 _NO_WAY = (
     "no way of copying the experts was shown to keep outputs; make two growths, the first with a "
     "target that only has more experts"
@@ -152,14 +153,20 @@ def _heard_of(asked: Asked, growth: Growth) -> Iterator[str]:
 
 
 def _in_turn(request: Request, asked: Asked, growth: Growth) -> Iterator[Growth | Refused]:
-    """Yields a growth that must keep outputs, then alternatives to it; each accepted or refused."""
+    """Yields a growth that must keep outputs, then alternatives to it; each accepted or refused.
+
+    A growth whose new units stay copies comes last, unless the caller named the strategy.
+    """
     refused, before, programs = list[Refused](), asked.before, None
+    copied: Growth | None = None
     if before.network is not None:
         programs = Programs(growth, before, asked.larger.widths, request.target)
     known = list[tuple[Growth, Refused]]()  # refused, but perhaps only because a guess is wrong
     for one, is_guess in _growths_in_turn(request, asked, growth, programs, refused):
         before_it = [its for other, its in known if other == one]
         its = before_it[0] if before_it else _evaluated(request, asked, one, programs)
+        if isinstance(its, Growth) and _stays_copied(asked, its):
+            copied, its = copied or its, _ONLY_COPIES
         if is_guess and isinstance(its, Refused):
             known.append((one, its))
             continue
@@ -168,9 +175,16 @@ def _in_turn(request: Request, asked: Asked, growth: Growth) -> Iterator[Growth 
             refused.append(its)
             if its.then == "nothing":
                 return
+    if copied is not None:
+        yield copied
     if not refused:
         need = (change for change in growth.changes if change.strategy.needs_recipe)
         yield Refused(only_under_a_norm(growth.widths[c.width], c) for c in need)
+
+
+def _stays_copied(asked: Asked, growth: Growth) -> bool:
+    """Whether new units stay copies although the caller did not name their strategy."""
+    return growth.evidence is not None and not asked.starts.keys() >= {*growth.evidence.copied}
 
 
 def _noted(growth: Growth) -> Growth:

@@ -31,12 +31,17 @@ from dogwood_jax._plan.own_function import (
     says_sizes,
 )
 from dogwood_jax._plan.programs import Programs
+from dogwood_jax._program.numbered import without_numbers
 from dogwood_jax._program.program import Program
 from dogwood_jax._program.subprograms import Key
 from dogwood_jax._widths.trace import Traced
 from dogwood_jax._widths.widths import Widths
 
 _ROUNDING = "only one of both programs has {}, so outputs may differ by its rounding"
+_COPIED = (
+    "new units of {} are copies, and stay so until noise or dropout tells them apart: "
+    "strategies.replicate(noise=)"
+)
 _COPIES = "; strategies.replicate() makes copies, which are finite where old units are"
 _MOST_PROBLEMS = 5  # at most this many problems of fillings are listed
 _NOT_EVALUATED = "the programs cannot be evaluated, so nothing shows that outputs stay: {}"
@@ -88,15 +93,14 @@ def shown_by(
         The growth, or its refusal: the larger model computes something else, or no evaluation shows
         that it computes the same.
     """
-    checked = _checked(programs.of(growth), programs.its, as_it_is=True)
+    checked = verdict_of(programs.of(growth), programs.its, as_it_is=True)
     if isinstance(checked, OtherTable):
         return _contradicted("the larger model", [str(checked)])
     if isinstance(checked, ValueError):
         return Refused([_NOT_EVALUATED.format(checked)])
     verdict, evidence = checked
     if verdict.is_shown:
-        notes = (*growth.notes, *map(_ROUNDING.format, verdict.rounding))
-        return replace(growth, notes=notes, evidence=evidence)
+        return _accepted(growth, evidence, map(_ROUNDING.format, verdict.rounding))
     if growth.inserted and verdict.is_unfit:
         return Refused(reasons(verdict, ""), then="fillings")
     said = [*reasons(verdict)]
@@ -167,7 +171,7 @@ def shown(
     few, own = programs.of(growth), programs.own
     if isinstance(own, Rejected):
         return _written_again(growth, few, own, programs.target)
-    checked = _checked(few, programs.its, as_it_is=as_it_is)
+    checked = verdict_of(few, programs.its, as_it_is=as_it_is)
     if isinstance(checked, OtherTable):
         return _itself([str(checked)], way_out, Verdict())
     assert isinstance(own, Program)
@@ -176,10 +180,10 @@ def shown(
     else:
         verdict, evidence = checked
         if verdict.is_shown:
-            notes = (*growth.notes, *map(_ROUNDING.format, verdict.rounding))
+            notes = [*map(_ROUNDING.format, verdict.rounding)]
             if any(scales_of_sums(few, _traced(few), own)):
-                notes += (*dict.fromkeys(scales_of_sums(growth, _traced(growth), own)),)
-            return replace(growth, notes=notes, evidence=evidence)
+                notes += dict.fromkeys(scales_of_sums(growth, _traced(growth), own))
+            return _accepted(growth, evidence, notes)
         if (never := _never_learns(verdict)) is not None:
             return never
         refused = _itself([*reasons(verdict)], way_out, verdict)
@@ -191,7 +195,7 @@ def shown(
         return refused
     if isinstance(found, Refused):
         return found
-    return replace(growth, notes=(*growth.notes, *splits), evidence=found)
+    return _accepted(growth, found, splits)
 
 
 def _written_again(growth: Growth, few: Growth, own: Rejected, target: PyTree) -> Growth | Refused:
@@ -211,8 +215,25 @@ def _written_again(growth: Growth, few: Growth, own: Rejected, target: PyTree) -
     if isinstance(found, ValueError):
         return Refused([_NOT_EVALUATED.format(found)])
     notes = (KNOWS_SIZES,) * (target is None and not own.is_checked)
-    evidence = replace(found, assumes=NUMBERS_STAY)
-    return replace(growth, notes=(*growth.notes, *notes), evidence=evidence)
+    return _accepted(growth, replace(found, assumes=NUMBERS_STAY), notes)
+
+
+def _accepted(growth: Growth, evidence: Evidence, notes: Iterable[str]) -> Growth:
+    """Returns a growth with its evidence and more notes, perhaps on new units that stay copies.
+
+    Args:
+        growth: the growth, for all layers.
+        evidence: the evidence, perhaps for a few like layers.
+        notes: more notes.
+    """
+    alike = {*map(without_numbers, evidence.copied)}
+    widths = (c.width for c in growth.changes if c.new > c.old)
+    copied = tuple(name for name in widths if without_numbers(name) in alike)
+    if copied:
+        names = ", ".join(name for _, name in merged(("", name) for name in copied))
+        notes = (_COPIED.format(names), *notes)
+    notes = (*growth.notes, *notes)
+    return replace(growth, notes=notes, evidence=replace(evidence, copied=copied))
 
 
 def _rewritten(growth: Growth, *, is_known: bool) -> Evidence | Refused | NoCase:
@@ -225,7 +246,7 @@ def _rewritten(growth: Growth, *, is_known: bool) -> Evidence | Refused | NoCase
     Returns:
         The evidence, the refusal of the growth, or why the program cannot be evaluated.
     """
-    checked = _checked(growth, None)
+    checked = verdict_of(growth, None)
     if isinstance(checked, ValueError):
         return checked
     verdict, evidence = checked
@@ -238,7 +259,7 @@ def _rewritten(growth: Growth, *, is_known: bool) -> Evidence | Refused | NoCase
         return Refused(tables, then="nothing")
     if open_numbers := numbers_of_sizes(growth, _traced(growth)):
         moved = {step: number.ratio for step, number in open_numbers.items()}
-        again = _checked(growth, None, moved)
+        again = verdict_of(growth, None, moved)
         if not isinstance(again, ValueError) and not again[0].is_shown:
             return Refused(map(str, open_numbers.values()), then="nothing")
     return evidence
@@ -265,7 +286,7 @@ def _traced(growth: Growth) -> Traced:
     return traced
 
 
-def _checked(
+def verdict_of(
     growth: Growth,
     its: Traced | None,
     numbers: Mapping[Key, float] = MappingProxyType({}),
@@ -305,7 +326,10 @@ def _verdict_on(growth: Growth, larger: LargerProgram) -> _Checked:
             return case
         verdict = check(case)
     sizes = tuple((c.width, c.old, c.new) for c in case.growth.changes)
-    return verdict, Evidence(verdict.samples, sizes, verdict.largest, verdict.unseen)
+    evidence = Evidence(
+        verdict.samples, sizes, verdict.largest, verdict.unseen, copied=verdict.copied
+    )
+    return verdict, evidence
 
 
 def reasons(verdict: Verdict, way_out: str = _COPIES) -> Iterator[str]:
