@@ -129,6 +129,7 @@ NAMED_FOR = {
     "_check/check.py": "bits of keys, and integers that ids are compared with",
     "_check/run.py": "how long the tables are that ids look up",
     "_plan/depth/statistics.py": "a mean that is subtracted",
+    "_plan/search/statistics.py": "a constant that is added to a variance",
     "_plan/own_function.py": "axes that a function splits into sizes of its own",
     "_optimizer/by_cohort.py": "branches, each with its lanes",
     "_program/shards.py": "what devices compute together",

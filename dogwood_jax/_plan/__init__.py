@@ -19,6 +19,7 @@ output is a growth.
 | ``sized_names`` | array names that contain sizes, which look like new layers |
 | ``larger_model`` | the larger network's own program, if one is given |
 | ``shown`` | whether an evaluation shows that outputs stay |
+| ``trained`` | whether outputs also stay in training mode, with the statistics of a batch |
 | ``own_function`` | the network's own function in other sizes, or why it rejects them |
 | ``fewer_layers`` | a deep network with fewer layers, to evaluate its function at less cost |
 | ``programs`` | the larger programs that growths are compared with |

@@ -35,6 +35,7 @@ from dogwood_jax._plan.searching import searched_of
 from dogwood_jax._plan.shown import first_shown, fitting, shown, shown_by
 from dogwood_jax._plan.silence import SEEN, heard, likely_heard, silenced
 from dogwood_jax._plan.sizes import copies_a_unit, target_in_sizes, ways_out
+from dogwood_jax._plan.trained import noted
 from dogwood_jax._program.primitives.reading import DRAWN
 
 _NO_PROGRAM = (
@@ -67,7 +68,7 @@ def decide(request: Request) -> Growth:
     told: tuple[Refused, tuple[int, ...]] | None = None
     for found, rank in _tried(by_widths(request)):
         if isinstance(found, Growth):
-            return replace(found, structure=structure)
+            return noted(replace(found, structure=structure), request.widths)
         if told is None or rank > told[1]:
             told = found, rank
     assert told is not None

@@ -5,5 +5,5 @@ as ``out_features``, or problems if it is unclear which of its numbers are sizes
 numbers. ``resizing`` finds numbers of modules that hold their arrays, such as Equinox modules, and
 ``remaking`` makes such a module again by its class. ``of_nnx`` does both for NNX modules, and
 ``nnx_function`` makes them functions of their state. ``of_linen`` resizes Linen modules, which hold
-no arrays.
+no arrays. ``training_mode`` calls modules of both kinds in training mode.
 """

@@ -1,7 +1,7 @@
 """Converts NNX modules to functions of their state, and back."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import jax
@@ -19,14 +19,26 @@ Module = TypeVar("Module", bound=nnx.Module)
 
 @dataclass(frozen=True, eq=False)
 class ModuleFunction:
-    """A module as a function of its state and inputs, without side effects."""
+    """A module as a function of its state and inputs, without side effects.
+
+    Attributes:
+        graph: the module without its state.
+        trains: whether it is called in training mode, whatever the mode of ``graph``.
+    """
 
     graph: Any
+    trains: bool = False
 
     def __call__(self, state: PyTree, *inputs: Any) -> tuple[Any, PyTree]:
         merged = nnx.merge(self.graph, state)
+        if self.trains:
+            merged.train()
         outputs = merged(*inputs)
         return outputs, nnx.state(merged)
+
+    def in_training(self) -> "ModuleFunction":
+        """Returns the function of the module in training mode."""
+        return replace(self, trains=True)
 
 
 def function_of(model: nnx.Module) -> tuple[ModuleFunction, PyTree]:

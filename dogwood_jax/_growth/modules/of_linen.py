@@ -145,6 +145,16 @@ def _shapes(inputs: Sequence[Any]) -> list[tuple[int, ...]]:
     return [tuple(leaf.shape) for leaf in jax.tree.leaves(inputs) if is_array(leaf)]
 
 
+@dataclasses.dataclass(frozen=True)
+class OnlyOutputs:
+    """A function that returns outputs and updated variables, without the latter."""
+
+    apply: Callable[..., Any]
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.apply(*arguments)[0]
+
+
 def method_of(function: Any) -> LinenMethod | None:
     """Returns a function as a method of a Linen module; None if it is not such a method.
 
@@ -169,6 +179,11 @@ def method_of(function: Any) -> LinenMethod | None:
             return None
         kernels, of = function.kernels, inner.of
         return inner._replace(of=lambda module: WithReferences(of(module), kernels))
+    if isinstance(function, OnlyOutputs):
+        if (inner := method_of(function.apply)) is None:
+            return None
+        of = inner.of
+        return inner._replace(of=lambda module: OnlyOutputs(of(module)))
     if isinstance(function, jax.stages.Wrapped):
         return method_of(getattr(function, "__wrapped__", None))
     return None

@@ -8,6 +8,7 @@ rules for primitives. Its results are proposals, which the check evaluates on sa
 |---|---|
 | ``starts`` | initial values for new entries of a width, in the order in which they are tried |
 | ``unknowns`` | which factors on arrays may compensate for a size, in the order of preference |
+| ``statistics`` | which arrays training does not learn, so that factors belong to them first |
 | ``problem`` | how far outputs differ for given factors |
 | ``together`` | evaluates a program for several lists of arguments at once |
 | ``solve`` | the factors for which outputs do not differ, as powers of ratios |

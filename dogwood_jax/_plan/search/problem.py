@@ -80,9 +80,15 @@ class LargeEpsilons(Watch):
         if number in self._others:
             its, exact = self._others[number]
             old, by = number if its == 1 else its, exact / number if number else 1.0
-        if is_sum and 1e-30 < abs(old) <= _EPSILON:
-            by *= _LARGE * 10.0 ** -round(log10(abs(old)))
+        by *= raised(old) if is_sum else 1.0
         return operand if by == 1 else np.asarray(operand * by)
+
+
+def raised(number: float) -> float:
+    """Returns the factor on a number that raises it if it is an epsilon, see ``LargeEpsilons``."""
+    if not 1e-30 < abs(number) <= _EPSILON:
+        return 1.0
+    return float(_LARGE * 10.0 ** -round(log10(abs(number))))
 
 
 class NetworkSample(NamedTuple):
@@ -209,7 +215,8 @@ class Problem:
         if u.kind == "factor":
             return old[place]
         if u.kind == "offset":
-            return old[place] + self._larger(ones, none)[place]
+            added = u.added * raised(u.added)
+            return old[place] + added * self._larger(ones, none)[place]
         layout, shape = growth.widths.leaf(u.path).axes[u.axis], np.shape(old[place])
         own = {x.width for x in units_of(layout)} & growth.change.keys()
         if u.kind == "mix":

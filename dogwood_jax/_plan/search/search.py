@@ -14,6 +14,7 @@ from dogwood_jax._growth.growth import Growth
 from dogwood_jax._plan.search.problem import Problem, network_sample, other_numbers
 from dogwood_jax._plan.search.solve import Powers, Ratio, RatioPowers, Solver, ratios
 from dogwood_jax._plan.search.starts import Candidate, candidates
+from dogwood_jax._plan.search.statistics import statistics_of
 from dogwood_jax._plan.search.together import Together
 from dogwood_jax._plan.search.unknowns import unknowns
 from dogwood_jax._plan.search.weighed import weighed_pairs
@@ -47,6 +48,8 @@ def searched(
     together, others = Together(case.new), other_numbers(case)
     draw = functools.cache(functools.partial(network_sample, case))
     numbers = dict.fromkeys(new / old for new, old in others.items() if 0 < new * old < inf)
+    network = growth.widths.network
+    statistics = {} if network is None else statistics_of(network)
     floats = {p for p, a in case.old.arguments if p and jnp.issubdtype(a.dtype, jnp.inexact)}
     rounding = max([1e-6, *(2 * eps for eps in rounded_in_one(case).values())])
 
@@ -72,7 +75,7 @@ def searched(
             continue
         mixing = [name for name, start in chosen.items() if start.mixes]
         ways = itertools.product(alike, (False, True))
-        tried = [unknowns(begins, floats, mixing, like, every=n) for like, n in ways]
+        tried = [unknowns(begins, floats, mixing, like, statistics, every=n) for like, n in ways]
         for groups in (its for n, its in enumerate(tried) if its not in tried[:n]):
             its = [*itertools.chain.from_iterable(groups)]
             problem = Problem(replace(case, growth=begins), its, together, exact, draw)
@@ -177,5 +180,5 @@ def _recipes(
             if power:
                 add(ratio.width, ratio.kind, (u.path, power * ratio.times))
                 if u.kind == "offset":
-                    add(ratio.width, "offsets", (u.path, 1.0))
+                    add(ratio.width, "offsets", (u.path, u.added))
     return found
