@@ -51,7 +51,7 @@ Initializer = Callable[..., jax.Array]  # (key, shape, dtype) -> array, as in ja
 # How entries are interpolated along an axis, see ``resample`` and ``resample_patch``.
 Method = Literal["bicubic", "bilinear", "patch bicubic", "patch bilinear"]
 # How copies share outgoing weights, see ``replicate``.
-Split = Literal["even", "uneven", "first"]
+Split = Literal["even", "uneven", "first", "roots"]
 
 
 def _is_list(value: Any) -> bool:
@@ -111,7 +111,8 @@ class Start:
         init: initializer of free weights.
         outgoing_init: initializer of free outgoing weights, if it differs from ``init``.
         noise: standard deviation of the noise on copies, relative to the copied array's.
-        split: how copies share outgoing weights, ``"even"``, ``"uneven"`` or ``"first"``.
+        split: how copies share outgoing weights, ``"even"``, ``"uneven"``, ``"first"`` or
+            ``"roots"``.
         units: the old units that new units copy in turn; all old units if empty.
         choice: chooses weights by a gradient after the network has grown; or None.
         state: the optimizer's state of copies: ``"copied"`` from their units, or ``"new"``.
@@ -446,17 +447,20 @@ def replicate(
     copy's share. In the optimizer's state, copies also get the moments of their unit.
 
     With an even split, copies stay equal under a deterministic optimizer, so the network does not
-    become able to compute more. With an uneven split, gradients of copies differ by a factor, so
-    plain gradient descent makes them different, but Adam divides the factor away. With the split
-    ``"first"`` or a little noise, they become different under any optimizer. If a growth makes
-    copies that stay equal, its first note says so.
+    become able to compute more. With an uneven split, gradients of copies differ by a factor, which
+    Adam divides away, so copies come apart slowly, by their outgoing weights. With the split
+    ``"first"`` or a little noise, they become different sooner. If a growth makes copies that stay
+    equal, a note says so.
 
     Args:
         noise: standard deviation of normal noise added to the incoming weights of new units, as a
             fraction of the standard deviation of the array; not preserving unless zero.
         split: ``"even"`` divides outgoing weights equally among k copies; ``"uneven"`` gives them
             shares in the ratio 1 : 2 : ... : k; ``"first"`` leaves them all to the old unit, so
-            that copies begin with outgoing weights of zero and new moments.
+            that copies begin with outgoing weights of zero and new moments. ``"roots"`` multiplies
+            incoming and outgoing weights of copies by the square roots of uneven shares. The sum of
+            squares of the copies is then that of their unit, as norms need it. This is exact if
+            activations are relu or another function for which f(c x) = c f(x), c > 0.
         units: the old units that new units copy in turn; by default all old units in order.
             ``dogwood_jax.activity`` ranks them.
         state: moments of copies in the optimizer's state: ``"copied"`` from the old unit, or as for
@@ -1077,8 +1081,8 @@ def _check_method(method: str) -> None:
 
 
 def _check_split(split: str) -> None:
-    if split not in ("even", "uneven", "first"):
-        raise ValueError(f"split must be 'even', 'uneven' or 'first', got {split!r}")
+    if split not in ("even", "uneven", "first", "roots"):
+        raise ValueError(f"split must be 'even', 'uneven', 'first' or 'roots', got {split!r}")
 
 
 def _check_state(state: str) -> None:

@@ -230,9 +230,10 @@ def test_new_units_learn_though_they_are_zero(name: str) -> None:
 
 def test_units_that_never_learn_are_not_the_default() -> None:
     model, widths, _ = before("towers")
-    with pytest.raises(ValueError, match="cannot plan this growth"):
-        dw.plan(widths, target=towers(n=9).shapes, target_apply=model.apply)
-    strategy = {widths.of(*CASES["towers"].place).name: dw.strategies.zeros()}
+    growth = dw.plan(widths, target=towers(n=9).shapes, target_apply=model.apply)
+    name = widths.of(*CASES["towers"].place).name
+    assert growth.change[name].strategy == dw.strategies.replicate(split="roots")
+    strategy = {name: dw.strategies.zeros()}
     dw.plan(widths, target=towers(n=9).shapes, target_apply=model.apply, strategy=strategy)
 
 

@@ -356,7 +356,7 @@ class _Application:
         assert axis_map.sources is not None
         window = self.window if self.window is not None and axis == self.window.axis else None
         copied = self._taken(array, axis, axis_map.sources) if window is None else array
-        if axis_map.shares is not None and axis_map.weighs:
+        if axis_map.shares is not None and (axis_map.is_rooted or axis_map.weighs):
             # In at least single precision: thirds rounded to bfloat16 would not add up to one.
             wide = jnp.promote_types(array.dtype, jnp.float32)
             shares = jnp.asarray(axis_map.shares, wide)

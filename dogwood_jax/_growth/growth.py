@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from math import prod
+from math import prod, sqrt
 from typing import Any, Literal
 
 import jax
@@ -136,12 +136,15 @@ class Change:
 
     @cached_property
     def shares(self) -> tuple[float, ...]:
-        """The factor on each copy's outgoing weights; the factors of a unit's copies sum to one."""
+        """The factor on each copy's outgoing weights; the factors of a unit's copies sum to one.
+
+        With the split ``"roots"``, their squares do, and they multiply incoming weights as well.
+        """
         sources = self.sources or ()
         counts = [0] * self.old
         for source in sources:
             counts[source] += 1
-        if self.strategy.split == "even":
+        if (split := self.strategy.split) == "even":
             return tuple(1 / counts[source] for source in sources)
         seen = [0] * self.old
         shares = []
@@ -149,7 +152,8 @@ class Change:
             seen[source] += 1
             k = counts[source]
             uneven = 2 * seen[source] / (k * (k + 1))
-            shares.append(uneven if self.strategy.split == "uneven" else float(seen[source] == 1))
+            first = float(seen[source] == 1)
+            shares.append({"uneven": uneven, "roots": sqrt(uneven), "first": first}[split])
         return tuple(shares)
 
     @property
@@ -221,6 +225,8 @@ class Change:
             self.shares if strategy.outgoing == "share" else None,
             self.into,
             weighs=not incoming,
+            # The scale of a norm multiplies units behind the norm, whose sum of squares stays.
+            is_rooted=strategy.split == "roots" and leaf.kind != "ones",
             fill=rest,
             noise=strategy.noise if incoming else 0.0,
             forgets=strategy.state == "new",

@@ -34,6 +34,8 @@ class AxisMap:
         weighs: whether entries add up over the units, as outgoing weights do. Then ``shares``
             multiply them, and entries of merged units are added up. Otherwise entries are copied
             unchanged.
+        is_rooted: whether ``shares`` also multiply entries that do not add up. Then they are square
+            roots of shares.
         power: the power of a quantity that entries are, such as 2 for squares. Merging adds up the
             quantities, not their powers.
         fill: how entries without a source are filled: free, zero, with the mean of old entries,
@@ -53,6 +55,7 @@ class AxisMap:
     shares: tuple[float, ...] | None = None
     into: tuple[int, ...] | None = None
     weighs: bool = False
+    is_rooted: bool = False
     power: int = 1
     fill: Fill = "zero"
     rank: int = 0
@@ -104,7 +107,7 @@ class AxisMap:
         if self.forgets:
             return self._without_copies().adjoint(degree, fill)
         shares = None
-        if self.shares is not None and not self.weighs:
+        if self.shares is not None and (self.is_rooted or not self.weighs):
             shares = tuple(share**degree for share in self.shares)
         return AxisMap(
             self.old,
@@ -113,6 +116,7 @@ class AxisMap:
             shares,
             self.into,
             weighs=not self.weighs and degree > 0,
+            is_rooted=self.is_rooted,
             power=max(degree, 1),
             fill=fill,
             factor=self.factor**-degree,

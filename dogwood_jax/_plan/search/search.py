@@ -23,7 +23,7 @@ from dogwood_jax._widths.layout import units_of
 from dogwood_jax._widths.widths import Recipe
 from dogwood_jax.strategies import Start
 
-_MOST = 12  # upper limit on combinations of starts
+_MOST = 14  # upper limit on combinations of starts
 
 Candidates = Mapping[str, Candidate]
 

@@ -63,6 +63,7 @@ def candidates(widths: Widths, width: Width, new: int, chosen: Start | None) -> 
         Candidate(strategies.zeros()),
         *([Candidate(rotated), Candidate(rotated, mixes=True)] if is_twice else []),
         Candidate(copies),
+        Candidate(strategies.replicate(split="roots")),
         Candidate(strategies.replicate()),
         Candidate(tile, Recipe(blank=scales), mixes=True),
         Candidate(tile, Recipe(blank=scales, zeros=readers), mixes=True),
@@ -71,11 +72,10 @@ def candidates(widths: Widths, width: Width, new: int, chosen: Start | None) -> 
     ]
     if new % width.size == 0:
         every[every.index(Candidate(tile, Recipe(blank=scales), mixes=True)) :] = [Candidate(tile)]
-    for candidate in every:
-        start = candidate.start
-        assert start is not None
-        if start.learns if chosen is None else start.sides == chosen.sides:
-            yield candidate
+    if chosen is not None:  # its values, in every way in which arrays may be filled differently
+        alike = (one for one in every if one.start and one.start.sides == chosen.sides)
+        every = [*dict.fromkeys(replace(one, start=chosen) for one in alike)]
+    yield from (one for one in every if chosen or (one.start and one.start.learns))
 
 
 def is_vector(leaf: Leaf) -> bool:
