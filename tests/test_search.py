@@ -61,14 +61,14 @@ IN_TABLE = ("scores", "vit", "llama", "gemma", "rms by tiles", "layer scale")
 @pytest.mark.parametrize("name", in_tiers((*SEARCHED, *IN_TABLE), short=("epsilon 1e-6", "llama")))
 def test_a_growth_is_the_same_for_any_samples(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the check says of one growth is not asked ten times."""
-    known, checked = dict[Any, Any](), shown._checked
+    known, checked = dict[Any, Any](), shown.verdict_of
 
     def remembered(growth: dw.Growth, *arguments: Any, **options: Any) -> Any:
         if growth not in known:
             known[growth] = checked(growth, *arguments, **options)
         return known[growth]
 
-    monkeypatch.setattr(shown, "_checked", remembered)
+    monkeypatch.setattr(shown, "verdict_of", remembered)
     plan = SEARCHED.get(name) or by_size(name)
     written = dw.to_json(plan())
     for seed in range(1, 10):

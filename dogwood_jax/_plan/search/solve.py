@@ -29,6 +29,8 @@ _LEFT, _LEFT_OF_GUESS = 0.3, 0.6
 _NEAR = 0.2  # largest distance of a logarithm from a power's, relative to the smallest ratio's
 _POWERS = tuple(sorted((n / 4 for n in range(-8, 9)), key=lambda p: (p * 4 % 2, abs(p))))
 _FEW_POWERS = (0.0, 0.5, -0.5, 1.0, -1.0)
+# The same for multiples of a half, which are read from afar: most powers are.
+_HALVES, _NEAR_HALF = tuple(power for power in _POWERS if power * 2 % 1 == 0), 0.26
 
 
 @dataclass(frozen=True)
@@ -90,22 +92,26 @@ class RatioPowers:
 
     Args:
         every: the ratios.
+        powers: the powers of a single ratio.
+        nearest: upper limit on the distance of a logarithm, relative to the smallest ratio's.
 
     Attributes:
         logarithms: the logarithms of the ratios.
     """
 
-    def __init__(self, every: Sequence[Ratio]) -> None:
+    def __init__(
+        self, every: Sequence[Ratio], powers: Sequence[float] = _POWERS, nearest: float = _NEAR
+    ) -> None:
         ways = {(0.0,) * len(every): None}
-        for number, powers in ((1, _POWERS), (2, _FEW_POWERS)):
+        for number, each in ((1, powers), (2, _FEW_POWERS)):
             for few in itertools.combinations(range(len(every)), number):
-                for way in itertools.product(powers, repeat=number):
+                for way in itertools.product(each, repeat=number):
                     chosen = dict(zip(few, way))
                     ways[tuple(chosen.get(n, 0.0) for n in range(len(every)))] = None
         self._ways = sorted(ways, key=lambda way: sum(map(abs, way)))
         self.logarithms = [ratio.logarithm for ratio in every]
         self._made = np.array(self._ways).reshape(len(self._ways), -1) @ np.array(self.logarithms)
-        self._far = _NEAR * min(map(abs, self.logarithms), default=0.0)
+        self._far = nearest * min(map(abs, self.logarithms), default=0.0)
 
     def near(self, logarithm: float) -> tuple[tuple[float, ...], float] | None:
         """Returns the nearest powers of ratios and their logarithm; None if none is near."""
@@ -132,6 +138,7 @@ class Solver:
         self, problem: Problem, groups: Sequence[Sequence[Unknown]], every: Sequence[Ratio]
     ) -> None:
         self._problem, self._powers = problem, RatioPowers(every)
+        self._halves = RatioPowers(every, _HALVES, _NEAR_HALF)
         places = {u: n for n, u in enumerate(problem.unknowns)}
         # One column for each shared value.
         self._columns: list[np.ndarray] = []
@@ -311,7 +318,8 @@ class Solver:
                 damped = sizes / (sizes**2 + damping * sizes[0] ** 2)
                 step = right.T @ (damped * (left.T @ -residual))
                 near[[*basis]] += step * min(1.0, _LONGEST / max(float(np.max(np.abs(step))), 1e-9))
-            read = [its for near in moved if (its := self._read(near)) is not None]
+            ways = [self._read(near, by) for by in (self._powers, self._halves) for near in moved]
+            read = [its for its in ways if its is not None]
             found = self._residuals([*moved, *read])
             for its, row in zip(read, found[len(moved) :]):
                 if self._holds(row):
@@ -326,13 +334,13 @@ class Solver:
                 return None
         return None
 
-    def _read(self, numbers: np.ndarray) -> np.ndarray | None:
+    def _read(self, numbers: np.ndarray, powers: RatioPowers) -> np.ndarray | None:
         """Returns values rounded to the nearest powers; None if one of them is near no power."""
         found = numbers.copy()
         for n, number in enumerate(numbers):
             if self._is_mix(n):
                 found[n] = -1.0 if number < -0.5 else 0.0  # zeros, or means
-            elif (near := self._powers.near(number)) is None:
+            elif (near := powers.near(number)) is None:
                 return None
             else:
                 _, found[n] = near
@@ -362,7 +370,7 @@ class Solver:
         clean = numbers.copy()
         clean[[used[n] for n in kept]] += moves @ numbers[[used[n] for n in free]]
         clean[[used[n] for n in free]] = 0
-        read = self._read(clean)
+        read = self._read(clean, self._powers)
         return read if read is not None and self._holds(self._residual(read)) else numbers
 
 
