@@ -6,6 +6,9 @@ highest test loss in the first 20 of these steps and that of the last one, both 
 at the growth.
 
     python tests/benchmarks/after_growth.py [--only TASK]
+    python tests/benchmarks/after_growth.py --starts
+
+With ``--starts``, networks grow from several initial values instead, see ``starts.py``.
 """
 
 import argparse
@@ -26,6 +29,7 @@ import dogwood_jax as dw
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
+import starts
 from growing.data import Text
 from growing.networks import Transformer
 
@@ -145,7 +149,15 @@ def cells(task: Task, optimizer: Callable[[float], Any]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", help="a part of the name of a task")
-    only = parser.parse_args().only or ""
+    parser.add_argument("--starts", action="store_true", help="compare initial values instead")
+    arguments = parser.parse_args()
+    if arguments.starts:
+        print("| network | start | different units | test loss | largest distance from it |")
+        print("|---|---|---|---|---|")
+        for row in starts.rows():
+            print(row, flush=True)
+        return
+    only = arguments.only or ""
     warmups = " | ".join(f"warmup={warmup}" for warmup in WARMUPS)
     print(f"| task | optimizer | loss at the growth | no growth | {warmups} |")
     print("|---|---|---|---|" + "---|" * len(WARMUPS))

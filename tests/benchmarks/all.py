@@ -33,6 +33,7 @@ COMMANDS = {
     "memory": "tests/benchmarks/memory.py --depth 40 --width 1600 --ways key donate",
     "growable": "tests/benchmarks/growable.py",
     "after_growth": "tests/benchmarks/after_growth.py",
+    "after_growth_starts": "tests/benchmarks/after_growth.py --starts",
     "training": "tests/benchmarks/training.py",
     "grow_mnist": "examples/grow_mnist.py --data tfds",
     "weight_symmetry": "examples/weight_symmetry.py --data tfds",
