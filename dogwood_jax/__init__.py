@@ -98,7 +98,7 @@ if TYPE_CHECKING:
     from dogwood_jax._widths.trace import trace
     from dogwood_jax._widths.widths import Widths
 
-__version__ = "0.3.0"
+__version__ = "0.4.0.dev0"
 
 
 __all__ = [

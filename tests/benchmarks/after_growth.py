@@ -6,7 +6,7 @@ highest test loss in the first 20 of these steps and that of the last one, both 
 at the growth.
 
     python tests/benchmarks/after_growth.py [--only TASK]
-    python tests/benchmarks/after_growth.py --starts
+    python tests/benchmarks/after_growth.py --starts [--only NETWORK]
 
 With ``--starts``, networks grow from several initial values instead, see ``starts.py``.
 """
@@ -148,16 +148,16 @@ def cells(task: Task, optimizer: Callable[[float], Any]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", help="a part of the name of a task")
+    parser.add_argument("--only", help="a part of the name of a task or network")
     parser.add_argument("--starts", action="store_true", help="compare initial values instead")
     arguments = parser.parse_args()
+    only = arguments.only or ""
     if arguments.starts:
         print("| network | start | different units | test loss | largest distance from it |")
         print("|---|---|---|---|---|")
-        for row in starts.rows():
+        for row in starts.rows(only):
             print(row, flush=True)
         return
-    only = arguments.only or ""
     warmups = " | ".join(f"warmup={warmup}" for warmup in WARMUPS)
     print(f"| task | optimizer | loss at the growth | no growth | {warmups} |")
     print("|---|---|---|---|" + "---|" * len(WARMUPS))

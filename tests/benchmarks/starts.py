@@ -254,10 +254,11 @@ def different(growth: dw.Growth, arrays: Any) -> int:
     return len(np.unique(np.round(np.concatenate(rows, 1), 5), axis=0))
 
 
-def rows() -> Iterator[str]:
-    """Yields the rows of the table."""
+def rows(only: str) -> Iterator[str]:
+    """Yields the rows of the table, for networks whose names contain ``only``."""
     for name, network in networks().items():
-        yield from _rows_of(name, network)
+        if only in name:
+            yield from _rows_of(name, network)
 
 
 def _rows_of(name: str, network: Network) -> Iterator[str]:
