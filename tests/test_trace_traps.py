@@ -301,7 +301,7 @@ def heads_mixed_before_they_are_parted(p: Any, x: Any) -> Any:
     return jnp.tanh(k[:, 0] @ q[:, 0].T)
 
 
-@trap({"w[1]": "never learn"}, w=(5, 12), m=(3, 3))
+@trap({"w[1]": "grown"}, w=(5, 12), m=(3, 3))
 def thirds_mixed_before_they_are_parted(p: Any, x: Any) -> Any:
     y = (x @ p["w"]).reshape(4, 3, -1)
     a, b, _ = jnp.moveaxis(y + jnp.einsum("ij,tjd->tid", p["m"], y), 1, 0)
