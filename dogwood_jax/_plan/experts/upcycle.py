@@ -120,12 +120,14 @@ def upcycle(
         >>> params = {"router": x[:3, :2], "experts": jnp.stack([x[:3], x[3:6]])}
         >>> growth = dw.upcycle(dw.trace(moe(1), params, x), {"router": 4})
         >>> print(growth)  # doctest: +ELLIPSIS, +NORMALIZE_WHITESPACE
+        note: router: outputs stay if the larger model chooses 2 of 4 experts instead of 1 of 2
+        note: new units of {router,experts[0]} are copies, and stay so until noise or dropout tells
+          them apart: strategies.replicate(noise=)
         array    before  after  new entries
         -------  ------  -----  ------------------------
         router   3x2     3x4    axis 1 copy (router)
         experts  2x3x3   4x3x3  axis 0 copy (experts[0])
         (by axis, for each width; copy: the values of old units)
-        note: router: outputs stay if the larger model chooses 2 of 4 experts instead of 1 of 2
         checked: equal to rounding in ... samples
         >>> wide = dw.grow(params, growth)
         >>> bool(jnp.allclose(moe(2)(wide, x), moe(1)(params, x)))
