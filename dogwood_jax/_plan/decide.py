@@ -250,7 +250,7 @@ def _growths_in_turn(
 
     def by_every_way() -> Iterator[tuple[Growth, bool]]:
         ways = {way.widths: way for way in (growth, quiet, silent)}  # without duplicates
-        for way in ways.values():
+        for way in reversed(ways.values()):
             others = (name for name in changing if way.widths[name] != silent.widths[name])
             yield from ((its, False) for its in by_search(way, {*loud, *others}))
 

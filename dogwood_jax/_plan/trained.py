@@ -28,6 +28,8 @@ def noted(growth: Growth, network: Widths) -> Growth:
     is_rescaled = any(change.recipe is not None for change in growth.changes)
     if traced is None or not is_rescaled or growth.inserted or not statistics_of(traced):
         return growth
+    if {*growth.widths} != {*network}:  # widths of copies have no place in the program
+        return growth
     if (apply := in_training(traced.apply, traced.variables)) is None:
         return growth
     try:
