@@ -308,7 +308,7 @@ def thirds_mixed_before_they_are_parted(p: Any, x: Any) -> Any:
     return a @ b.T
 
 
-@trap({"w[1]": "never learn"}, w=(5, 12), s=(3,))
+@trap({"w[1]": "grown"}, w=(5, 12), s=(3,))
 def thirds_that_share_their_mean(p: Any, x: Any) -> Any:
     y = (x @ p["w"]).reshape(4, 3, -1)
     a, b, _ = jnp.moveaxis(y + p["s"][None, :, None] * y.mean(axis=1, keepdims=True), 1, 0)

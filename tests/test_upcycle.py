@@ -320,8 +320,7 @@ def test_more_experts_are_checked_without_a_larger_function(kind, dispatch):
         "moe/router: outputs stay if the larger model chooses 4 of 6 experts instead of 2 of 3"
     )
     # Copies that are chosen together with their experts get the same gradients.
-    assert len(copied) == (kind == "sigmoid")
-    assert all(note.startswith("new units of moe/") for note in copied)
+    assert [note.startswith("new units of moe/") for note in copied] == [True]
 
 
 @pytest.mark.parametrize("knows_its_sizes", [False, True])

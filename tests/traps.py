@@ -74,7 +74,7 @@ def transposed_within_a_reshape(p: Any, x: Any) -> Any:
 # Weights that act more than once -----------------------------------------------------------------
 
 
-@trap({"w[1]": "never learn"}, w=(5, 3))
+@trap({"w[1]": "grown"}, w=(5, 3))
 def gram_matrix_of_weights(p: Any, x: Any) -> Any:
     return x @ (p["w"] @ p["w"].T)
 
@@ -336,7 +336,7 @@ def sum_of_a_single_number(p: Any, x: Any) -> Any:
     return x + jnp.sum(jnp.sqrt(jnp.sum(jnp.var(p["w"], 1) ** 2) + 1e-6))
 
 
-@trap({"i[1]": "would never learn"}, i=(5, 6), w=(3, 6))
+@trap({"i[1]": "grown"}, i=(5, 6), w=(3, 6))
 def cosines_with_prototypes(p: Any, x: Any) -> Any:
     """Units of both are only multiplied with each other, and the norms let them be zero only."""
     h, w = (v / jnp.linalg.norm(v, axis=1, keepdims=True) for v in (x @ p["i"], p["w"]))

@@ -7,6 +7,7 @@ from dogwood_jax._growth.modules.training_mode import in_training
 from dogwood_jax._plan.programs import Programs
 from dogwood_jax._plan.search.statistics import statistics_of
 from dogwood_jax._plan.shown import verdict_of
+from dogwood_jax._program.dims import atoms
 from dogwood_jax._program.program import Program
 from dogwood_jax._widths.trace import Traced
 from dogwood_jax._widths.widths import Widths
@@ -28,15 +29,16 @@ def noted(growth: Growth, network: Widths) -> Growth:
     is_rescaled = any(change.recipe is not None for change in growth.changes)
     if traced is None or not is_rescaled or growth.inserted or not statistics_of(traced):
         return growth
-    if {*growth.widths} != {*network}:  # widths of copies have no place in the program
-        return growth
     if (apply := in_training(traced.apply, traced.variables)) is None:
         return growth
     try:
         program = Program(apply, traced.variables, traced.inputs)
     except Exception:  # a module may need other keys in training
         return growth
-    its = replace(traced, apply=apply, traced=Traced(program), found={})
+    training = Traced(program)
+    if _atoms(training) != _atoms(traced.traced):  # the units lie otherwise in this program
+        return growth
+    its = replace(traced, apply=apply, traced=training, found={})
     begun = replace(growth, widths=replace(growth.widths, network=its))
     programs = Programs(begun, replace(network, network=its))
     found = verdict_of(programs.of(begun), programs.its)
@@ -51,3 +53,11 @@ def noted(growth: Growth, network: Widths) -> Growth:
         f"{old.real:.6g} becomes {new.real:.6g} for {difference.family}"
     )
     return replace(growth, notes=(*growth.notes, note))
+
+
+def _atoms(traced: Traced) -> dict[str, list[list[int]]]:
+    """Returns the sizes of the parts of each axis of each array."""
+    return {
+        path: [[atom.size for atom in atoms(dim)] for dim in value.dims]
+        for path, value in traced.leaves.items()
+    }
