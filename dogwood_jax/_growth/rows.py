@@ -57,6 +57,8 @@ class Block:
     def write(self, array: Array, rows: Array) -> Array:
         """Returns the array with these weights replaced by rows."""
         block = jnp.moveaxis(rows.reshape(self._shape), 0, self.axis)
+        if not jnp.issubdtype(array.dtype, jnp.complexfloating):
+            block = block.real  # the other side of the units may be complex
         return array.at[np.ix_(*self.positions)].set(block.astype(array.dtype))
 
     def slots(self, widths: Mapping[str, int]) -> np.ndarray:
