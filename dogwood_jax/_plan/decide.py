@@ -36,6 +36,7 @@ from dogwood_jax._plan.shown import first_shown, fitting, shown, shown_by
 from dogwood_jax._plan.silence import SEEN, heard, likely_heard, silenced
 from dogwood_jax._plan.sizes import copies_a_unit, target_in_sizes, ways_out
 from dogwood_jax._plan.trained import noted
+from dogwood_jax._program.numbered import without_numbers
 from dogwood_jax._program.primitives.reading import DRAWN
 
 _NO_PROGRAM = (
@@ -126,12 +127,44 @@ def _tried_with(request: Request, larger: Larger | None) -> Iterator[_Tried]:
                 its = its.after([*_heard_of(asked, growth), *asked.ways_out])
             samples = its.samples if isinstance(its, Refused) else 0
             yield its, (samples, number, -turn)
+    if last is not None and _is_claim(request, asked, last):
+        yield from _one_by_one(request, asked, last)
     # In a multiple of the size, old units may keep their constants from a table, and a router may
     # choose as many experts as before.
     if last is not None and _is_claim(request, asked, last):
         grown = [change.width for change in last.changes]
         if asked.copies is not None or tables_of(asked.before, grown):
             yield from _by_own_numbers(request, asked, last)
+
+
+def _one_by_one(request: Request, asked: Asked, growth: Growth) -> Iterator[_Tried]:
+    """Yields a growth whose widths begin as each does on its own, if they do not grow together.
+
+    A search tries only some of the combinations of the initial values of several widths.
+    """
+    growing = [c for c in growth.changes if c.new > c.old and c.recipe is None]
+    groups: dict[str, list[Change]] = {}
+    for change in growing:
+        groups.setdefault(without_numbers(change.width), []).append(change)
+    is_searched = request.check and request.merge is None and asked.copies is None
+    if len(groups) < 2 or growth.inserted or not is_searched or asked.before.network is None:
+        return
+    found, widths = dict[str, Change](), asked.widths
+    for group in groups.values():
+        alone = Request(
+            widths,
+            sizes={change.width: change.new for change in group},
+            strategy={c.width: asked.starts[c.width] for c in group if c.width in asked.starts},
+            interface=True,
+        )
+        try:
+            its = decide(alone)
+        except ValueError:
+            return
+        found, widths = {**found, **its.change}, its.widths
+    whole = replace(in_way(growth, found), widths=widths)
+    programs = Programs(whole, asked.before, asked.larger.widths, request.target)
+    yield _evaluated(request, asked, whole, programs), (-1,)
 
 
 def _by_own_numbers(request: Request, asked: Asked, growth: Growth) -> Iterator[_Tried]:
