@@ -49,6 +49,70 @@ def assert_exact_or_refused(
     return growth
 
 
+# Units that are compared with each other ----------------------------------------------------------
+
+
+def opposed(array: Any, axis: int) -> Any:
+    """Returns an array whose second half of units is the first with the opposite sign."""
+    half = jnp.take(array, jnp.arange(array.shape[axis] // 2), axis)
+    return jnp.concatenate([half, -half], axis)
+
+
+UNITS = {
+    "scaled": lambda p, x: p["s"] * (x @ p["i"]),
+    "gated": lambda p, x: jax.nn.sigmoid(x @ p["g"]) * (x @ p["i"]),
+    "sin": lambda p, x: jnp.sin(p["s"] * (x @ p["i"] + 0 * (x @ p["g"]))),
+    "relu": lambda p, x: nn.relu(p["s"] * (x @ p["i"] + 0 * (x @ p["g"]))),
+}
+COMPARED = {
+    "min": lambda h: h - h.min(-1, keepdims=True),
+    "max": lambda h: h - h.max(-1, keepdims=True),
+    "product": lambda h: h + h.prod(-1, keepdims=True),
+    "all": lambda h: h + (h > 0).all(-1, keepdims=True),
+    "any": lambda h: h * jnp.where((h > 0).any(-1, keepdims=True), 1, 2),
+    "no zeros": lambda h: jnp.where((h != 0).any(-1, keepdims=True), h, 1.0),
+    "winner": lambda h: jnp.where(h == h.max(-1, keepdims=True), h, 0),
+    "argmin": lambda h: h + 0.1 * jnp.argmin(h, -1)[:, None],
+    "lower half": lambda h: h + h[:, : h.shape[1] // 2].min(-1, keepdims=True),
+    "median": lambda h: jnp.where(h >= jnp.median(h, -1, keepdims=True), h, 0),
+    "sorted": lambda h: jnp.sort(h, -1) * h,
+    "cummax": lambda h: h + jax.lax.cummax(h, 1)[:, -1:],
+    "largest two": lambda h: h + jax.lax.top_k(h, 2)[0].sum(-1, keepdims=True),
+    "pairs": lambda h: h * (h[:, :, None] > h[:, None]).sum(-1),
+    "logsumexp": lambda h: h - jax.nn.logsumexp(h, -1, keepdims=True),
+}
+
+
+@pytest.mark.parametrize("new", [12, 16])
+@pytest.mark.parametrize("compared", in_tiers(COMPARED, short=("min", "all", "no zeros", "winner")))
+@pytest.mark.parametrize("units", in_tiers(UNITS, short=("scaled", "relu")))
+def test_units_that_are_compared_with_each_other(units: str, compared: str, new: int) -> None:
+    """For any weights: of one sign, of opposed halves, large ones."""
+
+    def apply(p: Any, x: Any) -> Any:
+        return COMPARED[compared](UNITS[units](p, x)) @ p["o"]
+
+    variables, x = arrays(i=(4, 8), g=(4, 8), s=(8,), o=(8, 2)), normal(9, 40, 4)
+    widths = dw.trace(apply, variables, x)
+    try:
+        growth = dw.plan(widths, {"i": new})
+    except ValueError:
+        return
+    one_sign = {**variables, "i": jnp.abs(variables["i"]), "s": jnp.abs(variables["s"])}
+    both = {"i": opposed(variables["i"], 1), "s": opposed(variables["s"], 0)}
+    for weights in (
+        variables,
+        variables | both,
+        variables | {"i": both["i"]},
+        one_sign,
+        one_sign | {"i": -one_sign["i"]},
+        variables | {"i": 5 * variables["i"]},
+    ):
+        wide = dw.grow(weights, growth, key=jax.random.key(1))
+        for rows in (x, jnp.abs(x), jnp.abs(x) * jnp.sign(x[:, :1])):
+            np.testing.assert_allclose(apply(wide, rows), apply(weights, rows), 1e-9, 1e-9)
+
+
 # Tables -------------------------------------------------------------------------------------------
 
 TABLES = {

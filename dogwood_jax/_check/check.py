@@ -29,6 +29,7 @@ from dogwood_jax._check.hidden import Hidden, Steps, are_apart
 from dogwood_jax._check.run import NUDGE, Drawn, Watch, run
 from dogwood_jax._check.samples import (
     BEYOND,
+    COMPARED,
     FAMILIES,
     FLAGS,
     LARGE,
@@ -42,6 +43,7 @@ from dogwood_jax._check.samples import (
     Samples,
     kinds_of,
     merged_units,
+    opposed_units,
 )
 from dogwood_jax._check.seen import BRANCHES, Seen, differing, rounding_in
 from dogwood_jax._check.twins import copied_widths
@@ -170,7 +172,11 @@ def _families(case: Case) -> Sequence[SampleFamily]:
         or any(place.role == "both" for place in widths[change.width].occurrences)
         for change in case.growth.changes
     )
-    more = [*([LARGE] if is_new else []), *(SIGNED if is_zero else [])]
+    growing = (place for c in case.growth.changes for place in widths[c.width].occurrences)
+    network = widths.network
+    is_compared = network is not None and any(dim.ordered for dim in network.dims(growing))
+    more = [*([LARGE] if is_new else []), *(SIGNED if is_zero or is_compared else [])]
+    more += COMPARED if is_compared else []
     count = sum(1 for _ in equations(case.new.jaxpr.jaxpr))
     usual: Sequence[SampleFamily] = 2 * FAMILIES
     if count > _LONG:
@@ -303,7 +309,7 @@ class _Comparison:
         if found is None:
             return None
         drawn, variables, inputs, old = found
-        if family not in (BEYOND, SCALES, *SIGNED, *FLAGS):
+        if family not in (BEYOND, SCALES, *SIGNED, *COMPARED, *FLAGS):
             self._samples = drawn
         try:
             fresh = drawn.variables(case.new.arguments, family, new=True)
@@ -451,6 +457,7 @@ def samples_of(case: Case) -> Samples:
         more=_compared_with(case),
         last=_last_id(case.growth),
         merged=merged_units(case.growth),
+        opposed=opposed_units(case.growth),
     )
 
 

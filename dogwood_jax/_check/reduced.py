@@ -193,8 +193,8 @@ class _Reduced:
             elif facts.size <= _SHORT or facts.fixed:
                 pair = facts.size, facts.size
             else:
-                places = ((o.path, o.axis) for o in widths[name].occurrences)
-                dims = [d for p, axis in places for d in atoms(traced.leaves[p].dims[axis])]
+                assert widths.network is not None
+                dims = widths.network.dims(widths[name].occurrences)
                 needed = max((least.get(dim, 0) for dim in dims), default=0)
                 if (facts.size, needed) not in self._pairs:
                     self._pairs[facts.size, needed] = (max(self._next(), needed),) * 2

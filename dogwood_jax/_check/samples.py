@@ -6,7 +6,7 @@ repeat. If a network is not finite for normal random numbers, for example becaus
 variance, other numbers are drawn (``MODES``).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from dogwood_jax._base.draw import random_keys
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._widths.layout import units_along
 from dogwood_jax._widths.roles import is_quantized
-from dogwood_jax._widths.widths import Kind
+from dogwood_jax._widths.widths import Kind, Leaf
 
 # A program: the path of each argument (None for an input) with its shape and dtype.
 Arguments = Sequence[tuple[str | None, Any]]
@@ -36,8 +36,10 @@ class SampleFamily:
         rows: the pattern of inputs. With ``"a zero column"``, old weights have one, too, so the
             first unit of each layer is zero. With ``"negative"``, old weights are negative and
             inputs positive, so a new zero is the largest; with ``"one sign"``, all old weights of
-            an array have the same sign. With ``"flags"``, every second input has only zeros and
-            ones, most of them ones.
+            an array have the same sign. With ``"rows of one sign"``, old weights are negative, and
+            each row of an input is positive or negative. With ``"flags"``, every second input has
+            only zeros and ones, most of them ones. With ``"opposed"``, the second half of the units
+            of a width has the weights of the first half with the opposite sign.
         biases: whether new biases and scales are random; if not, they are zeros and ones.
     """
 
@@ -54,9 +56,11 @@ class SampleFamily:
         "positive",
         "negative",
         "one sign",
+        "rows of one sign",
         "flags",
         "a zero row of weights",
         "signed scales",
+        "opposed",
     ] = "normal"
     biases: bool = False
 
@@ -76,10 +80,14 @@ class SampleFamily:
             return "weights with a row of zeros"
         if self.rows == "flags":
             return "inputs of zeros and ones"
+        if self.rows == "opposed":
+            return "weights that are opposed in half of the units"
         if self.rows == "signed scales":
             return "scales of both signs"
         if self.rows == "one sign":
             return "positive inputs, and weights of one sign in each array"
+        if self.rows == "rows of one sign":
+            return "negative weights, and inputs with rows of one sign"
         if self.rows in _OF_ONE_SIGN:
             return f"positive inputs and {self.rows} weights"
         if self is LARGE:
@@ -114,6 +122,14 @@ SIGNED = (
     *(3 * (SampleFamily("fan", 1.0, 1.0, "one sign"),)),
 )
 
+# For units that are compared with each other. A mean of units is the largest or the smallest for
+# some weights only: opposed or large ones. In rows of one sign, a relu returns zeros or none.
+COMPARED = (
+    *(2 * (SampleFamily("fan", 1.0, 1.0, "rows of one sign"),)),
+    *(2 * (SampleFamily("fan", 1.0, 1.0, "opposed"),)),
+    *(2 * (SampleFamily(4.0, 1.0, 1.0, biases=True),)),
+)
+
 # Masks of zeros and ones: ``(1 - mask) * -1e4`` must not hide all entries. Every second input is a
 # mask: the inputs at even places in one sample, the inputs at odd places in the other.
 FLAGS = 2 * (SampleFamily("fan", 1.0, 1.0, "flags"),)
@@ -130,7 +146,7 @@ LARGE = SampleFamily("fan", 1.0, 1e3)
 # Ids that no table has: outputs are compared where the function is finite.
 BEYOND = SampleFamily("fan", 1.0, 1.0, "ids beyond")
 
-_OF_ONE_SIGN = "positive", "negative", "one sign"
+_OF_ONE_SIGN = "positive", "negative", "one sign", "rows of one sign"
 
 Mode = Literal["normal", "positive", "unit", "one-hot"]
 MODES: tuple[Mode, ...] = ("normal", "positive", "unit", "one-hot")
@@ -149,6 +165,8 @@ class Samples:
         seed: seed of the random numbers.
         merged: for each array that feeds merged units, axes and the places to copy entries from,
             see ``merged_units``. Units that become one unit then compute the same.
+        opposed: for each array that makes units that grow, axes, the places to copy entries from,
+            and their signs, see ``opposed_units``.
     """
 
     kinds: Mapping[str, Kind]
@@ -158,6 +176,9 @@ class Samples:
     last: int | None = None
     seed: int = 0
     merged: Mapping[str, Sequence[tuple[int, np.ndarray]]] = field(default_factory=dict)
+    opposed: Mapping[str, Sequence[tuple[int, np.ndarray, np.ndarray]]] = field(
+        default_factory=dict
+    )
 
     def variables(
         self, arguments: Arguments, family: SampleFamily, *, new: bool = False
@@ -177,6 +198,10 @@ class Samples:
                 found[path] = self._weights(rng, array, kind, family, new, place)
                 for axis, places in () if new else self.merged.get(path, ()):
                     found[path] = np.take(found[path], places, axis)
+                is_opposed = family.rows == "opposed" and not new and _is_float(array)
+                for axis, places, signs in self.opposed.get(path, ()) if is_opposed else ():
+                    signs = signs.reshape(-1, *[1] * (array.ndim - axis - 1))
+                    found[path] = signs * np.take(found[path], places, axis)
         return found
 
     def _weights(
@@ -265,7 +290,8 @@ class Samples:
         if family.rows == "zeros":
             return np.zeros_like(numbers)
         if family.rows in _OF_ONE_SIGN and numbers.dtype.kind == "f":
-            return np.abs(numbers)
+            signs = rng.choice([-1.0, 1.0], size=(*shape[:-1], 1)[: len(shape)])
+            return np.abs(numbers) * (signs if family.rows == "rows of one sign" else 1.0)
         if shape and shape[0] and family.rows == "a zero row":
             numbers[0] = 0
             if len(shape) > 2:
@@ -329,6 +355,24 @@ def kinds_of(growth: Growth) -> dict[str, Kind]:
     return {**{e.path: e.fill.drawn if e.fill else "random" for e in growth.inserted}, **kinds}
 
 
+def opposed_units(growth: Growth) -> dict[str, list[tuple[int, np.ndarray, np.ndarray]]]:
+    """Returns how arrays become those of opposed units, by path of the array.
+
+    For each axis along which the array makes units that grow, these are the places from which
+    entries are copied, and their signs.
+    """
+    found: dict[str, list[tuple[int, np.ndarray, np.ndarray]]] = {}
+    for change in growth.changes:
+        half = change.old // 2
+        for leaf, axis, units in _made(growth, change.width):
+            places, signs = np.arange(len(units)), np.ones(len(units))
+            for unit in range(half, 2 * half):
+                if len(old := np.flatnonzero(units == unit - half)):
+                    places[units == unit], signs[units == unit] = old, -1
+            found.setdefault(leaf.path, []).append((axis, places, signs))
+    return found
+
+
 def merged_units(growth: Growth) -> dict[str, list[tuple[int, np.ndarray]]]:
     """Returns the axes and places from which merged units copy entries, by path of the array.
 
@@ -339,13 +383,18 @@ def merged_units(growth: Growth) -> dict[str, list[tuple[int, np.ndarray]]]:
         if change.into is None or change.sources is None:
             continue
         stays = np.array(change.sources)[list(change.into)]
-        for leaf in growth.widths.leaves:
-            for axis, layout in enumerate(leaf.axes):
-                units = units_along(layout, change.width, ("incoming", "both"))
-                if not (units >= 0).any():
-                    continue
-                places = np.arange(len(units))
-                for unit in range(change.old):  # all units have equally many entries
-                    places[units == unit] = np.flatnonzero(units == stays[unit])
-                found.setdefault(leaf.path, []).append((axis, places))
+        for leaf, axis, units in _made(growth, change.width):
+            places = np.arange(len(units))
+            for unit in range(change.old):  # all units have equally many entries
+                places[units == unit] = np.flatnonzero(units == stays[unit])
+            found.setdefault(leaf.path, []).append((axis, places))
     return found
+
+
+def _made(growth: Growth, width: str) -> Iterator[tuple[Leaf, int, np.ndarray]]:
+    """Yields the axes along which arrays make units of a width, with the unit of each place."""
+    for leaf in growth.widths.leaves:
+        for axis, layout in enumerate(leaf.axes):
+            units = units_along(layout, width, ("incoming", "both"))
+            if (units >= 0).any():
+                yield leaf, axis, units

@@ -31,7 +31,6 @@ from dogwood_jax._plan.search.problem import (
     network_sample,
 )
 from dogwood_jax._plan.search.together import Together
-from dogwood_jax._program.dims import atoms
 from dogwood_jax._program.numbered import without_numbers
 from dogwood_jax._program.reasons import Reason
 from dogwood_jax._widths.layout import Layout, Role, Units, resized, spread, units_of
@@ -115,13 +114,8 @@ def likely_heard(widths: Widths, names: Collection[str]) -> list[str] | None:
     places = {name: widths[name].occurrences for name in names}
     if any(place.role == "both" for its in places.values() for place in its):
         return None
-    leaves = widths.network.traced.leaves
-    dims = {name: [leaves[p.path].dims[p.axis] for p in its] for name, its in places.items()}
-    return [
-        name
-        for name, its in dims.items()
-        if any(atom.root.summed for dim in its for atom in atoms(dim))
-    ]
+    dims = {name: widths.network.dims(its) for name, its in places.items()}
+    return [name for name, its in dims.items() if any(dim.summed for dim in its)]
 
 
 def silenced(widths: Widths, names: Iterable[str], of: Widths) -> Widths:

@@ -44,6 +44,7 @@ class Dim:
         "kind",
         "label",
         "notes",
+        "ordered",
         "parts",
         "size",
         "summed",
@@ -59,6 +60,7 @@ class Dim:
         self.interface = False
         self.bilinear = False  # whether two activations are contracted over it
         self.summed = False  # whether a sum runs over it that no weights can silence
+        self.ordered = False  # whether its entries are compared with each other, or multiplied
         self.label: str | None = None
         self._same_as: Dim | None = None
 
@@ -124,6 +126,13 @@ def atoms(dim: Dim) -> list[Dim]:
     """Returns the dimensions without structure that a dimension is made of."""
     dim = dim.root
     return [dim] if dim.kind is None else [a for part in dim.parts for a in atoms(part)]
+
+
+def order(dims: Iterable[Dim]) -> None:
+    """Notes that entries along dimensions are compared with each other, or multiplied."""
+    for dim in dims:
+        for atom in atoms(dim):
+            atom.ordered = True
 
 
 def spread_out(dim: Dim) -> Dim:
@@ -208,6 +217,7 @@ def _tell(into: Dim, dim: Dim) -> None:
     into.interface |= dim.interface
     into.bilinear |= dim.bilinear
     into.summed |= dim.summed
+    into.ordered |= dim.ordered
     into.label = into.label or dim.label
 
 

@@ -21,7 +21,7 @@ from dogwood_jax._base.tables import (
     table,
     wrapped,
 )
-from dogwood_jax._program.dims import SPATIAL
+from dogwood_jax._program.dims import SPATIAL, Dim, atoms
 from dogwood_jax._program.like_layers import LikeLayers
 from dogwood_jax._program.values import Kind
 from dogwood_jax._widths.layout import Concat, Layout, Product, Role, Units, size_of, units_of
@@ -199,6 +199,11 @@ class Network:
     def layers(self) -> LikeLayers | None:
         """Its like layers, if there are enough of them to leave some out."""
         return self.traced.layers if self.leaves_out else None
+
+    def dims(self, occurrences: Iterable[Occurrence]) -> list[Dim]:
+        """Returns the dimensions of axes, without structure."""
+        leaves = self.traced.leaves
+        return [dim for its in occurrences for dim in atoms(leaves[its.path].dims[its.axis])]
 
     def random_inputs(self, key: jax.Array) -> tuple[Any, ...]:
         """Returns random inputs: normal floats, and zeros and ones for integers and booleans."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from dogwood_jax._program.dims import PICKED, PICKS, Dim, unify
+from dogwood_jax._program.dims import PICKED, PICKS, Dim, order, unify
 from dogwood_jax._program.primitives.new_sizes import SizeOf
 from dogwood_jax._program.primitives.reading import mixed, shapes_out
 from dogwood_jax._program.primitives.record import PRIMITIVES, Primitive, describes
@@ -43,6 +43,7 @@ class _Sort(Primitive):
         for value in values:
             for a, b in zip(first.dims, value.dims, strict=True):
                 unify(a, b)
+        order([first.dims[eqn.params["dimension"]]])
         return [v.but(number=None, index=False) for v in values]
 
     def evaluate(self, *operands: Any, dimension: int, num_keys: int, **_: Any) -> list[Any]:
@@ -60,6 +61,7 @@ class _TopK(Primitive):
     def read(self, trace: Trace, eqn: Any, x: Value) -> list[Value]:
         axis = eqn.params.get("axis", eqn.params.get("reduction_dimension", -1)) % x.ndim
         x.dims[axis].note(PICKED)
+        order([x.dims[axis]])
         (shape, _) = shapes_out(eqn)
         dims = [*x.dims]
         dims[axis] = Dim(shape[axis], PICKS)

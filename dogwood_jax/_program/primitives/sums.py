@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dogwood_jax._program.dims import Dim, unify
+from dogwood_jax._program.dims import Dim, order, unify
 from dogwood_jax._program.primitives.axes import Axes, Shape, named
 from dogwood_jax._program.primitives.new_sizes import SizeOf
 from dogwood_jax._program.primitives.outside import arbitrary
@@ -213,6 +213,7 @@ class Reduction(_ReducedAxes):
 
     def read(self, trace: Trace, eqn: Any, x: Value, *_: Value) -> list[Value]:
         axes = {int(a) for a in eqn.params["axes"]}
+        order(x.dims[axis] for axis in axes)
         kept = pick(x, [a for a in range(x.ndim) if a not in axes])
         return [kept.but(number=x.number if self._is_extreme else None, index=False)]
 
@@ -236,6 +237,7 @@ class _GeneralReduction(Primitive):
         axes = {int(a) for a in eqn.params["dimensions"]}
         out = []
         for x in values[:count]:
+            order(x.dims[axis] for axis in axes)
             kept = pick(x, [a for a in range(x.ndim) if a not in axes])
             out.append(kept.but(number=None, index=False))
         return out
@@ -243,6 +245,7 @@ class _GeneralReduction(Primitive):
 
 class _ReduceAll(Primitive):
     def read(self, trace: Trace, eqn: Any, x: Value) -> list[Value]:
+        order(x.dims)
         return [mixed((x,), ())]
 
 
@@ -261,6 +264,8 @@ class _Cumulative(Primitive):
         self._function, self.linear = function, linear
 
     def read(self, trace: Trace, eqn: Any, x: Value) -> list[Value]:
+        if not self.linear:
+            order([x.dims[eqn.params["axis"]]])
         return [x.but(number=None, index=False)]
 
     def evaluate(self, a: Any, *, axis: int, reverse: bool, **_: Any) -> Any:
