@@ -566,3 +566,23 @@ def test_a_uniform_change_is_no_rounding(dtype: Any, times: float) -> None:
     assert dw.verify(network(1.0), variables, network(1.0), variables, x).absolute == 0
     with pytest.raises(ValueError, match=f"all entries together are {times} times as large"):
         dw.verify(network(1.0), variables, network(times), variables, x)
+
+
+@pytest.mark.parametrize(("dtype", "less"), [(jnp.bfloat16, 4), (jnp.float16, 0.5)])
+def test_a_constant_of_another_size_is_no_rounding(dtype: Any, less: float) -> None:
+    """``1 - less / n`` moves by two epsilons, so arrays make up for it."""
+
+    def apply(p: Any, x: Any) -> Any:
+        y = jax.nn.relu(x.astype(dtype) @ p["up"]) @ p["down"]
+        return y * jnp.asarray(1 - less / p["up"].shape[1], dtype)
+
+    keys = jax.random.split(jax.random.key(0))
+    variables = {
+        "up": jax.random.normal(keys[0], (16, 128), dtype) / 4,
+        "down": jax.random.normal(keys[1], (128, 4), dtype) / 11,
+    }
+    x = jax.random.normal(jax.random.key(1), (8, 16))
+    growth = dw.plan(dw.trace(apply, variables, x), {"up": 256})
+    assert "rescaled arrays make up for it" in f"{growth}"
+    (change,) = growth.changes
+    assert [*change.factors()]

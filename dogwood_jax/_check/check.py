@@ -249,6 +249,7 @@ class _Comparison:
     def __init__(self, case: Case, *, is_alike: bool = False) -> None:
         self._case, self._is_alike = case, is_alike
         self._larger, self._rounded = grown(case), rounded_in_one(case)
+        self._others = _other_constants(case)
         self._alike = max([_UNSTEADY, *(4 * eps for eps in self._rounded.values())])
         self._samples, self.counted = samples_of(case), list[Drawn]()
         self._largest, self._shown = 0.0, set[str]()
@@ -392,6 +393,10 @@ class _Comparison:
             every = rounding_of(self._case, self._larger, sample, fresh, number, self._is_alike)
             more = old_part([np.zeros(0)] * output.new + [every[output.new]], output)
             _, differs, _ = compared(before, nudged, after, moved + more)
+        if not differs.any() and self._others:  # not by rounding, but by the value of a constant
+            _, apart, _ = compared(before, nudged, after, 0.0)
+            if apart.any() and self._is_by_others(output, before, nudged, after):
+                differs = apart
         if differs.any():
             return _first(differs)
         if counts.any():
@@ -401,6 +406,16 @@ class _Comparison:
         if np.any(numbers & ~is_steady):
             self._jumping.add(output.path)
         return None
+
+    def _is_by_others(self, output: ComparedOutput, before: Any, nudged: Any, after: Any) -> bool:
+        """Whether the network computes this output with one of the larger program's constants."""
+        sample = self.counted[-1]
+        for number, other in self._others.items():
+            watch = Watch(instead={number: other}, is_alike=self._is_alike)
+            moved = run(self._case.old, sample.variables, sample.inputs, watch)[output.old]
+            if not compared(moved, moved + (nudged - before), after, 0.0)[1].any():
+                return True
+        return False
 
     def _cause(self, after: complex) -> str:
         """Returns the operation that makes the networks differ, as text; empty if unknown."""
@@ -613,9 +628,11 @@ def _matters(
     side: Side, variables: Mapping[str, Any], inputs: Sequence[Any], old: Any, number: bytes
 ) -> bool:
     """Whether results of a program change if one of its constants changes."""
+    was = np.frombuffer(number)
     for times in (1.1, 3.0):  # a number that is rounded to an integer may not move by a tenth
+        instead = {number: np.where(was == 0, 0.1, was * times)}
         try:
-            moved = run(side, variables, inputs, Watch(moved=number, times=times))
+            moved = run(side, variables, inputs, Watch(instead=instead))
         except Undecided:
             return True
         if _differ(old, moved):
@@ -663,17 +680,36 @@ def rounded_in_one(case: Case) -> dict[bytes, float]:
     return {number: (ours | its)[number] for number in found}
 
 
+def _other_constants(case: Case) -> dict[bytes, np.ndarray]:
+    """Returns narrow constants of the network that differ by more than rounding in the other.
+
+    Returns:
+        The constant at the same place of the larger program, by the bytes of the network's.
+    """
+    ours, its = (_narrow_constants(side.jaxpr) for side in (case.old, case.new))
+    found: dict[bytes, np.ndarray] = {}
+    for (a, eps), (b, _) in zip(ours, its, strict=True) if len(ours) == len(its) else ():
+        if a.shape == b.shape and np.any(np.abs(b - a) > eps * np.abs(a)):
+            found.setdefault(a.tobytes(), b)
+    return found
+
+
 def _is_whole(number: np.float64) -> bool:
     return bool(np.rint(number) == number)
 
 
 def _numbers(jaxpr: Any) -> dict[bytes, float]:
     """Returns the constants of a program in narrow dtypes, each with the epsilon of its dtype."""
-    found: dict[bytes, float] = {}
+    return {array.tobytes(): eps for array, eps in _narrow_constants(jaxpr)}
+
+
+def _narrow_constants(jaxpr: Any) -> Sequence[tuple[np.ndarray, float]]:
+    """Returns the constants in narrow dtypes as float64, with the epsilon of their dtype."""
+    found: list[tuple[np.ndarray, float]] = []
 
     def constant(array: Any, aval: Any) -> None:
         if jnp.issubdtype(aval.dtype, jnp.floating) and aval.dtype.itemsize < 8:
-            found[np.asarray(array).astype(np.float64).tobytes()] = _eps(aval.dtype)
+            found.append((np.asarray(array).astype(np.float64), _eps(aval.dtype)))
 
     every_constant(jaxpr, constant)
     return found

@@ -33,8 +33,7 @@ class Watch:
         rounded: constants that only one of two programs has, with the epsilon of their dtype. They
             are nudged by their rounding in this dtype, because 1 / 768 and 1 / 1024 round
             differently. All occurrences of a constant get the same nudge.
-        moved: a constant that gets another value.
-        times: the factor on this constant.
+        instead: other values of constants, by the bytes of the constant.
         seen: records which sides of operations are seen.
         is_alike: whether random bits are the same for all entries of an array.
         steps: records the steps of the evaluation.
@@ -47,8 +46,7 @@ class Watch:
         nudge: float = 0.0,
         seed: int = 0,
         rounded: Mapping[bytes, float] = MappingProxyType({}),
-        moved: bytes | None = None,
-        times: float = 1.1,
+        instead: Mapping[bytes, np.ndarray] = MappingProxyType({}),
         seen: Seen | None = None,
         is_alike: bool = False,
         steps: Steps | None = None,
@@ -56,10 +54,10 @@ class Watch:
         forced: Mapping[Key, int] | None = None,
     ) -> None:
         self._nudge, self._rng = nudge, np.random.default_rng(seed)
-        self._rounded, self._moved, self._seen = rounded, moved, seen
-        self._times, self._steps, self._choices = times, steps, choices
+        self._rounded, self._instead, self._seen = rounded, instead, seen
+        self._steps, self._choices = steps, choices
         self._forced = forced or {}
-        self._stays = not (nudge or rounded) and moved is None
+        self._stays = not (nudge or rounded or instead)
         self._signs = dict[bytes, np.ndarray]()
         self.is_alike = is_alike
         self.last: int | None = None  # the largest index of the smallest table
@@ -76,9 +74,10 @@ class Watch:
         """Returns the value to use for a constant of the program."""
         if self._stays:
             return array
-        if self._moved is not None and array.tobytes() == self._moved:
-            return np.where(array == 0, 0.1, array * self._times)
-        if self._rounded and (number := array.tobytes()) in self._rounded:
+        number = array.tobytes()
+        if number in self._instead:
+            return self._instead[number].reshape(array.shape)
+        if number in self._rounded:
             if number not in self._signs:
                 self._signs[number] = self._rng.integers(2, size=array.shape) * 2 - 1
             return np.asarray(array * (1 + self._rounded[number] / 2 * self._signs[number]))
