@@ -65,7 +65,7 @@ def uniform(
     columns = lax.broadcast_in_dim(words[1], drawn, tuple(range(split, len(shape))))
     # As signed integers, random words are centred on zero.
     numbers = lax.bitcast_convert_type(_hash(rows + columns), jnp.int32)
-    wide = numbers.astype(jnp.promote_types(dtype, jnp.float32))
+    wide = numbers.astype(dtype if jnp.dtype(dtype).itemsize > 4 else jnp.float32)
     return lax.convert_element_type(wide * (limit * 2.0**-31), dtype)
 
 

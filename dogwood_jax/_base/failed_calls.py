@@ -34,7 +34,7 @@ def explaining(
     *,
     variables_are: str = "",
 ) -> Iterator[None]:
-    """Replaces an error of a network's function by one that names the mistake, if recognized.
+    """Replaces an error of a network's function by one that names the mistake or the call.
 
     Args:
         call: the call of the public function, ``"trace(apply, variables, *inputs)"``.
@@ -47,14 +47,18 @@ def explaining(
 
     Raises:
         TypeError: names the mistake and the next step. If none is recognized and ``variables_are``
-            is given, names that argument and the error. Otherwise the original error is raised.
+            is given, names that argument and the error; otherwise, names the inputs and the error.
     """
     try:
         yield
     except Exception as error:
         found = [*_mistakes(name, function, variables, inputs), *_said_by_flax(name, error)]
         if not found and not variables_are:
-            raise
+            given = ", ".join(map(described, inputs))
+            raise TypeError(
+                f"{call}: {name} fails with these variables and the inputs {given}: "
+                f"{first_line(error)}"
+            ) from error
         if not found:
             raise TypeError(
                 f"{call}: does {variables_are} belong to {name}?\n"

@@ -1,4 +1,4 @@
-"""Finds the operation that makes two networks differ: ``not_finite``, ``first_to_differ``."""
+"""Finds the operation that makes two networks differ: ``first_not_finite``, ``first_to_differ``."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -30,7 +30,7 @@ class _NotFinite(Watch):
             self.found[str(Operation(eqn, (*callers,)))] = None
 
 
-def not_finite(old: Side, new: Side, sample: Drawn) -> str:
+def first_not_finite(old: Side, new: Side, sample: Drawn) -> str:
     """Returns the operation that makes the larger network not finite, as text; empty if unknown.
 
     Operations that the network lacks, or whose results are finite in the network, come first.

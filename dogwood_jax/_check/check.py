@@ -20,7 +20,7 @@ import numpy as np
 from dogwood_jax._base.bits import in_64_bits
 from dogwood_jax._base.meshes import without_mesh
 from dogwood_jax._base.trees import struct
-from dogwood_jax._check.cause import first_to_differ, not_finite
+from dogwood_jax._check.cause import first_not_finite, first_to_differ
 from dogwood_jax._check.choices import Choices
 from dogwood_jax._check.claim import Case, ComparedOutput, Side
 from dogwood_jax._check.evaluate import Undecided, evaluate, widest, words
@@ -47,6 +47,8 @@ from dogwood_jax._check.samples import (
 )
 from dogwood_jax._check.seen import BRANCHES, Seen, differing, rounding_in
 from dogwood_jax._check.twins import copied_widths
+from dogwood_jax._growth.draws import by_initializers
+from dogwood_jax._growth.finite import not_finite
 from dogwood_jax._growth.grown import grown as arrays_of_larger
 from dogwood_jax._growth.grown import without_choices
 from dogwood_jax._growth.growth import Growth
@@ -420,7 +422,7 @@ class _Comparison:
     def _cause(self, after: complex) -> str:
         """Returns the operation that makes the networks differ, as text; empty if unknown."""
         if not np.isfinite(after):
-            return not_finite(self._case.old, self._case.new, self.counted[-1])
+            return first_not_finite(self._case.old, self._case.new, self.counted[-1])
         steps, its_steps = self._steps, self._its_steps
         return first_to_differ(steps, its_steps) if steps and its_steps else ""
 
@@ -442,6 +444,8 @@ class _Comparison:
     def _gradients(self) -> tuple[str | None, tuple[str, ...]]:
         """Returns a problem with gradients, or None; and the widths whose new units stay copies."""
         case, samples, larger, is_alike = self._case, self._samples, self._larger, self._is_alike
+        if paths := not_finite(by_initializers(case.growth.maps)):
+            return f"{', '.join(paths)}: the strategy's initializer returns NaN or infinity", ()
         after = gradients_of(case.new)
         if after is None:
             return None, ()

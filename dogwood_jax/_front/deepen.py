@@ -21,6 +21,7 @@ from dogwood_jax._base.arguments import (
     expect_given,
     expect_values,
 )
+from dogwood_jax._base.failed_calls import explaining
 from dogwood_jax._base.problems import Refused, listed
 from dogwood_jax._base.trees import (
     PyTree,
@@ -173,7 +174,10 @@ def deepen(
         return _inserted(variables, Growth(Widths((), ()), (), inserted=named), target, None)
     expect_call("deepen", "apply", apply, variables, *inputs)
     expect_call("deepen", "target_apply", target_apply, target, *inputs)
-    widths, larger = trace(apply, variables, *inputs), trace(target_apply, target, *inputs)
+    with explaining("deepen", "apply", apply, variables, inputs, variables_are="variables"):
+        widths = trace(apply, variables, *inputs)
+    with explaining("deepen", "target_apply", target_apply, target, inputs, variables_are="target"):
+        larger = trace(target_apply, target, *inputs)
     proposals = new_layers(widths, larger, rename=rename, copy=copy, interleave=interleave)
 
     def show(found: tuple[Edit, ...]) -> Growth | Refused:

@@ -1,8 +1,9 @@
 """Random entries of a network's arrays: ``Draws``."""
 
+import contextlib
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from math import prod, sqrt
 from typing import Any
 
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from dogwood_jax import strategies
 from dogwood_jax._base.described import described
 from dogwood_jax._base.draw import uniform
 from dogwood_jax._base.trees import is_array
@@ -98,6 +100,19 @@ class Draws:
     def normal(self, shape: tuple[int, ...]) -> Array:
         """Returns standard normal values."""
         return jax.random.normal(next(self.keys), shape, self.dtype)
+
+
+def by_initializers(maps: Mapping[str, LeafMap]) -> dict[str, Array]:
+    """Returns the arrays, by path, that initializers of the caller draw for a key.
+
+    Initializers that raise an error are left out: growing raises it, with the shape.
+    """
+    found = {}
+    for path, its in maps.items():
+        if its.init not in (None, strategies.glorot) and its.kind == "random":
+            with contextlib.suppress(Exception), jax.ensure_compile_time_eval():
+                found[path] = _initialized(its.init, jax.random.key(0), its, jnp.float32)
+    return found
 
 
 def _initialized(init: Initializer, key: Array, leaf_map: LeafMap, dtype: Any) -> Array:

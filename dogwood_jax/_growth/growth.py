@@ -165,7 +165,7 @@ class Change:
         """Yields the arrays that the recipe rescales, by path, each with a factor."""
         if self.recipe is not None:
             yield from ((path, self.ratio**power) for path, power in self.recipe.powers)
-            copies = self.new // self.old
+            copies = self.new // max(self.old, 1)
             yield from ((path, copies**power) for path, power in self.recipe.copies)
 
     def factor_of_part(self, role: Role, leaf: Leaf) -> float:

@@ -114,7 +114,7 @@ def _made_up_for(growth: Growth, case: Case) -> Iterator[str]:
     Sizes and divisors of means are left out, because they follow from shapes in any model.
     """
     names = ", ".join(c.width for c in growth.changes if c.recipe and [*c.factors()])
-    ratios = [1.0, *(r for c in growth.changes for r in (c.new / c.old, c.old / c.new))]
+    ratios = [1.0, *(r for c in growth.changes if c.old for r in (c.new / c.old, c.old / c.new))]
     for new, old in other_numbers(case).items() if names and not case.is_resized else ():
         by, is_mean = new / (old or 1.0), all(_is_whole(1 / (n or 1.0)) for n in (new, old))
         is_mean &= any(isclose(by, ratio, rel_tol=1e-5) for ratio in ratios)

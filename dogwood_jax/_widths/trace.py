@@ -28,7 +28,7 @@ from dogwood_jax._base.arguments import (
 )
 from dogwood_jax._base.failed_calls import explaining
 from dogwood_jax._base.problems import listed
-from dogwood_jax._base.trees import PyTree, mirrors
+from dogwood_jax._base.trees import PyTree, leaves_by_path, mirrors
 from dogwood_jax._program.dims import Dim, hand_down, spread_out, unify
 from dogwood_jax._program.kernels import Kernels, with_references
 from dogwood_jax._program.like_layers import LikeLayers, find_like_layers
@@ -136,8 +136,12 @@ def read_network(
     expect_call(_CALL, "apply", apply, variables, *inputs)
     function, apply = apply, with_references(apply, kernels or {})
     fixed, tied = _listed("fix", fix, "(path, axis)"), _listed("tie", tie, "(place, place)")
+    leaves_by_path(variables)  # raises an error if two arrays have one path
     with explaining(_CALL, "apply", function, variables, inputs):
         program = Program(apply, variables, inputs)
+    outputs = program.jaxpr.out_avals
+    if outputs and all(getattr(aval, "size", 1) == 0 for aval in outputs):
+        raise ValueError(f"{_CALL}: the output is empty, so nothing shows what it depends on")
     if (paths := {*program.paths.values()}) and not program.uses(paths):
         raise ValueError(
             f"{_CALL}: apply must use the variables that it is called with. It reads none of their "

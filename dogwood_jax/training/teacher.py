@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from dogwood_jax._base.described import described
+from dogwood_jax._base.failed_calls import explaining
 from dogwood_jax._base.trees import PyTree
 from dogwood_jax._front.stages import Apply
 
@@ -75,8 +76,11 @@ class Teacher:
 
     def logits_problems(self, apply: Apply, variables: PyTree, inputs: Any) -> list[str]:
         """Returns a problem if a network does not return logits of the teacher's shape."""
-        ours = jax.eval_shape(apply, variables, inputs)
-        theirs = jax.eval_shape(self.apply, self.variables, inputs)
+        call, its = "training.distill", (self.apply, self.variables)
+        with explaining(call, "apply", apply, variables, (inputs,), variables_are="variables"):
+            ours = jax.eval_shape(apply, variables, inputs)
+        with explaining(call, "teacher_apply", *its, (inputs,), variables_are="teacher"):
+            theirs = jax.eval_shape(*its, inputs)
         shapes = [getattr(logits, "shape", None) for logits in (ours, theirs)]
         if None not in shapes and shapes[0] == shapes[1]:
             return []

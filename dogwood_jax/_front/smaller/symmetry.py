@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from dogwood_jax._base.arguments import (
     FUNCTION,
@@ -19,7 +20,7 @@ from dogwood_jax._base.arguments import (
     takes_inputs,
 )
 from dogwood_jax._base.problems import listed
-from dogwood_jax._base.trees import PyTree, leaves_by_path, rebuilt
+from dogwood_jax._base.trees import PyTree, is_traced, leaves_by_path, rebuilt
 from dogwood_jax._widths.layout import Layout, size_of, units_along
 from dogwood_jax._widths.widths import Width, Widths
 
@@ -247,6 +248,18 @@ def _firsts(rows: np.ndarray, tolerance: float) -> np.ndarray:
     return firsts
 
 
+def _values(path: str, array: Any) -> np.ndarray:
+    """Returns the values of an array, which may span several processes."""
+    if is_traced(array):
+        raise TypeError(
+            f"{path}: jit hides its values, which decide about units; choose units outside of jit, "
+            "and call grow(variables, growth) inside"
+        )
+    if getattr(array, "is_fully_addressable", True):
+        return np.asarray(array)
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
 def weights_of(
     variables: PyTree, width: Width, roles: Collection[str] = ("incoming", "outgoing", "both")
 ) -> np.ndarray:
@@ -254,7 +267,7 @@ def weights_of(
     leaves = leaves_by_path(variables)
     columns = [np.zeros((width.size, 0))]
     for path, axis, layout in _places(width):
-        array = np.asarray(leaves[path])
+        array = _values(path, leaves[path])
         if np.iscomplexobj(array):
             array = np.stack([array.real, array.imag], axis=-1)
         units = units_along(layout, width.name, roles)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dogwood_jax._check.cause import not_finite
+from dogwood_jax._check.cause import first_not_finite
 from dogwood_jax._check.run import Drawn, Watch, run
 from dogwood_jax._check.seen import differing
 from dogwood_jax._plan.depth.trial import Filling, Readings, Trial
@@ -29,7 +29,7 @@ def explanation(trial: Trial) -> str:
         return "the network is finite for none of the samples, so nothing shows that outputs stay"
     case, starts = trial.case, [*trial.starts()]
     zeros = replace(trial.samples[0], wide=trial.arrays(trial.samples[0], starts[1]))
-    if not trial.is_finite(starts[1]) and (cause := not_finite(case.old, case.new, zeros)):
+    if not trial.is_finite(starts[1]) and (cause := first_not_finite(case.old, case.new, zeros)):
         return f"zeros in new layers do not silence them, {cause}"
     found = []
     for filling in () if case.growth.changes else starts:  # wider values are never equal

@@ -178,7 +178,7 @@ class Solver:
         if found is None:
             return None
         numbers, residual = found, self._residual(found)
-        if self._holds(residual):
+        if self._holds(residual) or not residual.size:  # no outputs are floats
             return numbers
         basis, slopes, is_guessed = list[int](), list[np.ndarray](), False
         known = np.any(numbers)  # whether the shares of means are already chosen

@@ -55,7 +55,7 @@ def candidates(widths: Widths, width: Width, new: int, chosen: Start | None) -> 
     scales = tuple(path for path in written if widths.leaf(path).kind == "ones")
     readers, silent, tile = tuple(read), strategies.zero_incoming(), strategies.tile()
     rotated, copies = strategies.rotated(), strategies.replicate(split="first")
-    is_twice = new >= 2 * width.size
+    is_twice = new >= 2 * width.size > 0
     every = [
         Candidate(strategies.zero_outgoing()),
         Candidate(silent, Recipe(blank=scales)),
@@ -70,7 +70,9 @@ def candidates(widths: Widths, width: Width, new: int, chosen: Start | None) -> 
         Candidate(tile, Recipe(blank=scales), mixes=True, weighs=True),
         Candidate(tile, Recipe(zeros=readers), mixes=True),
     ]
-    if new % width.size == 0:
+    if not width.size:  # nothing to copy
+        every = every[: every.index(Candidate(strategies.zeros())) + 1]
+    elif new % width.size == 0:
         every[every.index(Candidate(tile, Recipe(blank=scales), mixes=True)) :] = [Candidate(tile)]
     if chosen is not None:  # its values, in every way in which arrays may be filled differently
         alike = (one for one in every if one.start and one.start.sides == chosen.sides)
