@@ -62,6 +62,14 @@ def test_everything_grows_at_once(tmp_path):
     )
 
 
+def test_larger_heads_lie_between_old_units(tmp_path):
+    """Old units keep their rotary frequencies in all layers, though few layers are compared."""
+    small, large = saved(tmp_path / "small", "llama"), tmp_path / "large"
+    said = main(["grow", str(small), str(large), *setting({"head_dim": 8}), "--seed", "0"])
+    assert "model/layers/{0..3}/self_attn/q_proj[head_dim]: old unit i becomes unit 2 i" in said
+    assert_same(small, large)
+
+
 @pytest.mark.long
 def test_rounding_of_rescaled_arrays_is_told(tmp_path):
     small = saved(tmp_path / "small", "llama", dtype=jnp.bfloat16)

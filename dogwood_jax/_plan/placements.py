@@ -14,6 +14,7 @@ from dogwood_jax._growth.growth import Change, Growth
 from dogwood_jax._plan.asked import Asked
 from dogwood_jax._plan.numbers_of_sizes import tables_of
 from dogwood_jax._plan.silence import silenced
+from dogwood_jax._program.numbered import without_numbers
 from dogwood_jax._widths.layout import Layout, Product, Units
 from dogwood_jax._widths.widths import Facts, Widths
 from dogwood_jax.strategies import Start
@@ -28,7 +29,11 @@ def placements(growth: Growth, asked: Asked) -> Iterator[Growth | Refused]:
     """
     if any(facts.inside for _, facts in growth.widths.facts):  # old units do not come first
         return
-    changes = [change for change in growth.changes if _may_lie_between(growth, change, asked)]
+    # Tables are looked for in a few layers, which stand for like ones.
+    found = (c.width for c in growth.changes if tables_of(asked.before, [c.width]))
+    tabled = {*map(without_numbers, found)}
+    every = (c for c in growth.changes if without_numbers(c.width) in tabled)
+    changes = [change for change in every if _may_lie_between(growth, change, asked)]
     if copied := [change for change in changes if change.sources is not None]:
         yield Refused(
             f"{change.width}: in the larger model, old units keep their numbers if new units "
@@ -47,14 +52,13 @@ def placements(growth: Growth, asked: Asked) -> Iterator[Growth | Refused]:
 
 
 def _may_lie_between(growth: Growth, change: Change, asked: Asked) -> bool:
-    """Whether a table has a constant for each unit, and the new size is a multiple of the old."""
+    """Whether the new size is a multiple of the old one, and its units may lie anywhere."""
     width, chosen = growth.widths[change.width], asked.starts.get(change.width)
     return (
         change.new > change.old > 1
         and not change.new % change.old
         and not (width.fixed or width.interface)
         and (chosen is None or _only_adds(chosen))
-        and bool(tables_of(asked.before, [change.width]))
     )
 
 

@@ -107,8 +107,10 @@ class Programs:
         """Returns a few layers of both networks if possible, otherwise all layers."""
         assert larger.network is not None
         fewer, layers = self.fewer, larger.network.layers
-        if fewer is not None and layers is None and len(larger.leaves) == len(fewer.read.leaves):
-            return fewer.read, larger
+        if fewer is not None and layers is None:  # the larger model was read with fewer layers
+            of_larger = {fewer.layers.layer_of(leaf.path) for leaf in larger.leaves} - {None}
+            kept = tuple(layer for layer in range(len(fewer.layers)) if layer in of_larger)
+            return FewerLayers(self.widths, fewer.layers, kept).read, larger
         if fewer is None or layers is None or layers.prefixes != fewer.layers.prefixes:
             return self.widths, larger
         return fewer.read, FewerLayers(larger, layers, fewer.kept).read
