@@ -22,7 +22,7 @@ from dogwood_jax._plan.depth.layers import UNSHOWN
 from dogwood_jax._plan.depth.repeated import NO_STREAM, scaled_layers
 from dogwood_jax._plan.experts.more_experts import counted_in_one
 from dogwood_jax._plan.experts.planned import experts_instead
-from dogwood_jax._plan.larger_model import ANOTHER, Larger, is_deeper, read_larger
+from dogwood_jax._plan.larger_model import ANOTHER, Larger, in_dtypes_of, is_deeper, read_larger
 from dogwood_jax._plan.notes import notes_of
 from dogwood_jax._plan.numbers_of_sizes import tables_of
 from dogwood_jax._plan.obstacles import only_under_a_norm
@@ -90,6 +90,7 @@ def _tried(request: Request) -> Iterator[_Tried]:
     if request.target is None:
         yield from _tried_with(request, None)
         return
+    request = replace(request, target=in_dtypes_of(request.widths.network, request.target))
     shapes = arrays_of(leaves_by_path(request.target))
     request = replace(request, widths=counted_in_one(request.widths, shapes))
     try:

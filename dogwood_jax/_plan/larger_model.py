@@ -10,9 +10,10 @@ from functools import cached_property
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from dogwood_jax._base.described import first_line
-from dogwood_jax._base.trees import PyTree, arrays_of, leaves_by_path, struct
+from dogwood_jax._base.trees import PyTree, arrays_of, is_array, leaf_path, leaves_by_path, struct
 from dogwood_jax._growth.edit import Edit
 from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._growth.modules.resizing import modules_say_numbers
@@ -70,6 +71,25 @@ class Larger:
         if self.widths is None or self.names is None:
             return {}
         return {name: self.widths.sizes[larger] for name, larger in self.names.items()}
+
+
+def in_dtypes_of(network: Network | None, target: PyTree) -> PyTree:
+    """Returns the larger model's variables in the dtypes of the network, which grown arrays keep.
+
+    In another precision, the larger program would have other constants.
+    """
+    if network is None:
+        return target
+    dtypes = {path: array.dtype for path, array in network.traced.program.arguments if path}
+
+    def one(keys: tuple[Any, ...], leaf: Any) -> Any:
+        dtype = dtypes.get(leaf_path(keys))
+        if dtype is None or not is_array(leaf) or leaf.dtype == dtype:
+            return leaf
+        are_floats = all(jnp.issubdtype(one, jnp.floating) for one in (leaf.dtype, dtype))
+        return struct(leaf.shape, dtype) if are_floats else leaf
+
+    return jax.tree_util.tree_map_with_path(one, target)
 
 
 def read_larger(
