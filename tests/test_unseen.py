@@ -420,8 +420,9 @@ def test_a_library_scales_scores_by_the_root_of_a_size(units: int, is_flax: bool
     x, module = normal(7, 4, 5, 5), Attention(units, is_flax)
     widths = dw.trace(module.apply, module.init(jax.random.key(0), x), x)
     (name,) = (name for name in widths if name.endswith("[head_dim]"))
-    with pytest.raises(ValueError, match=r"may follow from a size, as \d\*\*-?0.5, or be"):
-        dw.plan(widths, {name: units})
+    growth = dw.plan(widths, {name: units})  # the module knows no such sizes
+    assert re.search(r"is taken for \d\*\*-?0.5, so it is", growth.notes[0])
+    assert [*growth.changes[0].factors()]  # arrays make up for it
 
 
 # What is new can learn ----------------------------------------------------------------------------
@@ -586,3 +587,30 @@ def test_a_constant_of_another_size_is_no_rounding(dtype: Any, less: float) -> N
     assert "rescaled arrays make up for it" in f"{growth}"
     (change,) = growth.changes
     assert [*change.factors()]
+
+
+def embedded(size: int) -> Any:
+    return lambda p, ids: (p["e"][ids] * size**0.5 + p["b"]) @ p["o"]
+
+
+def of_size(size: int) -> Any:
+    return arrays(e=(11, size), b=(size,), o=(size, 5))
+
+
+def test_a_root_of_a_size_follows_it_in_a_target_without_a_function() -> None:
+    ids, target = jnp.arange(6), jax.eval_shape(lambda: of_size(32))
+    growth = dw.plan(dw.trace(embedded(24), of_size(24), ids), target=target)
+    assert re.search(r"4.89898 .* is taken for 24\*\*0.5, so it is 5.65685", growth.notes[0])
+    wide = dw.grow(of_size(24), growth, key=jax.random.key(1))
+    dw.verify(embedded(24), of_size(24), embedded(32), wide, ids)
+
+
+def test_another_number_stays_in_a_target_without_a_function() -> None:
+    """A 16 behind 16 units may follow from their number, or not."""
+
+    def apply(p: Any, ids: Any) -> Any:
+        return (p["e"][ids] * 16 + p["b"]) @ p["o"]
+
+    target = jax.eval_shape(lambda: of_size(32))
+    growth = dw.plan(dw.trace(apply, of_size(16), jnp.arange(6)), target=target)
+    assert re.search(r"16 .* stays what it is; .* as 16\*\*1", growth.notes[0])

@@ -38,6 +38,18 @@ _OPEN = (
     "{}: {:.6g}{} may follow from a size, as {}, or be a number of its own, and the network's "
     "function does not take other sizes to tell; pass target_apply=, the larger model's function"
 )
+_FOLLOWS = (
+    "{}: {:.6g}{} is taken for {}, so it is {:.6g} in the larger model; pass target_apply=, the "
+    "larger model's function, if it is a number of its own"
+)
+_STAYS = (
+    "{}: {:.6g}{} stays what it is; pass target_apply=, the larger model's function, if it follows "
+    "from a size, as {}"
+)
+_SCALES = (
+    "{}: the constant {:.6g} scales what is summed over it: the larger model must have the same; "
+    "if it has another, pass its function as target_apply="
+)
 _TABLE = (
     "{}: {}, has a number for each unit, which may be another one in the larger model, and the "
     "network's function does not take other sizes to tell; pass target_apply=, the larger model's "
@@ -54,6 +66,7 @@ class NumberOfSize(NamedTuple):
         ratio: the constant in the larger model divided by this one, if it depends on the size.
         formula: the possible formula, such as ``"8**-0.5"``.
         line: the line in the caller's code, or nothing.
+        is_root: whether the formula is a root of the size, and nothing else.
     """
 
     width: str
@@ -61,10 +74,30 @@ class NumberOfSize(NamedTuple):
     ratio: float
     formula: str
     line: str
+    is_root: bool
+
+    @property
+    def is_simple(self) -> bool:
+        """Whether the number or its inverse is whole, so that it may be one by chance."""
+        return _is_simple(self.number)
 
     def __str__(self) -> str:
-        where = f" ({self.line})" if self.line else ""
-        return _OPEN.format(self.width, self.number, where, self.formula)
+        return _OPEN.format(self.width, self.number, self._where, self.formula)
+
+    @property
+    def follows(self) -> str:
+        """The note on the number if it is taken for its formula."""
+        other = self.number * self.ratio
+        return _FOLLOWS.format(self.width, self.number, self._where, self.formula, other)
+
+    @property
+    def stays(self) -> str:
+        """The note on the number if it is not."""
+        return _STAYS.format(self.width, self.number, self._where, self.formula)
+
+    @property
+    def _where(self) -> str:
+        return f" ({self.line})" if self.line else ""
 
 
 class _Number(NamedTuple):
@@ -89,6 +122,10 @@ class _Number(NamedTuple):
     is_scored: bool
     is_library: bool
     equations: Sequence[Any]
+
+
+def _is_simple(number: float) -> bool:
+    return any(isclose(n, round(n), rel_tol=_NEAR) for n in (number, 1 / number))
 
 
 def _numbers(
@@ -145,7 +182,12 @@ def numbers_of_sizes(growth: Growth, traced: Traced) -> dict[Key, NumberOfSize]:
         if ways and not (min(ways)[0] and _is_any(its.number, stay)):
             _, width, formula, ratio = min(ways)
             line = line_of(with_line(its.equations))
-            found[its.step] = NumberOfSize(width, its.number, ratio, formula, line)
+            size = growth.change[width].old
+            is_root = formula in {f"{size}**{power:g}" for power in _ROOTS}
+            is_root &= its.is_scored or size > _SMALL
+            # A factor on a sum may also be a quotient, such as LoRA's alpha / rank.
+            is_root &= its.is_scored or not (its.is_summed and _is_simple(its.number))
+            found[its.step] = NumberOfSize(width, its.number, ratio, formula, line, is_root)
     return found
 
 
@@ -167,25 +209,24 @@ def tables_of(widths: Widths, names: Collection[str]) -> list[str]:
     return [*dict.fromkeys(_TABLE.format(name, what) for name, what in found)]
 
 
-def scales_of_sums(growth: Growth, traced: Traced, own: Program) -> Iterator[str]:
-    """Yields notes on constants that scale a sum over units, such as LoRA's alpha / rank.
+def scales_of_sums(
+    growth: Growth, traced: Traced, own: Program | None
+) -> Iterator[tuple[float, str]]:
+    """Yields constants that scale a sum over units, such as LoRA's alpha / rank, with a note.
 
     Args:
         growth: the growth.
         traced: the network's program.
-        own: the program of the network's own function in the new sizes; only constants that it also
-            has are noted.
+        own: the program of the network's own function in the new sizes, or None. Only constants
+            that it also has are noted.
     """
-    known = {*numbers_of(own.jaxpr)}
+    known = None if own is None else {*numbers_of(own.jaxpr)}
     products = [name for name, record in PRIMITIVES.items() if record.powers]
     for its in _numbers(growth, traced, products):
         if its.is_summed and not its.is_library:
-            if abs(its.number) != 1 and its.number in known:
-                yield (
-                    f"{', '.join(sorted(its.widths))}: the constant {its.number:.6g} scales what "
-                    "is summed over it: the larger model must have the same; if it has another, "
-                    "pass its function as target_apply="
-                )
+            if abs(its.number) != 1 and (known is None or its.number in known):
+                names = ", ".join(sorted(its.widths))
+                yield its.number, _SCALES.format(names, its.number)
 
 
 # The distance of a formula from a plain power of a size, the width, the formula, and the ratio of
@@ -220,6 +261,7 @@ def _formulas(its: _Number, changes: Iterable[Change]) -> Iterator[_Way]:
     for change, offset in product(changes, (0.0, 1.0)):
         for power in _POWERS if change.old > _SMALL else ():
             times = (its.number - offset) / change.old**power
+            times = 1.0 if isclose(times, 1.0, rel_tol=_NEAR) else times
             usual = any(
                 isclose(abs(times), t, rel_tol=_NEAR) for t in _TIMES[: 1 if offset else None]
             )

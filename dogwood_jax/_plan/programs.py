@@ -5,14 +5,18 @@ network's own function in the new sizes, if the function accepts them. Otherwise
 module whose config fixes the sizes, it is the network's program rewritten in the new sizes.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 
 from dogwood_jax._base.trees import PyTree
 from dogwood_jax._growth.growth import Growth
+from dogwood_jax._growth.modules.resizing import says_numbers
 from dogwood_jax._plan.fewer_layers import FewerLayers, fewer_layers
+from dogwood_jax._plan.numbers_of_sizes import NumberOfSize, numbers_of_sizes
 from dogwood_jax._plan.own_function import Rejected, own_program
 from dogwood_jax._program.program import Program
+from dogwood_jax._program.subprograms import Key, numbers_of
 from dogwood_jax._widths.layout import units_of
 from dogwood_jax._widths.trace import Traced
 from dogwood_jax._widths.widths import Widths
@@ -40,6 +44,7 @@ class Programs:
     ) -> None:
         self.widths = replace(growth.widths, network=network.network)
         self.sizes, self.target, self.larger = growth.sizes, target, larger
+        self._growth = growth
         self.network, self._in_module = network, in_module
 
     @cached_property
@@ -51,7 +56,37 @@ class Programs:
     def own(self) -> Program | Rejected | None:
         """The network's own function in the new sizes, or its error; None with a larger model."""
         found = self._compared[1]
+        if isinstance(found, Program) and self.following:
+            return Rejected("its constants are those of its own sizes", True, False)
         return None if isinstance(found, Widths) else found
+
+    @cached_property
+    def following(self) -> Mapping[Key, NumberOfSize]:
+        """Constants of the network that are taken for roots of sizes, by key of their step.
+
+        Such constants are ``sqrt(d)`` and ``1 / sqrt(head_dim)``. They follow a size if no function
+        tells otherwise: it accepts no other sizes, or the larger model is given by shapes alone.
+        """
+        own = self._compared[1]
+        if isinstance(own, Widths):
+            return {}
+        if isinstance(own, Program) and (self.target is None or says_numbers(self.target)):
+            return {}
+        roots = {step: its for step, its in self.numbers.items() if its.is_root}
+        if isinstance(own, Rejected):
+            return roots
+        return {step: its for step, its in roots.items() if not its.is_simple}
+
+    @cached_property
+    def numbers(self) -> Mapping[Key, NumberOfSize]:
+        """Constants of the network that may follow from sizes, and that its own function keeps."""
+        own, few = self._compared[1], self.of(self._growth)
+        assert few.widths.network is not None
+        found = numbers_of_sizes(few, few.widths.network.traced)
+        if not isinstance(own, Program):
+            return found
+        known = {*numbers_of(own.jaxpr)}
+        return {step: its for step, its in found.items() if its.number in known}
 
     @cached_property
     def its(self) -> Traced | None:
@@ -60,7 +95,7 @@ class Programs:
         if isinstance(found, Widths):
             assert found.network is not None
             return found.network.traced  # type: ignore[no-any-return]
-        return Traced(found) if isinstance(found, Program) else None
+        return Traced(found) if isinstance(found, Program) and not self.following else None
 
     @property
     def are_of_fewer(self) -> bool:

@@ -103,7 +103,8 @@ def _cases(growth: Growth, programs: Programs) -> Iterator[Case]:
     )
     begun = replace(growth, changes=tuple(changes))  # recipes keep ratios in a reduced model
     for choices in choices_of(begun, its, as_it_is=as_it_is):
-        case = claim(begun, growth.widths.network.traced, LargerProgram(its, {}, choices))
+        numbers = {step: number.ratio for step, number in programs.following.items()}
+        case = claim(begun, growth.widths.network.traced, LargerProgram(its, numbers, choices))
         if isinstance(case, Case):
             yield case
 

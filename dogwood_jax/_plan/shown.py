@@ -21,7 +21,12 @@ from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._growth.growth import Evidence, Growth
 from dogwood_jax._growth.modules.resizing import says_numbers
 from dogwood_jax._plan.experts.planned import choices_of
-from dogwood_jax._plan.numbers_of_sizes import numbers_of_sizes, scales_of_sums, tables_of
+from dogwood_jax._plan.numbers_of_sizes import (
+    NumberOfSize,
+    numbers_of_sizes,
+    scales_of_sums,
+    tables_of,
+)
 from dogwood_jax._plan.own_function import (
     KNOWS_SIZES,
     NUMBERS_STAY,
@@ -170,7 +175,7 @@ def shown(
     """
     few, own = programs.of(growth), programs.own
     if isinstance(own, Rejected):
-        return _written_again(growth, few, own, programs.target)
+        return _written_again(growth, few, own, programs)
     checked = verdict_of(few, programs.its, as_it_is=as_it_is)
     if isinstance(checked, OtherTable):
         return _itself([str(checked)], way_out, Verdict())
@@ -181,8 +186,14 @@ def shown(
         verdict, evidence = checked
         if verdict.is_shown:
             notes = [*map(_ROUNDING.format, verdict.rounding)]
+            scales: dict[float, str] = {}
             if any(scales_of_sums(few, _traced(few), own)):
-                notes += dict.fromkeys(scales_of_sums(growth, _traced(growth), own))
+                scales = dict(scales_of_sums(growth, _traced(growth), own))
+            notes += dict.fromkeys(scales.values())
+            if programs.target is not None:
+                stay = (its for its in programs.numbers.values() if its.number not in scales)
+                said = dict.fromkeys(its.stays for its in stay)
+                growth = replace(growth, notes=(*said, *growth.notes))
             return _accepted(growth, evidence, notes)
         if (never := _never_learns(verdict)) is not None:
             return never
@@ -190,7 +201,7 @@ def shown(
     splits = other_splits(own, _traced(few), GrownSizes(few.widths, few.sizes))
     if not splits:
         return refused
-    found = _rewritten(few, is_known=True)
+    found = _rewritten(few, {}, is_known=True)
     if isinstance(found, NoCase):
         return refused
     if isinstance(found, Refused):
@@ -198,24 +209,32 @@ def shown(
     return _accepted(growth, found, splits)
 
 
-def _written_again(growth: Growth, few: Growth, own: Rejected, target: PyTree) -> Growth | Refused:
+def _written_again(
+    growth: Growth, few: Growth, own: Rejected, programs: Programs
+) -> Growth | Refused:
     """Returns a growth with the evidence of the network's program, rewritten in the new sizes.
 
     Args:
         growth: the growth.
         few: the same growth for the layers that are compared.
         own: the error that the network's own function raised for these sizes.
-        target: the larger model's variables, or None.
+        programs: the larger programs, see ``Programs``.
     """
-    if problem := _rejected(few, own, target):
+    if problem := _rejected(few, own, programs.target):
         return Refused([problem])
-    found = _rewritten(few, is_known=False)
+    following = programs.following
+    found = _rewritten(few, following, is_known=False)
     if isinstance(found, Refused):
         return found
     if isinstance(found, ValueError):
         return Refused([_NOT_EVALUATED.format(found)])
-    notes = (KNOWS_SIZES,) * (target is None and not own.is_checked)
-    return _accepted(growth, replace(found, assumes=NUMBERS_STAY), notes)
+    said = dict.fromkeys(number.follows for number in following.values())
+    scales = scales_of_sums(growth, _traced(growth), None)
+    notes = (KNOWS_SIZES,) * (programs.target is None and not own.is_checked)
+    notes = (*dict.fromkeys(note for _, note in scales), *notes)
+    growth = replace(growth, notes=(*said, *growth.notes))
+    assumes = f"{'other ' * bool(following)}{NUMBERS_STAY}"
+    return _accepted(growth, replace(found, assumes=assumes), notes)
 
 
 def _accepted(growth: Growth, evidence: Evidence, notes: Iterable[str]) -> Growth:
@@ -236,17 +255,21 @@ def _accepted(growth: Growth, evidence: Evidence, notes: Iterable[str]) -> Growt
     return replace(growth, notes=notes, evidence=replace(evidence, copied=copied))
 
 
-def _rewritten(growth: Growth, *, is_known: bool) -> Evidence | Refused | NoCase:
+def _rewritten(
+    growth: Growth, following: Mapping[Key, NumberOfSize], *, is_known: bool
+) -> Evidence | Refused | NoCase:
     """Returns the evidence of the network's program, rewritten in the new sizes.
 
     Args:
         growth: the growth.
+        following: constants that follow sizes, by key of their step.
         is_known: whether constants are known to stay as they are.
 
     Returns:
         The evidence, the refusal of the growth, or why the program cannot be evaluated.
     """
-    checked = verdict_of(growth, None)
+    numbers = {step: number.ratio for step, number in following.items()}
+    checked = verdict_of(growth, None, numbers)
     if isinstance(checked, ValueError):
         return checked
     verdict, evidence = checked
@@ -257,9 +280,10 @@ def _rewritten(growth: Growth, *, is_known: bool) -> Evidence | Refused | NoCase
         return evidence
     if tables := tables_of(growth.widths, growth.change):
         return Refused(tables, then="nothing")
-    if open_numbers := numbers_of_sizes(growth, _traced(growth)):
+    every = numbers_of_sizes(growth, _traced(growth))
+    if open_numbers := {step: its for step, its in every.items() if step not in following}:
         moved = {step: number.ratio for step, number in open_numbers.items()}
-        again = verdict_of(growth, None, moved)
+        again = verdict_of(growth, None, numbers | moved)
         if not isinstance(again, ValueError) and not again[0].is_shown:
             return Refused(map(str, open_numbers.values()), then="nothing")
     return evidence
