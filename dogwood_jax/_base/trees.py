@@ -66,7 +66,10 @@ def by_path(items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     leaves: dict[str, Any] = {}
     for path, leaf in items:
         if path in leaves:
-            raise ValueError(f"two leaves have the path {path!r}; rename a key that holds a slash")
+            raise ValueError(
+                f"two leaves have the path {path!r}, so paths cannot tell them apart; rename a key "
+                "that holds a slash"
+            )
         leaves[path] = leaf
     return leaves
 

@@ -5,6 +5,7 @@ proposes values for them, an evaluation of both networks chooses a proposal, and
 fills the arrays in.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -54,6 +55,11 @@ _NO_VALUES = (
     "pass key= to draw them, copy=True to copy those of a similar layer, if there is one, or a "
     "target that holds arrays"
 )
+_NOTHING_SHOWN = (
+    "deepen: nothing was evaluated, so outputs stay only if what follows each layer, such as a "
+    "relu, has no effect when it is applied a second time; a tanh has. Pass target=, apply= and "
+    "target_apply= to have outputs compared"
+)
 _INPUTS = ArgumentKind("a tuple of inputs, (x,)", lambda value: isinstance(value, tuple | list))
 
 
@@ -90,8 +96,8 @@ def deepen(
 
     The second way is by name, for nested dicts of plain Dense and convolution layers: ``layers``
     maps each new layer to the existing layer that it follows. Without ``apply`` and
-    ``target_apply``, nothing is evaluated. Then you must know that the function behind the new
-    layer, such as a relu, has no effect when it is applied a second time.
+    ``target_apply``, nothing is evaluated, and a warning says so. Then you must know that the
+    function behind the new layer, such as a relu, has no effect when it is applied a second time.
 
     Args:
         variables: pytree of the network's arrays.
@@ -171,7 +177,9 @@ def deepen(
     if layers is not None:
         target, named = _named_layers(variables, layers)
     if apply is None or target_apply is None:
-        return _inserted(variables, Growth(Widths((), ()), (), inserted=named), target, None)
+        deeper = _inserted(variables, Growth(Widths((), ()), (), inserted=named), target, None)
+        warnings.warn(_NOTHING_SHOWN, stacklevel=2)
+        return deeper
     expect_call("deepen", "apply", apply, variables, *inputs)
     expect_call("deepen", "target_apply", target_apply, target, *inputs)
     with explaining("deepen", "apply", apply, variables, inputs, variables_are="variables"):

@@ -147,6 +147,14 @@ def larger_nnx(module: Module, growth: Growth, what: str, way_out: str) -> Modul
     if growth.inserted or growth.layers:
         does = "removes" if growth.layers else "inserts"
         raise ValueError(f"{what}: the growth {does} layers; {way_out}")
+    known = arrays_of(leaves_by_path(nnx.state(module)))
+    its = {leaf.path: leaf.shape for leaf in growth.widths.leaves}
+    others = [p for p, shape in its.items() if p not in known or known[p].shape != shape]
+    if others:
+        raise ValueError(
+            f"{what}: the growth belongs to another module, because this one has no "
+            f"{others[0]} of shape {its[others[0]]}; pass the module that was traced"
+        )
     made, problems = resized_module(module, growth.widths.leaves, growth.sizes)  # type: ignore[type-var]
     if problems:
         raise ValueError(listed(what, (f"{problem}; {way_out}" for problem in problems)))

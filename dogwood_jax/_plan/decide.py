@@ -395,7 +395,8 @@ def _evaluated(
         return shown(growth, programs, way_out=way_out)
     if not is_larger_seen:
         is_unknown = asked.widths.is_saved and growth.changes
-        return Refused([_NO_PROGRAM]) if is_unknown else growth
+        unchecked = Evidence(why_not="these widths hold no program, so nothing was evaluated")
+        return Refused([_NO_PROGRAM]) if is_unknown else replace(growth, evidence=unchecked)
     assert programs is not None
     if not growth.inserted:
         return shown_by(growth, programs)

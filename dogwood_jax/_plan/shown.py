@@ -186,12 +186,13 @@ def shown(
         verdict, evidence = checked
         if verdict.is_shown:
             notes = [*map(_ROUNDING.format, verdict.rounding)]
-            scales: dict[float, str] = {}
+            scales = list[tuple[float, str]]()
             if any(scales_of_sums(few, _traced(few), own)):
-                scales = dict(scales_of_sums(growth, _traced(growth), own))
-            notes += dict.fromkeys(scales.values())
+                scales = [*scales_of_sums(growth, _traced(growth), own)]
+            notes += dict.fromkeys(note for _, note in scales)
             if programs.target is not None:
-                stay = (its for its in programs.numbers.values() if its.number not in scales)
+                said_of = {number for number, _ in scales}
+                stay = (its for its in programs.numbers.values() if its.number not in said_of)
                 said = dict.fromkeys(its.stays for its in stay)
                 growth = replace(growth, notes=(*said, *growth.notes))
             return _accepted(growth, evidence, notes)

@@ -141,7 +141,10 @@ def read_network(
         program = Program(apply, variables, inputs)
     outputs = program.jaxpr.out_avals
     if outputs and all(getattr(aval, "size", 1) == 0 for aval in outputs):
-        raise ValueError(f"{_CALL}: the output is empty, so nothing shows what it depends on")
+        raise ValueError(
+            f"{_CALL}: cannot trace a function whose output is empty, because nothing shows what "
+            "it depends on; pass inputs for which it is not"
+        )
     if (paths := {*program.paths.values()}) and not program.uses(paths):
         raise ValueError(
             f"{_CALL}: apply must use the variables that it is called with. It reads none of their "
