@@ -213,11 +213,11 @@ class Layers(nn.Module):
         return nn.Dense(2, name="out")(x) * self.scale
 
 
-def test_equal_tuples_are_several() -> None:
+def test_the_fewest_changes_are_taken_if_all_choices_have_them() -> None:
     module = Layers()
     widths = dw.trace(module.apply, jax.eval_shape(module.init, KEY, X), X)
-    with pytest.raises(ValueError, match=r"features\[0\]=8; or features\[0\]=8, window"):
-        dw.larger(module, dw.plan(widths, {"layer_0": 8}))
+    larger = dw.larger(module, dw.plan(widths, {"layer_0": 8}))
+    assert (larger.features, larger.window) == ((8, 4), (4, 4))
 
 
 def test_layers_of_one_size_that_get_others_and_layers_that_go() -> None:
@@ -249,12 +249,11 @@ class Twice(nn.Module):
         return nn.Dense(2)(hidden)
 
 
-def test_several_ways_or_none_are_told() -> None:
+def test_a_module_of_other_arrays_is_told() -> None:
     module = Twice()
     widths = dw.trace(module.apply, jax.eval_shape(module.init, KEY, X), X)
     growth = dw.plan(widths, {"Dense_0": 8})
-    with pytest.raises(ValueError, match=r"units=8; or units=8, most=8.*module.clone"):
-        dw.larger(module, growth)
+    assert dw.larger(module, growth) == Twice(units=8)
     module = mlp()
     widths = dw.trace(module.apply, jax.eval_shape(module.init, KEY, X), X)
     growth = dw.plan(widths, {"layers_0": 8})
@@ -298,3 +297,29 @@ def test_what_is_no_module() -> None:
         dw.larger(module.apply, growth)
     with pytest.raises(TypeError, match="growth must be"):
         dw.larger(module, {"layers_0": 8})  # type: ignore[arg-type]
+
+
+class Shared(nn.Module):
+    units: int = 4
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        for name in "ab":
+            x = nn.relu(nn.Dense(self.units, name=name)(x))
+        return nn.Dense(2)(x)
+
+
+def test_widths_that_share_a_field_are_told() -> None:
+    module = Shared()
+    widths = dw.trace(module.apply, jax.eval_shape(module.init, KEY, X), X)
+    with pytest.raises(ValueError, match="units=4; grow b, too, if they have one size"):
+        dw.larger(module, dw.plan(widths, {"a": 8}))
+
+
+def test_a_growth_of_another_module_is_told() -> None:
+    rngs, x = nnx.Rngs(0), jnp.ones((3, 6))
+    module = mlp()
+    growth = dw.plan(dw.trace(module.apply, module.init(KEY, x), x), {"layers_0": 8})
+    other = nnx.Sequential(nnx.Linear(6, 4, rngs=rngs), nnx.relu, nnx.Linear(4, 2, rngs=rngs))
+    with pytest.raises(ValueError, match="the growth belongs to another module"):
+        dw.larger(other, growth)

@@ -13,7 +13,7 @@ from dogwood_jax._front.grow import grow
 from dogwood_jax._growth.grown import grown, without_choices
 from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._growth.growth import Growth
-from dogwood_jax._growth.modules.of_linen import LinenModule, method_of
+from dogwood_jax._growth.modules.of_linen import LinenMethod, LinenModule, SeveralFit, method_of
 from dogwood_jax._growth.modules.remaking import CannotRemake
 from dogwood_jax._plan.own_function import larger_module
 from dogwood_jax._plan.programs import Programs
@@ -52,9 +52,9 @@ def larger(module: Module, growth: Growth, *inputs: Any, **keywords: Any) -> Mod
 
     Raises:
         TypeError: if ``module`` is not a module, or ``growth`` is not a growth.
-        ValueError: if no integers, or several choices of integers, make these arrays; the message
-            lists them. Also if outputs would not stay, because the growth was planned for a module
-            with other numbers.
+        ValueError: if no integers make these arrays, or several choices of integers do and none is
+            a part of all others; the message lists them. Also if outputs would not stay, because
+            the growth was planned for a module with other numbers.
 
     Example:
         >>> import flax.linen as nn
@@ -105,13 +105,25 @@ def _of_linen(
     try:
         found = larger_module(method, widths, growth.sizes, shapes, inputs)
     except CannotRemake as why:
+        if isinstance(why, SeveralFit) and why.least is not None:
+            return _checked(why.least, growth, method, made, is_traced)
+        olds = {change.old for change in growth.changes}
+        alike = [w.name for w in widths.values() if w.size in olds and w.name not in growth.change]
+        more = f"; grow {', '.join(alike)}, too, if they have one size" if alike else ""
         raise ValueError(
             f"larger: cannot find the {type(module).__name__} with the arrays of the growth: "
-            f"{why}; {_YOURSELF}, for example by module.clone(field=size), or pass the arguments "
-            "of its init, larger(module, growth, *inputs, **keywords)"
+            f"{why}{more}; {_YOURSELF}, for example by module.clone(field=size), or pass the "
+            "arguments of its init, larger(module, growth, *inputs, **keywords)"
         ) from None
+    return _checked(found, growth, method, made, is_traced)
+
+
+def _checked(
+    found: LinenModule, growth: Growth, method: LinenMethod, variables: Any, is_traced: bool
+) -> LinenModule:
+    """Returns a module, after checking that outputs stay if its method was traced."""
     if is_traced and growth.evidence is not None and growth.evidence.samples:
-        _expect_evidence(growth, method.of(found), made)
+        _expect_evidence(growth, method.of(found), variables)
     return found
 
 

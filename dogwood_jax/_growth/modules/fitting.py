@@ -102,3 +102,25 @@ def _each_way(
 def is_size(value: Any) -> bool:
     """Whether a value may be a size: a Python or NumPy integer, but not a boolean."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def smallest(given: Sequence[Any], found: Sequence[Sequence[Any]]) -> Sequence[Any] | None:
+    """Returns the choice of numbers whose changes are a part of all other choices' changes.
+
+    Args:
+        given: the numbers before.
+        found: choices of new numbers. If there is only one, it is returned.
+
+    Returns:
+        The choice, or None if no choice is a part of all others.
+    """
+    changes = [
+        {
+            (place, new)
+            for place, (old, new) in enumerate(zip(given, its, strict=True))
+            if old != new
+        }
+        for its in found
+    ]
+    pairs = zip(changes, found, strict=True)
+    return next((its for own, its in pairs if all(own <= other for other in changes)), None)

@@ -20,7 +20,7 @@ import jax
 
 from dogwood_jax._base.described import first_line, library_of
 from dogwood_jax._base.trees import apart, arrays_of, is_array, leaves_by_path
-from dogwood_jax._growth.modules.fitting import Shapes, fitting, is_size
+from dogwood_jax._growth.modules.fitting import Shapes, fitting, is_size, smallest
 from dogwood_jax._growth.modules.remaking import CannotRemake
 from dogwood_jax._program.kernels import WithReferences
 
@@ -42,6 +42,18 @@ _MOST_RATIOS = 12
 _MOST_NAMED = 8
 # Upper limit on initializations of a module, each of which takes as long as tracing it.
 _MOST_INITS = 32
+
+
+class SeveralFit(CannotRemake):
+    """Raised if several choices of integers make the arrays.
+
+    Attributes:
+        least: the module with the choice that is a part of all others, or None.
+    """
+
+    def __init__(self, told: str, least: LinenModule | None) -> None:
+        super().__init__(f"several choices of its numbers make these arrays: {told}")
+        self.least = least
 
 
 class LinenMethod(NamedTuple):
@@ -75,7 +87,8 @@ class LinenMethod(NamedTuple):
             sizes: for each size that changes, its possible new sizes.
 
         Raises:
-            CannotRemake: if no choice of its integers makes these arrays, or if several do.
+            CannotRemake: if no choice of its integers makes these arrays.
+            SeveralFit: if several choices do.
         """
         numbers, today = _Numbers(self.module), self._made(self.module, own)
         if isinstance(today, Exception):
@@ -121,8 +134,9 @@ class LinenMethod(NamedTuple):
             if len(found) == 1:
                 return numbers.changed(found[0])
             if found:
+                least = smallest(numbers.given, found)
                 told = "; or ".join(map(numbers.told, found))
-                raise CannotRemake(f"several choices of its numbers make these arrays: {told}")
+                raise SeveralFit(told, None if least is None else numbers.changed(least))
         raise CannotRemake(f"no choice of its numbers makes these arrays: {numbers.some()}")
 
     def _made(self, module: LinenModule, inputs: Sequence[Any]) -> dict[str, Any] | Exception:
