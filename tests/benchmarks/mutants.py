@@ -658,6 +658,48 @@ MUTANTS = [
         "if options.names and options.config:",
         "test_folders.py",
     ),
+    Mutant(
+        "check: units that are compared with each other are as any others",
+        "_check/check.py",
+        "is_compared = network is not None and",
+        "is_compared = False and network is not None and",
+        "test_unseen.py",
+    ),
+    Mutant(
+        "check: another constant passes for the rounding of a narrow dtype",
+        "_check/check.py",
+        "if not differs.any() and self._others:",
+        "if False:",
+        "test_unseen.py",
+    ),
+    Mutant(
+        "plan: units that stay copies are a default",
+        "_plan/decide.py",
+        "if isinstance(its, Growth) and _stays_copied(asked, its):",
+        "if False:",
+        "test_twins.py",
+    ),
+    Mutant(
+        "plan: roots of sizes stay",
+        "_plan/programs.py",
+        "self.numbers.items() if its.is_root}",
+        "self.numbers.items() if False}",
+        "test_unseen.py",
+    ),
+    Mutant(
+        "plan: widths that do not grow together are refused",
+        "_plan/decide.py",
+        "if len(groups) < 2 or growth.inserted",
+        "if True or growth.inserted",
+        "test_primitives.py",
+    ),
+    Mutant(
+        "search: running statistics are rescaled like learned arrays",
+        "_plan/search/search.py",
+        "statistics = {} if network is None else statistics_of(network)",
+        "statistics = dict[str, float | None]()",
+        "test_twins.py",
+    ),
 ]
 
 
