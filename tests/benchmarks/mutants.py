@@ -108,8 +108,8 @@ MUTANTS = [
     Mutant(
         "search: epsilons are not large while factors are looked for",
         "_plan/search/problem.py",
-        "if is_sum and 1e-30 < abs(old) <= _EPSILON:",
-        "if False:",
+        "if not 1e-30 < abs(number) <= _EPSILON:",
+        "if True:",
         "test_search.py",
     ),
     Mutant(
@@ -200,7 +200,7 @@ MUTANTS = [
     Mutant(
         "plan: numbers of modules never follow from sizes",
         "_plan/shown.py",
-        "if open_numbers := numbers_of_sizes(growth, _traced(growth)):",
+        "if open_numbers := {step: its for step, its in every.items() if step not in following}:",
         "if open_numbers := {}:",
         "test_unseen.py",
     ),
@@ -264,8 +264,8 @@ MUTANTS = [
     Mutant(
         "plan: no note says that the larger model rounds otherwise",
         "_plan/shown.py",
-        "*map(_ROUNDING.format, verdict.rounding))\n        return",
-        ")\n        return",
+        "map(_ROUNDING.format, verdict.rounding))\n    if growth.inserted",
+        "())\n    if growth.inserted",
         "test_check.py",
     ),
     Mutant(
