@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import equinox as eqx
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -381,6 +382,50 @@ def test_batch_statistics_take_factors_before_learned_scales() -> None:
     before, after = in_training(model, variables, x), in_training(large, wide, x)
     assert np.allclose(before, after, rtol=1e-4, atol=1e-4)  # epsilon is not rescaled
     assert growth.notes == ()
+
+
+class EquinoxStream(eqx.Module):
+    """The same stream, whose running statistics lie in a state beside the module."""
+
+    first: eqx.nn.Linear
+    batch: eqx.nn.BatchNorm
+    up: eqx.nn.Linear
+    mix: eqx.nn.Linear
+    rms: eqx.nn.RMSNorm
+    out: eqx.nn.Linear
+
+    def __init__(self, size: int, key: Any) -> None:
+        sizes = {"first": (5, size), "up": (size, 6), "mix": (6, size), "out": (size, 3)}
+        for name, one in zip(sizes, jax.random.split(key, 4), strict=True):
+            setattr(self, name, eqx.nn.Linear(*sizes[name], key=one))
+        self.batch = eqx.nn.BatchNorm(size, "batch", mode="ema")
+        self.rms = eqx.nn.RMSNorm(size)
+
+    def __call__(self, x: Any, state: Any) -> Any:
+        h = self.first(x)
+        y, state = self.batch(h, state)
+        return self.out(self.rms(h + self.mix(nn.relu(self.up(y))))), state
+
+
+def test_statistics_in_a_state_of_equinox_take_factors_first() -> None:
+    def run(variables: Any, x: Any) -> Any:
+        model, state = variables
+        return jax.vmap(model, (0, None), (0, None), axis_name="batch")(x, state)
+
+    def apply(variables: Any, x: Any) -> Any:
+        return run((eqx.nn.inference_mode(variables[0]), variables[1]), x)[0]
+
+    model, state = eqx.nn.make_with_state(EquinoxStream)(8, KEY)
+    x = 2 + 3 * jax.random.normal(KEY, (64, 5))
+    for _ in range(20):
+        _, state = run((model, state), x)
+    target = eqx.nn.make_with_state(EquinoxStream)(12, KEY)
+    widths = dw.trace(apply, (model, state), x)
+    growth = dw.plan(widths, target=target, target_apply=apply)
+    wide = dw.grow((model, state), growth, key=KEY)
+    assert dw.compare(apply, (model, state), apply, wide, x).relative < 1e-6
+    before, after = run((model, state), x)[0], run(wide, x)[0]
+    assert np.allclose(before, after, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("library", ["linen", "nnx"])

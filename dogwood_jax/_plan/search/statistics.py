@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from dogwood_jax._base.described import is_a
 from dogwood_jax._base.trees import PyTree, leaves_by_path
 from dogwood_jax._program.interpret import called, interpret
 from dogwood_jax._program.primitives.table import primitive
@@ -34,21 +35,27 @@ def statistics_of(network: Network) -> dict[str, float]:
 
 
 def _not_learned(variables: PyTree) -> set[str]:
-    """Returns the paths of arrays outside of Linen's ``params``, or that NNX marks as no ``Param``.
+    """Returns the paths of arrays that training does not learn.
 
-    Any other network has none.
+    These lie outside of Linen's ``params``, NNX marks them as no ``Param``, or they lie in a
+    ``State`` of Equinox. Any other network has none.
     """
     if isinstance(variables, Mapping) and "params" in variables:
         return {path for path in leaves_by_path(variables) if not path.startswith("params/")}
 
-    def is_variable(node: Any) -> bool:
-        return hasattr(node, "get_metadata")
+    def is_state(node: Any) -> bool:
+        return is_a(type(node), "State", "equinox")
 
-    def is_learned(node: Any) -> bool:
+    def is_variable(node: Any) -> bool:
+        return hasattr(node, "get_metadata") or is_state(node)
+
+    def are_learned(node: Any) -> PyTree:
+        if is_state(node):
+            return jax.tree.map(lambda _: False, node)
         classes = getattr(node, "type", type(node)).__mro__
         return not is_variable(node) or any(one.__name__ == "Param" for one in classes)
 
-    learned = jax.tree.map(is_learned, variables, is_leaf=is_variable)
+    learned = jax.tree.map(are_learned, variables, is_leaf=is_variable)
     return {path for path, is_it in leaves_by_path(learned).items() if not is_it}
 
 
