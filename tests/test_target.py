@@ -523,7 +523,7 @@ def test_splits_are_noted_where_the_shapes_do_not_show_them():
     assert note.format(12, "3 (heads) x 4 (dim)") in growth.notes
     growth = dw.plan(ATTENTION, {"heads": 5})
     assert growth.notes == (note.format(20, "5 (heads) x 4 (dim)"),)
-    assert str(growth).startswith("note: the larger model must split 20 into 5 (heads) x 4 (dim)")
+    assert "\nnote: the larger model must split 20 into 5 (heads) x 4 (dim)" in str(growth)
     assert dw.plan(ATTENTION, {"heads": 5, "dim": 6, "value": 7}).notes == (
         note.format(30, "5 (heads) x 6 (dim)"),
         note.format(35, "5 (heads) x 7 (value)"),

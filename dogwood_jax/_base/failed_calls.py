@@ -53,6 +53,8 @@ def explaining(
         yield
     except Exception as error:
         found = [*_mistakes(name, function, variables, inputs), *_said_by_flax(name, error)]
+        if not found and _is_own(error):
+            raise
         if not found and not variables_are:
             given = ", ".join(map(described, inputs))
             raise TypeError(
@@ -67,6 +69,15 @@ def explaining(
         if len(found) == 1:
             raise TypeError(f"{call}: {name} fails, because {found[0]}") from error
         raise TypeError(listed(f"{call}: {name} fails", found)) from error
+
+
+def _is_own(error: Exception) -> bool:
+    """Whether this library raised an error, which then explains the mistake."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    name = trace.tb_frame.f_globals.get("__name__", "") if trace is not None else ""
+    return name.startswith("dogwood_jax.")
 
 
 def expect_no_mistakes(

@@ -292,7 +292,7 @@ class _Comparison:
     def _families(self) -> Iterator[SampleFamily]:
         is_gated = any(change.strategy.is_gated for change in self._case.growth.changes)
         for family in _families(self._case):
-            if not (is_gated and family.old == 1e3):  # saturated gates are equal
+            if not (is_gated and family.old in (4.0, 1e3)):  # saturated gates are equal
                 yield family
         if len(self.counted) < _FEW:
             yield SMALL

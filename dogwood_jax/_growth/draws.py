@@ -109,7 +109,7 @@ def by_initializers(maps: Mapping[str, LeafMap]) -> dict[str, Array]:
     """
     found = {}
     for path, its in maps.items():
-        if its.init not in (None, strategies.glorot) and its.kind == "random":
+        if its.init not in (None, strategies.glorot) and "free" in its.needs:
             with contextlib.suppress(Exception), jax.ensure_compile_time_eval():
                 found[path] = _initialized(its.init, jax.random.key(0), its, jnp.float32)
     return found
