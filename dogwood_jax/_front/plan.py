@@ -124,6 +124,7 @@ def plan(
         >>> layer = lambda i, o: {"kernel": jnp.ones((i, o)), "bias": jnp.ones(o)}
         >>> widths = dw.chain({"up": layer(4, 8), "down": layer(8, 2)}, ("up", "down"))
         >>> print(dw.plan(widths, {"up": 16}))
+        not checked: these widths hold no program, so nothing was evaluated
         array        before  after  new entries
         -----------  ------  -----  ----------------
         up/kernel    4x8     4x16   axis 1 free (up)
