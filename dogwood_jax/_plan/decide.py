@@ -130,9 +130,8 @@ def _tried_with(request: Request, larger: Larger | None) -> Iterator[_Tried]:
             yield its, (samples, number, -turn)
     if last is not None and _is_claim(request, asked, last):
         yield from _one_by_one(request, asked, last)
-    # In a multiple of the size, old units may keep their constants from a table, and a router may
-    # choose as many experts as before.
-    if last is not None and _is_claim(request, asked, last):
+        # In a multiple of the size, old units may keep their constants from a table, and a router
+        # may choose as many experts as before.
         grown = [change.width for change in last.changes]
         if asked.copies is not None or tables_of(asked.before, grown):
             yield from _by_own_numbers(request, asked, last)
