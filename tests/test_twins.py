@@ -177,10 +177,12 @@ class Decoder(nn.Module):
     norm: Any = nn.LayerNorm
     heads: int = 2
     blocks: int = 1
+    is_tied: bool = False
 
     @nn.compact
     def __call__(self, ids: Any) -> Any:
-        x = nn.Embed(11, self.stream, name="words")(ids)
+        words = nn.Embed(11, self.stream, name="words")
+        x = words(ids)
         for i in range(self.blocks):
             h = self.norm(name=f"norm_{i}")(x)
             x += nn.MultiHeadDotProductAttention(
@@ -188,12 +190,17 @@ class Decoder(nn.Module):
             )(h)
             h = nn.gelu(nn.Dense(12, name=f"up_{i}")(self.norm(name=f"mlp_norm_{i}")(x)))
             x += nn.Dense(self.stream, name=f"down_{i}")(h)
-        return nn.Dense(11, name="logits")(self.norm(name="norm")(x))
+        x = self.norm(name="norm")(x)
+        return words.attend(x) if self.is_tied else nn.Dense(11, name="logits")(x)
 
 
-@pytest.mark.parametrize("norm", [nn.LayerNorm, nn.RMSNorm])
-def test_the_stream_of_a_decoder_comes_apart(norm: Any) -> None:
-    small, large, ids = Decoder(8, norm), Decoder(16, norm), jnp.arange(10).reshape(2, 5)
+@pytest.mark.parametrize(
+    ("norm", "new", "is_tied"),
+    [(nn.LayerNorm, 16, False), (nn.RMSNorm, 16, False), (nn.LayerNorm, 12, True)],
+)
+def test_the_stream_of_a_decoder_comes_apart(norm: Any, new: int, is_tied: bool) -> None:
+    small, large = (Decoder(size, norm, is_tied=is_tied) for size in (8, new))
+    ids = jnp.arange(10).reshape(2, 5)
     variables = small.init(KEY, ids)
     target = jax.eval_shape(large.init, KEY, ids)
     widths = dw.trace(small.apply, variables, ids)
@@ -212,10 +219,8 @@ def test_the_stream_of_a_decoder_comes_apart(norm: Any) -> None:
         updates, state = tx.update(jax.grad(loss)(wide), state, wide)
         wide = optax.apply_updates(wide, updates)
     params = wide["params"]
-    assert (
-        different(jnp.concatenate([params["words"]["embedding"], params["down_0"]["kernel"]]).T)
-        == 16
-    )
+    made = jnp.concatenate([params["words"]["embedding"], params["down_0"]["kernel"]])
+    assert different(made.T) == new
 
 
 def test_new_heads_come_apart() -> None:

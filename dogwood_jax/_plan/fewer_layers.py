@@ -1,29 +1,18 @@
 """A deep network with fewer layers, for a cheaper evaluation of a growth: ``FewerLayers``.
 
-Many functions accept any number of layers in their variables. Such a function need not be traced
-in larger sizes with all 126 layers if a few layers represent the others. This is checked: the
-program with fewer layers must equal the known program without the other layers, except for sizes.
-Any other function is traced with all layers, but only a few are compared.
-
-One case stays undetected: a constant that only some layers use, and only in other sizes. Neither
-the layers in today's sizes nor the few layers in larger sizes show it.
+A few layers represent the others if the larger network computes the same in each of the others.
+This is seen in its whole program. The program is read once, but only a few layers are evaluated.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import groupby
-from math import isclose
 from typing import Any
 
-import jax
-
-from dogwood_jax._base.trees import PyTree, leaves_by_path
 from dogwood_jax._growth.growth import Change, Growth
 from dogwood_jax._program.like_layers import LikeLayers, find_like_layers
-from dogwood_jax._program.numbered import numbered_layers
 from dogwood_jax._program.program import Program
-from dogwood_jax._program.subprograms import numbers_of
 from dogwood_jax._widths.layout import units_of
 from dogwood_jax._widths.trace import Traced
 from dogwood_jax._widths.widths import Recipe, Widths
@@ -46,20 +35,6 @@ class FewerLayers:
     layers: LikeLayers
     kept: tuple[int, ...]
 
-    def cut(self, variables: PyTree) -> PyTree:
-        """Returns variables of the whole network, in any sizes, without the other layers.
-
-        Later layers are renumbered: they take the numbers of the layers that are left out.
-        """
-        gone = [prefix for layer in self.left_out for prefix in self.layers.prefixes[layer]]
-        for numbered in numbered_layers(leaves_by_path(variables)).values():
-            own = (path for path in gone if numbered.layer_of(path.rpartition("/")[0]) is None)
-            numbers = {*map(numbered.layer_of, own)}
-            stay = [number for number in range(len(numbered)) if number not in numbers]
-            if len(stay) < len(numbered):
-                variables = numbered.keeping(variables, stay)
-        return variables
-
     @property
     def left_out(self) -> set[int]:
         """Indices of the layers that are left out."""
@@ -75,51 +50,15 @@ class FewerLayers:
         traced: Traced = self.widths.network.traced  # type: ignore[union-attr]
         return traced.keeping(self.layers, self.kept)
 
-    def called(self, program: Program) -> Program | None:
-        """Returns a program of cut variables with the paths and the order of the whole network.
-
-        Returns None if the program takes other arrays.
-        """
-        variables = self.widths.network.variables  # type: ignore[union-attr]
-        every = jax.tree.unflatten(jax.tree.structure(variables), [*leaves_by_path(variables)])
-        known = leaves_by_path(self.cut(every))
-        paths = [None if path is None else known.get(path) for path, _ in program.arguments]
-        own = _paths(self.program)
-        if sorted(path for path in paths if path is not None) != sorted(own):
-            return None
-        return program.called(paths).in_order(own)
-
-    def is_like_all(self, larger: Program, sizes: Mapping[str, int]) -> bool:
-        """Whether the network's own function computes the same in each layer with fewer layers.
-
-        This fails if a constant depends on the number of layers.
-
-        Args:
-            larger: the function's program with fewer layers, in other sizes.
-            sizes: the other sizes by name of the width.
-        """
-        network = self.widths.network
-        assert network is not None
-        try:
-            own = Program(network.apply, self.cut(network.variables), network.inputs)
-        except Exception:  # a function with fixed sizes may raise anything
-            return False
-        ours, cut, theirs = ({*numbers_of(p.jaxpr)} for p in (own, self.program, larger))
-        pairs = [(float(self.widths.sizes[name]), float(new)) for name, new in sizes.items()]
-        pairs += [(1 / old, 1 / new) for old, new in pairs if old and new]
-
-        def are_sizes(numbers: set[float], known: Sequence[float]) -> bool:
-            return all(any(isclose(n, size, rel_tol=1e-6) for size in known) for n in numbers)
-
-        olds, news = ([pair[side] for pair in pairs] for side in (0, 1))
-        return ours == cut and are_sizes(ours - theirs, olds) and are_sizes(theirs - ours, news)
-
     def of(self, whole: Program) -> Program | None:
         """Returns a program of the whole network, in other sizes, without the other layers.
 
-        Returns None if the program has other like layers or other arrays.
+        Returns None if it has other like layers, or a layer that is left out is like none of these.
         """
-        layers = find_like_layers(whole)
+        layers: LikeLayers | None = self.layers
+        network: Program = self.widths.network.traced.program  # type: ignore[union-attr]
+        if not self.layers.are_like(network, whole, self.kept):
+            layers = find_like_layers(whole)
         if layers is None or layers.prefixes != self.layers.prefixes:
             return None
         few, own = layers.keeping(whole, self.kept), _paths(self.program)

@@ -221,8 +221,7 @@ def _by_few_layers(
 ) -> Larger | None:
     """Returns the larger model, read with a few layers that represent all layers.
 
-    Returns None if the function has no like layers, or these do not all grow in the same way. If
-    the function is the network's own one, it is traced with these layers alone.
+    Returns None if the function has no like layers, or these do not all grow in the same way.
 
     Args:
         widths: the widths of a deep network.
@@ -241,15 +240,13 @@ def _by_few_layers(
         return None
     if inputs is None:
         inputs = GrownSizes(fewer.read, sizes).inputs()
-    is_own = target_apply == network.apply  # ``==``: a bound method is a new object each time
     try:
-        program = Program(target_apply, fewer.cut(target) if is_own else target, inputs)
+        program = Program(target_apply, target, inputs)
     except Exception:  # a function with fixed sizes may raise anything
         return None
-    called = fewer.called(program) if is_own else fewer.of(program)
-    if called is None or (is_own and not fewer.is_like_all(program, sizes)):
+    if (few := fewer.of(program)) is None:
         return None
-    traced, its = read_program(called)
+    traced, its = read_program(few)
     its = replace(its, network=Network(target_apply, None, inputs, traced))
     names = same_widths(fewer.read, its, {leaf.path: leaf.path for leaf in its.leaves}, {})
     others = ((name, second) for name, second in fewer.like.items() if second in names)

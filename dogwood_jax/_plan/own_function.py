@@ -74,7 +74,6 @@ def own_program(
     widths: Widths,
     sizes: Mapping[str, int],
     target: PyTree = None,
-    cut: Callable[[PyTree], PyTree] | None = None,
     *,
     in_module: bool = True,
 ) -> Program | Rejected:
@@ -84,16 +83,15 @@ def own_program(
         widths: the widths of a network that was traced in this process.
         sizes: new sizes by name of the width.
         target: the larger model's variables, or None.
-        cut: removes layers from variables if the function is traced without them, or None.
         in_module: whether a larger Linen module may be used, see ``in_larger_module``.
     """
     grown = GrownSizes(widths, sizes)
-    if cut is None and in_module:
+    if in_module:
         its = _of_larger_module(widths, grown, target)
         if its is not None:
             return its
     try:
-        return _own_program(widths, grown, target, cut or _whole)
+        return _own_program(widths, grown, target)
     except UnfitArrays as error:
         return Rejected(str(error), is_checked=False, follows_shapes=True)
     except Exception as error:  # a function with fixed sizes may raise anything
@@ -101,10 +99,6 @@ def own_program(
         knows_sizes = is_checked or target is not None or says_sizes(widths, sizes)
         follows_shapes = not knows_sizes and _follows_shapes(widths)
         return Rejected(first_line(error), is_checked, follows_shapes)
-
-
-def _whole(variables: PyTree) -> PyTree:
-    return variables
 
 
 def _of_larger_module(widths: Widths, grown: GrownSizes, target: PyTree) -> Program | None:
@@ -203,7 +197,6 @@ def _own_program(
     widths: Widths,
     grown: GrownSizes,
     target: PyTree,
-    cut: Callable[[PyTree], PyTree],
 ) -> Program:
     """Returns the program of the network's own function in other sizes.
 
@@ -215,7 +208,6 @@ def _own_program(
         widths: the widths of the network.
         grown: the other sizes.
         target: the larger model's variables, or None.
-        cut: removes layers from variables.
     """
     assert widths.network is not None
     apply, variables = widths.network.apply, widths.network.variables
@@ -223,14 +215,14 @@ def _own_program(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if target is not None:
-            return Program(apply, cut(target), inputs)
+            return Program(apply, target, inputs)
         resizing = Resizing(widths.leaves, grown.sizes)
         if says_numbers(variables):
             try:
-                return Program(apply, cut(resizing.resized(variables)), inputs)
+                return Program(apply, resizing.resized(variables), inputs)
             except Exception:  # a function that holds parts of the old modules may raise anything
                 pass
-        return Program(apply, cut(resizing.reshaped(variables)), inputs)
+        return Program(apply, resizing.reshaped(variables), inputs)
 
 
 def _follows_shapes(widths: Widths) -> bool:
@@ -242,7 +234,7 @@ def _follows_shapes(widths: Widths) -> bool:
     for those in (widths.values(), free, made):
         grown = GrownSizes(widths, {width.name: 2 * width.size for width in those})
         try:
-            own = _own_program(widths, grown, None, _whole)
+            own = _own_program(widths, grown, None)
         except Exception:  # a function with fixed sizes may raise anything
             continue
         resized = in_sizes(widths.network.traced, grown)

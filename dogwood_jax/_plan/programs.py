@@ -21,11 +21,6 @@ from dogwood_jax._widths.layout import units_of
 from dogwood_jax._widths.trace import Traced
 from dogwood_jax._widths.widths import Widths
 
-_LEFT_OUT = (
-    "{} of {} like layers were called in the new sizes; the others are assumed to compute the same "
-    "there, without a branch on both their number and a size"
-)
-
 
 class Programs:
     """The larger program that growths of the same sizes are compared with.
@@ -49,7 +44,7 @@ class Programs:
     ) -> None:
         self.widths = replace(growth.widths, network=network.network)
         self.sizes, self.target, self.larger = growth.sizes, target, larger
-        self._growth, self._calls_few = growth, False
+        self._growth = growth
         self.network, self._in_module = network, in_module
 
     @cached_property
@@ -93,22 +88,6 @@ class Programs:
         known = {*numbers_of(own.jaxpr)}
         return {step: its for step, its in found.items() if its.number in known}
 
-    @property
-    def assumes(self) -> str:
-        """What is assumed about layers if the larger function was called with few of them."""
-        compared, larger = self._compared
-        if self.fewer is None or not self.are_of_fewer:
-            return ""
-        if isinstance(larger, Widths):
-            is_called = self.larger is larger  # which was read with few layers
-        else:
-            is_called = self._calls_few
-        if not is_called:
-            return ""
-        layers = self.fewer.layers
-        of = {layers.layer_of(leaf.path) for leaf in compared.leaves} - {None}
-        return _LEFT_OUT.format(len(of), len(layers))
-
     @cached_property
     def its(self) -> Traced | None:
         """The larger program as it was read; None for the network's program in larger sizes."""
@@ -148,12 +127,6 @@ class Programs:
         widths, fewer = self.widths, self.fewer
         if self.larger is not None:
             return self._with_larger(self.larger)
-        if fewer is not None:
-            own = own_program(fewer.read, self.sizes, self.target, fewer.cut)
-            is_like = isinstance(own, Program) and fewer.is_like_all(own, self.sizes)
-            if is_like and (called := fewer.called(own)) is not None:  # type: ignore[arg-type]
-                self._calls_few = True
-                return fewer.read, called
         own = own_program(widths, self.sizes, self.target, in_module=self._in_module)
         if fewer is None:
             return widths, own

@@ -105,7 +105,6 @@ def shown_by(
         return Refused([_NOT_EVALUATED.format(checked)])
     verdict, evidence = checked
     if verdict.is_shown:
-        evidence = replace(evidence, assumes=programs.assumes)
         return _accepted(growth, evidence, map(_ROUNDING.format, verdict.rounding))
     if growth.inserted and verdict.is_unfit:
         return Refused(reasons(verdict, ""), then="fillings")
@@ -196,7 +195,7 @@ def shown(
                 stay = (its for its in programs.numbers.values() if its.number not in said_of)
                 said = dict.fromkeys(its.stays for its in stay)
                 growth = replace(growth, notes=(*said, *growth.notes))
-            return _accepted(growth, replace(evidence, assumes=programs.assumes), notes)
+            return _accepted(growth, evidence, notes)
         if (never := _never_learns(verdict)) is not None:
             return never
         refused = _itself([*reasons(verdict)], way_out, verdict)

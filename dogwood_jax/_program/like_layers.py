@@ -86,6 +86,22 @@ class LikeLayers:
             for family, prefix in enumerate(prefixes)
         }
 
+    def are_like(self, program: Program, other: Program, kept: Sequence[int]) -> bool:
+        """Whether another program has these layers, too, and leaves out no layer of its own kind.
+
+        Args:
+            program: the program in which they were found.
+            other: the same function in other sizes, in which layers may have several sizes.
+            kept: the layers that represent all.
+        """
+        if not _have_same_variables(program, other):
+            return False
+        same, eqns = Sameness(), other.jaxpr.jaxpr.eqns
+        starts = range(self.start, self.start + len(self) * self.length, self.length)
+        layers = [tuple(map(same.equation, eqns[n : n + self.length])) for n in starts]
+        inner = {layers[n] for n in kept if 0 < n < len(self) - 1}
+        return all(layer in inner for n, layer in enumerate(layers) if n not in kept)
+
     def keeping(self, program: Program, layers: Sequence[int]) -> Program:
         """Returns a program with only some of these layers.
 
@@ -140,6 +156,27 @@ def find_like_layers(program: Program) -> LikeLayers | None:
         if layers is not None:
             return layers
     return None
+
+
+def _have_same_variables(program: Program, other: Program) -> bool:
+    """Whether the equations of two programs read the same variables, in the same order."""
+    ours, theirs = program.jaxpr.jaxpr, other.jaxpr.jaxpr
+    takes = [[path for path, _ in side.arguments] for side in (program, other)]
+    sides = [(side.constvars, side.invars, side.eqns, side.outvars) for side in (ours, theirs)]
+    if [*map(len, sides[0])] != [*map(len, sides[1])] or takes[0] != takes[1]:
+        return False
+    known = dict(zip((*ours.constvars, *ours.invars), (*theirs.constvars, *theirs.invars)))
+
+    def are_same(those: Sequence[Any], others: Sequence[Any]) -> bool:
+        its = (None if isinstance(var, jex.Literal) else known[var] for var in those)
+        found = (None if isinstance(var, jex.Literal) else var for var in others)
+        return len(those) == len(others) and all(a is b for a, b in zip(its, found))
+
+    for one, its in zip(ours.eqns, theirs.eqns):
+        if one.primitive is not its.primitive or not are_same(one.invars, its.invars):
+            return False
+        known.update(zip(one.outvars, its.outvars))
+    return are_same(ours.outvars, theirs.outvars)
 
 
 def _lengths(numbers: np.ndarray) -> list[int]:

@@ -181,8 +181,8 @@ class Solver:
         if self._holds(residual) or not residual.size:  # no outputs are floats
             return numbers
         basis, slopes, is_guessed = list[int](), list[np.ndarray](), False
-        known = np.any(numbers)  # whether the shares of means are already chosen
-        groups = [its for its in self._groups if not (known and self._is_mix(its[0]))]
+        unset = ([n for n in group if not numbers[n]] for group in self._groups)
+        groups = [group for group in unset if group]  # mixes may be chosen already
         every = [n for group in groups for n in group]
         slope_of = dict(zip(every, self._slopes(numbers, residual, every).T))
         for group in groups:
