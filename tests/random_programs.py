@@ -283,6 +283,9 @@ GROUPS = {
         "layer_norm_bare": "jax.nn.standardize({0}, {a}, epsilon=0.0)",
         "centred": "{0} - jnp.mean({0}, {a}, keepdims=True)",
         "less_max": "{0} - jnp.max({0}, {a}, keepdims=True)",
+        "less_min": "{0} - jnp.min({0}, {a}, keepdims=True)",
+        "winner": "{0} * ({0} >= jnp.max({0}, {a}, keepdims=True))",
+        "ranks": "jnp.argsort(jnp.argsort({0}, {a}), {a}).astype({0}.dtype)",
         "over_sum": "{0} / jnp.sum({0}, {a}, keepdims=True)",
         "plus_sum": "{0} + jnp.sum({0}, {a}, keepdims=True)",
         "times_sum": "{0} * jnp.sum({0}, {a}, keepdims=True)",
@@ -333,6 +336,7 @@ GROUPS = {
         "number_root": "{0} * {#k} ** -0.5",
         "number_inverse": "{0} / {#k}",
         "number_root_up": "{0} * {#k} ** 0.5",
+        "one_less_inverse": "{0} * (1 - 4 / {k})",
         "number": "{0} + {#k}",
         "sum_of_ones": "{0} / jnp.ones({k}).sum()",
         "sum_of_range": "{0} + jnp.arange({k}).sum()",
@@ -435,6 +439,10 @@ OVER = {
     "last": "jnp.take({0}, -1, {a})",
     "last_by_size": "jnp.take({0}, {n} - 1, {a})",
     "argmax": "jnp.argmax({0}, {a}).astype({0}.dtype)",
+    "argmin": "jnp.argmin({0}, {a}).astype({0}.dtype)",
+    "any_nonzero": "jnp.any({0} != 0, {a}).astype({0}.dtype)",
+    "min_or_less": "jnp.minimum(jnp.min({0}, {a}), -1)",
+    "min_of_half": "jnp.min(lax.slice_in_dim({0}, 0, {n} // 2, axis={a}), {a})",
     "how_many": "jnp.sum({0} > 0, {a}).astype({0}.dtype)",
     "sum_of_squares": "jnp.sum({0} ** 2, {a})",
     "mean_of_squares": "jnp.mean({0} ** 2, {a})",
@@ -1078,7 +1086,7 @@ def make(seed: int, is_large: bool = False) -> Program:
     kinds = (
         ["positive"]
         if m.positive
-        else ["normal"] * 6 + ["positive", "negative", "ones", "zeros", "row", "whole"]
+        else ["normal"] * 6 + ["positive", "negative", "ones", "zeros", "row", "whole", "opposed"]
     )
     values = {name: m.rng.choice(kinds) for name in m.leaves}
     program = Program(
@@ -1215,6 +1223,11 @@ def weights(
                 w[..., 0] = 0
             case "whole":
                 w = np.round(2 * w)
+            case "opposed":  # the second half along an axis is the first one with another sign
+                axis = int(rng.integers(w.ndim))
+                half = np.take(w, range(w.shape[axis] // 2), axis)
+                rest = np.take(w, range(2 * (w.shape[axis] // 2), w.shape[axis]), axis)
+                w = np.concatenate([half, -half, rest], axis)
         found[name] = jnp.asarray(w)
     return found
 
