@@ -23,7 +23,7 @@ from dogwood_jax._base.trees import struct
 from dogwood_jax._check.cause import first_not_finite, first_to_differ
 from dogwood_jax._check.choices import Choices
 from dogwood_jax._check.claim import Case, ComparedOutput, Side
-from dogwood_jax._check.evaluate import Undecided, evaluate, widest, words
+from dogwood_jax._check.evaluate import Undecided, evaluate, widest, with_last, words
 from dogwood_jax._check.gradients import Sample, check_gradients, gradients_of
 from dogwood_jax._check.hidden import Hidden, Steps, are_apart
 from dogwood_jax._check.run import NUDGE, Drawn, Watch, run
@@ -855,11 +855,11 @@ def grown(case: Case) -> Any:
         return {path: found[path] for path in new}
 
     with in_64_bits(), without_mesh():  # factors are not rounded
-        jaxpr = jax.make_jaxpr(arrays)(old, new, key)
+        jaxpr = with_last(jax.make_jaxpr(arrays)(old, new, key), key)
     paths = sorted(new)
 
     def larger(variables: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str, Any]:
-        arguments = [*(variables[p] for p in sorted(old)), *(fresh[p] for p in sorted(new)), key]
+        arguments = [*(variables[p] for p in sorted(old)), *(fresh[p] for p in sorted(new))]
         return dict(zip(paths, evaluate(jaxpr, arguments), strict=True))
 
     return larger

@@ -20,7 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dogwood_jax._base.bits import in_64_bits
-from dogwood_jax._program.interpret import called, interpret
+from dogwood_jax._base.trees import is_traced, struct
+from dogwood_jax._program.interpret import called, evaluated, interpret
 from dogwood_jax._program.primitives.outside import arbitrary
 from dogwood_jax._program.primitives.random_numbers import random_bits_alike
 from dogwood_jax._program.primitives.table import primitive
@@ -65,6 +66,36 @@ def again(eqn: Any, operands: Sequence[Any], *, draws: bool = False) -> Sequence
     real = frozenset([key_of(eqn, ())] if draws else ())
     with np.errstate(all="ignore"), jax.ensure_compile_time_eval():
         return _Evaluation(None, real)._results(eqn, [*operands])
+
+
+def with_last(jaxpr: Any, last: Any) -> Any:
+    """Returns a program with a value for its last argument.
+
+    What follows from this argument alone, such as a rotation from a key, is computed only once.
+
+    Args:
+        jaxpr: a ``ClosedJaxpr``.
+        last: a NumPy array or a JAX key.
+    """
+
+    def equation(eqn: Any, operands: list[Any]) -> Sequence[Any]:
+        if not any(map(is_traced, operands)):
+            return again(eqn, operands)
+        if (program := called(eqn)) is not None:
+            return read(*program, operands)
+        return evaluated(eqn, operands)
+
+    def read(jaxpr: Any, consts: Sequence[Any], operands: Sequence[Any]) -> list[Any]:
+        return interpret(jaxpr, consts, operands, constant=constant, equation=equation)
+
+    def constant(array: Any, _: Any) -> Any:
+        return widened(array)
+
+    def without_last(*arguments: Any) -> list[Any]:
+        return read(jaxpr.jaxpr, jaxpr.consts, [*arguments, widened(last)])
+
+    structs = (struct(var.aval.shape, var.aval.dtype) for var in jaxpr.jaxpr.invars[:-1])
+    return jax.make_jaxpr(without_last)(*structs)
 
 
 def widened(array: Any) -> Any:
