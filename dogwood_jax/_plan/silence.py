@@ -284,7 +284,7 @@ class _Trial:
 
     def __init__(self, case: Case, names: Sequence[str], *, is_larger: bool) -> None:
         draw = functools.partial(network_sample, case)
-        self._problem = Problem(case, (), Together(case.new, least=_LEAST), {}, draw)
+        self._problem = Problem(case, Together(case.new, least=_LEAST), {}, draw).of(())
         self._known: dict[frozenset[AxisUnits], list[np.ndarray]] = {}
         floats = (path for path, a in case.old.arguments if jnp.issubdtype(a.dtype, jnp.inexact))
         self._floats, self.is_larger = {*floats}, is_larger

@@ -140,13 +140,19 @@ class _Sample(NamedTuple):
         network: the sample of the network.
         base: the larger network's arrays.
         others: the same arrays with other new entries.
+        old: the arrays with zeros as new entries.
+        added: the arrays of which each entry of the network is 1, with zeros as new entries.
+        none: zeros, which are no new entries.
         moves: for each unknown, what a unit change of it adds to its array.
     """
 
     network: NetworkSample
     base: Arrays
     others: Arrays
-    moves: Mapping[Unknown, Any]
+    old: Arrays
+    added: Arrays
+    none: Arrays
+    moves: dict[Unknown, Any]
 
     @property
     def drawn(self) -> tuple[Arrays, Arrays]:
@@ -158,39 +164,49 @@ class Problem:
 
     Args:
         case: the claim.
-        unknowns: the unknowns.
         together: evaluates the larger program of the claim.
         others: see ``LargeEpsilons``.
         draw: returns a sample of the network by index, see ``network_sample``.
 
     Attributes:
-        unknowns: the unknowns.
+        unknowns: the unknowns; none at first, see ``of``.
     """
 
     def __init__(
         self,
         case: Case,
-        unknowns: Sequence[Unknown],
         together: Together,
         others: Mapping[float, Other],
         draw: Callable[[int], NetworkSample | None],
     ) -> None:
-        numbers = len({(u.kind, u.alike) for u in unknowns})
-        self.unknowns = unknowns
+        self.unknowns: Sequence[Unknown] = ()
         self._case, self._larger, self._together = case, grown(case), together
-        # Results that mirror variables are rescaled like these variables.
-        self._mirrors = mirrored(case.old) if unknowns else {}
+        self._mirrors: Mapping[str, str] = {}
         self._others, self._is_hidden_seen = others, False
         self._samples: list[_Sample] = []
-        count = 0
-        for number in range(_MOST):
-            if len(self._samples) >= len(_FAMILIES) and count > _FOR_EACH * numbers:
-                break
-            if (its := draw(number)) is not None:
-                self._samples.append(self._sample(its))
-                count += sum(np.size(before) for before in its.before)
+        self._sampled = functools.cache(lambda number: self._sample(draw(number)))
 
-    def _sample(self, drawn: NetworkSample) -> _Sample:
+    def of(self, unknowns: Sequence[Unknown]) -> Self:
+        """Returns the problem with these unknowns, of which later ones share the samples."""
+        problem = copy.copy(self)
+        problem.unknowns, problem._samples = unknowns, []
+        # Results that mirror variables are rescaled like these variables.
+        problem._mirrors = mirrored(self._case.old) if unknowns else {}
+        numbers, count = len({(u.kind, u.alike) for u in unknowns}), 0
+        for number in range(_MOST):
+            if len(problem._samples) >= len(_FAMILIES) and count > _FOR_EACH * numbers:
+                break
+            if (sample := self._sampled(number)) is not None:
+                problem._samples.append(sample)
+                count += sum(np.size(before) for before in sample.network.before)
+                for u in unknowns:
+                    if u not in sample.moves:
+                        sample.moves[u] = self._move(u, sample)
+        return problem
+
+    def _sample(self, drawn: NetworkSample | None) -> _Sample | None:
+        if drawn is None:
+            return None
         samples, variables = drawn.samples, drawn.variables
         fresh, others = (
             replace(samples, seed=samples.seed + more).variables(
@@ -200,23 +216,24 @@ class Problem:
         )
         none = {path: _zeros(array) for path, array in fresh.items()}
         ones = {path: _zeros(array, 1) for path, array in variables.items()}
-        old = self._larger(variables, none)
         return _Sample(
             drawn,
             self._larger(variables, fresh),
             self._larger(variables, others),
-            {u: self._move(u, variables, old, none, ones) for u in self.unknowns},
+            self._larger(variables, none),
+            self._larger(ones, none),
+            none,
+            {},
         )
 
-    def _move(self, u: Unknown, variables: Arrays, old: Arrays, none: Arrays, ones: Arrays) -> Any:
+    def _move(self, u: Unknown, sample: _Sample) -> Any:
         """Returns what a unit change of an unknown adds to its array."""
-        growth = self._case.growth
+        growth, old = self._case.growth, sample.old
         place = growth.held[u.path].path
         if u.kind == "factor":
             return old[place]
         if u.kind == "offset":
-            added = u.added * raised(u.added)
-            return old[place] + added * self._larger(ones, none)[place]
+            return old[place] + u.added * raised(u.added) * sample.added[place]
         layout, shape = growth.widths.leaf(u.path).axes[u.axis], np.shape(old[place])
         own = {x.width for x in units_of(layout)} & growth.change.keys()
         if u.kind == "mix":
@@ -226,8 +243,9 @@ class Problem:
         roles = {x.role for x in units_of(layout) if x.width in own}
         roles = roles if roles == {"incoming"} else roles - {"incoming"}
         places = np.max([units_along(layout, width, [*roles]) for width in own], 0) >= 0
+        variables = sample.network.variables
         part = variables[u.path] * _along(places, u.axis, len(shape))
-        return self._larger({**variables, u.path: part}, none)[place]
+        return self._larger({**variables, u.path: part}, sample.none)[place]
 
     def with_ordered(self) -> Self | None:
         """Returns the same problem that also compares ``ordered`` arrays; None without any."""

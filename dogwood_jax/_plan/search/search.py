@@ -70,15 +70,15 @@ def searched(
         begins = begun(case.growth, chosen)
         every = [*ratios(begun(growth, chosen), numbers, rounding)]
         exact = {new: (old, _unrounded(new, old, every, rounding)) for new, old in others.items()}
-        whole = (its for path, its in begins.maps.items() if path not in floats)
-        if not all(its.keeps_integers for its in whole if its.changes):
+        integers = (its for path, its in begins.maps.items() if path not in floats)
+        if not all(its.keeps_integers for its in integers if its.changes):
             continue
         mixing = [name for name, start in chosen.items() if start.mixes]
         ways = itertools.product(alike, (False, True))
         tried = [unknowns(begins, floats, mixing, like, statistics, every=n) for like, n in ways]
+        without = Problem(replace(case, growth=begins), together, exact, draw)
         for groups in (its for n, its in enumerate(tried) if its not in tried[:n]):
-            its = [*itertools.chain.from_iterable(groups)]
-            problem = Problem(replace(case, growth=begins), its, together, exact, draw)
+            problem = without.of([*itertools.chain.from_iterable(groups)])
             if problem.depends_on_new():
                 break
             found = Solver(problem, groups, every).powers()

@@ -1,7 +1,7 @@
 """Evaluates a program for several lists of arguments at once: ``Together``."""
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cache
 from typing import Any
 
 import jax
@@ -28,6 +28,7 @@ class Together:
     def __init__(self, side: Side, least: int = 2) -> None:
         self._side, self._least = side, least
         self._size = int(max(2, min(_MOST, _NUMBERS // max(sum(entries(side.jaxpr)), 1))))
+        self._is_batched, self._batched = not side.draws, cache(self._of_size)
 
     def __call__(
         self, every: Sequence[Sequence[Any]], watch: Callable[[], Any], *, always: bool = False
@@ -44,13 +45,13 @@ class Together:
             Undecided: if a loop does not end.
         """
         is_plain = all(isinstance(a, np.ndarray | np.generic) for a in every[0])
-        if (always or len(every) > self._least) and is_plain and self._batched is not None:
+        if (always or len(every) > self._least) and is_plain and self._is_batched:
             try:
                 return self._at_once(every, watch)
             except Undecided:
                 raise
-            except Exception:  # a batched loop cannot end for some lists only
-                self._batched = None
+            except Exception:  # no batching rule, or a batched loop that ends for some lists only
+                self._is_batched = False
         found = []
         for arguments in every:
             sees = watch()
@@ -62,26 +63,21 @@ class Together:
         found: list[list[Any]] = []
         for start in range(0, len(every), self._size):
             few = every[start : start + self._size]
-            padded = [*few, *([few[-1]] * (self._size - len(few)))]
+            size = self._size // 2 if 2 * len(few) <= self._size else self._size
+            padded = [*few, *([few[-1]] * (size - len(few)))]
             columns = [np.stack(column) for column in zip(*padded, strict=True)]
             sees = watch()
-            results = evaluate(self._batched, columns, sees)
-            results += (its for its in sees.ordered if len(its) == self._size)
+            results = evaluate(self._batched(size), columns, sees)
+            results += (its for its in sees.ordered if len(its) == size)
             found += [[result[n] for result in results] for n in range(len(few))]
         return found
 
-    @cached_property
-    def _batched(self) -> Any:
-        """The program with a leading batch axis on all arrays; None if it cannot be batched."""
-        if self._side.draws:
-            return None
-        structs = [struct((self._size, *a.shape), a.dtype) for _, a in self._side.arguments]
+    def _of_size(self, size: int) -> Any:
+        """Returns the program with a leading batch axis of this size on all arrays."""
+        structs = [struct((size, *a.shape), a.dtype) for _, a in self._side.arguments]
         run = jex.core.jaxpr_as_fun(self._side.jaxpr)
 
         def each(*arguments: Any) -> Any:  # else JAX prints ``run``, as slow as tracing it
             return run(*arguments)
 
-        try:
-            return jax.make_jaxpr(jax.vmap(each))(*structs)
-        except Exception:  # a primitive may have no batching rule
-            return None
+        return jax.make_jaxpr(jax.vmap(each))(*structs)
