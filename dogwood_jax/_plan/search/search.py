@@ -77,11 +77,17 @@ def searched(
         ways = itertools.product(alike, (False, True))
         tried = [unknowns(begins, floats, mixing, like, statistics, every=n) for like, n in ways]
         without = Problem(replace(case, growth=begins), together, exact, draw)
-        for groups in (its for n, its in enumerate(tried) if its not in tried[:n]):
+        each = [its for n, its in enumerate(tried) if its not in tried[:n]]
+        for groups in each:
             problem = without.of([*itertools.chain.from_iterable(groups)])
             if problem.depends_on_new():
                 break
             found = Solver(problem, groups, every).powers()
+            if found is None and groups is each[0] and len(each) > 2:
+                # What all arrays do not solve, each with factors of its own, is given up.
+                most = without.of([*itertools.chain.from_iterable(each[-1])])
+                if Solver(most, each[-1], every).powers() is None:
+                    break
             if found is not None:
                 larger = begun(growth, chosen)
                 yield _with_recipes(larger, _recipes(begins, chosen, found, every))
