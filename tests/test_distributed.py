@@ -59,6 +59,9 @@ def run(devices):
     for name in wide:
         for a, b in zip(wide[name].addressable_shards, again[name].addressable_shards, strict=True):
             np.testing.assert_array_equal(a.data, b.data)
+    # A unit that nothing reads is found from arrays that no process holds alone.
+    down = jax.jit(lambda down: down.at[2].set(0))(first.variables["down"])
+    assert dw.find_dead(first.variables | {"down": down}, widths, "up") == (2,)
     second = dw.training.fit(apply, wide, TX, data, opt_state=state, **options)
     return [*first.history["loss"].tolist(), *second.history["loss"].tolist()]
 
