@@ -20,6 +20,7 @@ primitives.
 | ``samples`` | draws random variables and inputs, in many pieces of a function |
 | ``evaluate`` | evaluates a program with NumPy in float64 |
 | ``run`` | runs a network on a sample; a watch records and nudges its numbers |
+| ``spatial`` | chooses smaller images, for windows that still lie inside |
 | ``resize`` | rewrites a program in other sizes |
 
 Where to add: a primitive with a shape among its parameters needs ``Primitive.resized``. Other

@@ -19,6 +19,7 @@ from dogwood_jax._check.choices import Chosen, RouterChoice, dims_of, factors_of
 from dogwood_jax._check.claim import Case, Side, case_of
 from dogwood_jax._check.constant_tables import first_other_table
 from dogwood_jax._check.resize import in_sizes, least_sizes
+from dogwood_jax._check.spatial import lost_entries, spatial_sizes
 from dogwood_jax._growth.edit import Edit
 from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._growth.growth import Change, Growth
@@ -37,6 +38,8 @@ _SHORT = 4
 _SIZES = (5, 6, 7)
 # The sizes of its inputs: smaller, because no input may be longer than a table of positions.
 _OF_INPUTS = (3, 4, 2)
+# Which axes of inputs get smaller sizes, in the order in which it is tried.
+_INPUTS = ("all", "spatial and first", "first", "none")
 # A width keeps its own sizes if their ratio needs more units than this.
 _LARGEST = 64
 
@@ -166,7 +169,7 @@ def reduced_case(growth: Growth, traced: Traced, larger: LargerProgram) -> Case:
         CannotShrink: if the programs do not fit small sizes.
     """
     problem = ""
-    for inputs in ("all", "first", "none"):
+    for inputs in _INPUTS:
         try:
             return _Reduced(growth, traced, larger, inputs).case()
         except (CannotResize, CannotShrink) as error:
@@ -183,9 +186,18 @@ class _Reduced:
         self._before: dict[str, int] = {}
         self._after: dict[str, int] = {}
         least = least_sizes(traced)
+        # Entries along axes of images that inputs lose, and the sizes that follow.
+        self._lost = lost_entries(traced) if inputs in _INPUTS[:2] else {}
+        spatial = spatial_sizes(traced, self._lost)
+        names = GrownSizes(widths, {}).names if spatial else {}
+        positions = {names[dim]: size for dim, size in spatial.items() if dim in names}
         for name, facts in widths.facts:
             change = growth.change.get(name)
-            if change is not None:
+            if name in positions:  # such as the rows of a table of positions
+                if change is not None:
+                    raise CannotShrink(f"{name} counts positions, and grows")
+                pair = positions[name], positions[name]
+            elif change is not None:
                 alike = change.old, change.new, _keeps_ratio(change)
                 if alike not in self._pairs:
                     self._pairs[alike] = self._pair(change)
@@ -201,7 +213,7 @@ class _Reduced:
                 pair = self._pairs[facts.size, needed]
             self._before[name], self._after[name] = pair
         self._chosen_before, self._chosen = self._choices()
-        shapes = self._of_inputs(inputs)
+        shapes = {**self._of_inputs(inputs, spatial), **spatial}
         before, after = dims_of(self._chosen_before), dims_of(self._chosen)
         try:
             self.before = GrownSizes(widths, self._before, {**shapes, **before})
@@ -244,16 +256,16 @@ class _Reduced:
             after.append((choice.theirs, new))
         return before, after
 
-    def _of_inputs(self, which: str) -> dict[Dim, int]:
-        """Returns reduced sizes of input dimensions that no variable has, such as the batch."""
+    def _of_inputs(self, which: str, spatial: Mapping[Dim, int]) -> dict[Dim, int]:
+        """Returns reduced sizes of other input dimensions that no variable has, as the batch."""
         if which == "none":
             return {}
         leaves = {a for value in self._traced.leaves.values() for d in value.dims for a in atoms(d)}
         found: dict[Dim, int] = {}
         for value in self._traced.trace.arguments:
-            for dim in value.dims[:1] if which == "first" else value.dims:
+            for dim in value.dims if which == "all" else value.dims[:1]:
                 for atom in atoms(dim):
-                    if atom not in leaves and atom not in found and atom.size > _SHORT:
+                    if atom not in {*leaves, *found, *spatial} and atom.size > _SHORT:
                         found[atom] = _OF_INPUTS[len(found) % len(_OF_INPUTS)]
         return found
 
@@ -305,7 +317,7 @@ class _Reduced:
 
     def _known(self, its: Traced) -> dict[Dim, int]:
         """Returns the reduced sizes of dimensions of the larger program."""
-        known = dims_of(self._chosen)
+        known = {**spatial_sizes(its, self._lost), **dims_of(self._chosen)}
         growth = self._growth
         inserted = growth.inserted
         stacked = {edit.path: edit.layers.axis for edit in inserted if edit.layers}

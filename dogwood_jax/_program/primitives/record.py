@@ -1,6 +1,6 @@
 """The description of a primitive of JAX: ``Primitive``; the table of all: ``PRIMITIVES``."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax.numpy as jnp
@@ -39,6 +39,7 @@ class Primitive:
         evaluate: computes the results from NumPy arrays and the parameters; None to use JAX.
         takes_equation: whether ``evaluate`` takes the equation and the arrays, because it needs
             shapes or dtypes from the program.
+        windows: takes a step, and yields a ``Window`` for each axis along which windows move.
         resized: takes a step, its operands, and the new size of each dimension. Returns the
             parameters that depend on sizes.
         sides: the sides of its choice, if it makes a choice, such as ``max`` or ``cond``.
@@ -64,6 +65,7 @@ class Primitive:
     axes: Callable[..., Axes | None] | None = None
     read: Callable[..., list[Any]] | None = None
     evaluate: Callable[..., Any] | None = None
+    windows: Callable[..., Iterator[Any]] | None = None
     resized: Callable[..., Mapping[str, Any]] | None = None
     sides: Sides | None = None
 

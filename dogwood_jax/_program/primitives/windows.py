@@ -1,8 +1,9 @@
 """Convolutions, pooling, and the gradients of pooling."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,6 +15,22 @@ from dogwood_jax._program.primitives.new_sizes import SizeOf
 from dogwood_jax._program.primitives.reading import mixed, origin_of, shapes_out
 from dogwood_jax._program.primitives.record import PRIMITIVES, Primitive, describes
 from dogwood_jax._program.values import Step, Trace, Value
+
+
+class Window(NamedTuple):
+    """A window along one axis.
+
+    Attributes:
+        inside: the dimension along which it lies.
+        outside: the dimension of its positions.
+        ratio: how many more positions there are for each entry more.
+        spread: the number of entries from its first to its last one.
+    """
+
+    inside: Dim
+    outside: Dim
+    ratio: Fraction
+    spread: int
 
 
 @describes("conv_general_dilated")
@@ -121,6 +138,15 @@ class _Convolution(Primitive):
             out = out.reshape(len(a), kernel.shape[0], *places)
         return np.moveaxis(out, range(out.ndim), of_out)
 
+    def windows(self, step: Step) -> Iterator[Window]:
+        p = step.eqn.params
+        x, kernel = step.operands
+        spaces = zip(*(spec[2:] for spec in p["dimension_numbers"]), strict=True)
+        for number, (a, b, c) in enumerate(spaces):
+            ratio = Fraction(p["lhs_dilation"][number], p["window_strides"][number])
+            spread = (kernel.dims[b].size - 1) * p["rhs_dilation"][number] + 1
+            yield Window(x.dims[a], step.results[0].dims[c], ratio, spread)
+
     def resized(self, step: Step, operands: list[Any], size_of: SizeOf) -> Mapping[str, Any]:
         of_a, of_kernel, _ = step.eqn.params["dimension_numbers"]
         groups, batches = (
@@ -167,14 +193,10 @@ class _OfWindows(Primitive):
         for x, shape in zip(values[:count], shapes_out(eqn), strict=True):
             dims = []
             for axis, dim in enumerate(x.dims):
-                untouched = (
-                    p["window_dimensions"][axis] == p["window_strides"][axis] == 1
-                    and tuple(p["padding"][axis]) == (0, 0)
-                    and p["base_dilation"][axis] == 1
-                )
-                if not untouched:
+                is_read = _reads_along(p, axis)
+                if is_read:
                     dim.fix(SPATIAL)
-                dims.append(dim if untouched else Dim(shape[axis], SPATIAL))
+                dims.append(Dim(shape[axis], SPATIAL) if is_read else dim)
             # A mean divides by the size of the window, a number that depends on no other size.
             window = (Dim(prod(p["window_dimensions"])),) if self.linear else ()
             out.append(mixed((x,), dims, summed=window))
@@ -196,8 +218,28 @@ class _OfWindows(Primitive):
         windows = _windows(a, window_dimensions, window_strides, window_dilation)
         return self._function(windows, axis=tuple(range(a.ndim, 2 * a.ndim)))
 
+    def windows(self, step: Step) -> Iterator[Window]:
+        p = step.eqn.params
+        dims = zip(step.operands[0].dims, step.results[0].dims)
+        for axis, (inside, outside) in enumerate(dims):
+            size = p["window_dimensions"][axis]
+            is_whole = size == inside.size > 1 and outside.size == 1
+            if _reads_along(p, axis) and not is_whole:
+                ratio = Fraction(p["base_dilation"][axis], p["window_strides"][axis])
+                spread = (size - 1) * p["window_dilation"][axis] + 1
+                yield Window(inside, outside, ratio, spread)
+
     def resized(self, step: Step, operands: list[Any], size_of: SizeOf) -> Mapping[str, Any]:
         return _window(step, step.operands[0].dims, size_of)
+
+
+def _reads_along(params: Mapping[str, Any], axis: int) -> bool:
+    """Whether windows move along an axis."""
+    return not (
+        params["window_dimensions"][axis] == params["window_strides"][axis] == 1
+        and tuple(params["padding"][axis]) == (0, 0)
+        and params["base_dilation"][axis] == 1
+    )
 
 
 def _window(step: Step, dims: Sequence[Dim], size_of: SizeOf) -> Mapping[str, Any]:
