@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
+import jax
 import numpy as np
 
+from dogwood_jax._base.bits import in_64_bits
 from dogwood_jax._program.dims import Dim, order, unify
 from dogwood_jax._program.primitives.axes import Axes, Shape, named
 from dogwood_jax._program.primitives.new_sizes import SizeOf
@@ -305,7 +307,7 @@ class _Fourier(Primitive):
 
 
 @describes(
-    *("cholesky", "triangular_solve", "lu", "qr", "eigh", "eig", "svd", "householder_product"),
+    *("cholesky", "triangular_solve", "lu", "eigh", "eig", "svd", "householder_product"),
     *("tridiagonal_solve", "schur", "hessenberg", "tridiagonal", "lu_pivots_to_permutation"),
 )
 class _LinearAlgebra(Primitive):
@@ -323,3 +325,15 @@ class _LinearAlgebra(Primitive):
             mixed(values, (*batch, *(Dim(n, reason) for n in shape[len(batch) :])))
             for shape in shapes_out(eqn)
         ]
+
+
+@describes("qr")
+class _Orthogonal(_LinearAlgebra):
+    def evaluate(self, a: Any, *, full_matrices: bool, pivoting: bool, **params: Any) -> list[Any]:
+        if pivoting:  # NumPy does not pivot
+            with in_64_bits():
+                found = jax.lax.linalg.qr(
+                    a, full_matrices=full_matrices, pivoting=pivoting, **params
+                )
+            return [*map(np.asarray, found)]
+        return [*np.linalg.qr(a, "complete" if full_matrices else "reduced")]

@@ -267,7 +267,7 @@ PRIMITIVES |= {
 }
 
 
-@describes("select_and_scatter_add", "select_and_gather_add")
+@describes("select_and_gather_add")
 class _PoolGradient(Primitive):
     runs = True
 
@@ -285,3 +285,31 @@ class _PoolGradient(Primitive):
 
     def resized(self, step: Step, operands: list[Any], size_of: SizeOf) -> Mapping[str, Any]:
         return _window(step, step.operands[-1].dims, size_of)
+
+
+@describes("select_and_scatter_add")
+class _MaxPoolGradient(_PoolGradient):
+    def evaluate(
+        self,
+        source: Any,
+        a: Any,
+        *,
+        select_prim: Any,
+        window_dimensions: Any,
+        window_strides: Any,
+        padding: Any,
+        **_: Any,
+    ) -> Any:
+        """Adds each entry of ``source`` to the first entry that its window selects."""
+        is_max = select_prim.name == "ge"
+        config = [(lo, hi, 0) for lo, hi in padding]
+        whole = padded(a, a.dtype.type((_lowest if is_max else _highest)(a.dtype)), config)
+        ones = (1,) * a.ndim
+        windows = _windows(whole, window_dimensions, window_strides, ones)
+        rows = windows.reshape(*source.shape, -1)
+        chosen = rows.argmax(-1) if is_max else rows.argmin(-1)
+        starts = [place * by for place, by in zip(np.indices(source.shape), window_strides)]
+        inside = np.unravel_index(chosen, window_dimensions)
+        found = np.zeros(whole.shape, source.dtype)
+        np.add.at(found, tuple(map(np.add, starts, inside)), source)
+        return padded(found, source.dtype.type(0), [(-lo, -hi, 0) for lo, hi in padding])
