@@ -73,6 +73,8 @@ def check_gradients(
         for _ in range(_STEPS):
             if learn == new.all:
                 return None
+            if not any(map(np.any, gradients.values())):
+                break  # a saturated softmax: nothing moves
             variables = _moved(variables, gradients)
             gradients = after(variables, inputs)
             learn |= {*new.that_learn(gradients)}
@@ -150,8 +152,8 @@ class _NewEntries:
 
 
 def _moved(variables: Arrays, gradients: Arrays) -> Arrays:
-    """Returns variables after a short step."""
-    largest = max((np.max(np.abs(grad), initial=1.0) for grad in gradients.values()), default=1.0)
+    """Returns variables after a short step, which is as long for small gradients as for large."""
+    largest = max(np.max(np.abs(grad), initial=0.0) for grad in gradients.values())
     return {
         path: np.asarray(array) - _STEP / largest * gradients[path] if path in gradients else array
         for path, array in variables.items()
