@@ -101,9 +101,8 @@ def _of_linen(
     variables = variables if network is None else network.variables
     key, begun = jax.random.key(0), without_choices(growth)
     made = jax.eval_shape(lambda arrays: grown(arrays, begun, key=key), variables)
-    shapes = {path: tuple(a.shape) for path, a in arrays_of(leaves_by_path(made)).items()}
     try:
-        found = larger_module(method, widths, growth.sizes, shapes, inputs)
+        found = larger_module(method, widths, growth.sizes, made, inputs)
     except CannotRemake as why:
         if isinstance(why, SeveralFit) and why.least is not None:
             return _checked(why.least, growth, method, made, is_traced)

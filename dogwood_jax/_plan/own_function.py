@@ -20,7 +20,6 @@ from dogwood_jax._base.problems import UnfitArrays
 from dogwood_jax._base.trees import PyTree, arrays_of, leaves_by_path
 from dogwood_jax._check.resize import in_sizes
 from dogwood_jax._growth.grown_sizes import GrownSizes
-from dogwood_jax._growth.modules.fitting import Shapes
 from dogwood_jax._growth.modules.of_linen import LinenMethod, LinenModule, method_of
 from dogwood_jax._growth.modules.remaking import CannotRemake
 from dogwood_jax._growth.modules.resizing import Resizing, changes_of, says_numbers
@@ -148,9 +147,8 @@ def in_larger_module(
     assert widths.network is not None
     if (method := method_of(widths.network.apply)) is None:
         return None
-    shapes = {p: tuple(array.shape) for p, array in arrays_of(leaves_by_path(target)).items()}
     try:
-        return method.of(larger_module(method, widths, sizes, shapes, inputs))
+        return method.of(larger_module(method, widths, sizes, target, inputs))
     except CannotRemake:
         return None
 
@@ -159,7 +157,7 @@ def larger_module(
     method: LinenMethod,
     widths: Widths,
     sizes: Mapping[str, int],
-    shapes: Shapes,
+    target: PyTree,
     inputs: Sequence[Any],
 ) -> LinenModule:
     """Returns a Linen module in other sizes.
@@ -168,12 +166,18 @@ def larger_module(
         method: a method of the module.
         widths: the network's widths.
         sizes: known new sizes by name of the width.
-        shapes: shapes of the larger model's arrays, by path.
+        target: the larger model's variables.
         inputs: the larger model's inputs.
 
     Raises:
         CannotRemake: if the module's numbers in these sizes are not known.
     """
+    if getattr(method.module, "is_resized_by_variables", False):  # a model from a Keras file
+        try:
+            return method.module.resized(target)
+        except ValueError as error:
+            raise CannotRemake(first_line(error)) from error
+    shapes = {p: tuple(array.shape) for p, array in arrays_of(leaves_by_path(target)).items()}
     before, changes = {leaf.path: leaf.shape for leaf in widths.leaves}, dict[int, set[int]]()
     along = (zip(leaf.shape, shapes.get(leaf.path, leaf.shape)) for leaf in widths.leaves)
     parts = (changes_of(leaf, sizes) for leaf in widths.leaves)

@@ -33,6 +33,9 @@ class KerasModel(KerasLayers):
         config: the model's config as Keras has it, ``{"class_name": ..., "config": {...}}``.
     """
 
+    # So ``plan`` and ``larger`` ask ``resized``, and search for no numbers in the config.
+    is_resized_by_variables = True
+
     @nn.nowrap
     def resized(self, variables: Mapping[str, Any]) -> "KerasModel":
         """Returns the module whose config has the sizes of these variables.
