@@ -13,7 +13,7 @@ import inspect
 import itertools
 import types
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -127,7 +127,7 @@ class LinenMethod(NamedTuple):
         # With larger inputs, the same numbers make larger arrays.
         is_same = _shapes(own) == _shapes(inputs)
         begun = known if is_same else shapes(numbers.given) or known
-        ratios = _ratios(numbers.given, sizes)
+        ratios = _ratios(numbers.given, sizes, {n for shape in before.values() for n in shape})
         for ways, strictly in ((sizes, True), (ratios, False)):
             fits = fitting(shapes, numbers.given, begun, ways, wanted, strictly=strictly)
             found = [*itertools.islice(fits, _MOST_TOLD)]
@@ -208,10 +208,16 @@ def is_linen(value: Any) -> bool:
     return not isinstance(value, type) and library_of(value) == "Flax Linen"
 
 
-def _ratios(given: Iterable[int], sizes: Sizes) -> Sizes:
-    """Returns new values of numbers that scale with a size, such as the ratio of an MLP."""
+def _ratios(given: Iterable[int], sizes: Sizes, known: Collection[int]) -> Sizes:
+    """Returns new values of numbers that change by the same factor as a size.
+
+    Such a number is the ratio of this size to one of the known sizes, as in an MLP.
+    """
     pairs = {(old, new) for old, its in sizes.items() for new in its if old}
-    found = {n: {n * new // old for old, new in pairs if n * new % old == 0} for n in given if n}
+    found: dict[int, set[int]] = {}
+    for n, (old, new) in itertools.product(dict.fromkeys(given), pairs):
+        if n and old % n == 0 and old // n in known and n * new % old == 0:
+            found.setdefault(n, set()).add(n * new // old)
     return found if sum(map(len, found.values())) <= _MOST_RATIOS else {}
 
 
