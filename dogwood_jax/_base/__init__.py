@@ -11,6 +11,7 @@
 | ``places`` | where a file may be written |
 | ``printable`` | text that a terminal can show |
 | ``problems`` | errors that list all problems together: ``listed`` |
+| ``progress`` | a line on stderr about a call that takes long: ``say`` |
 | ``bits`` | 64-bit mode of JAX |
 | ``tables`` | tables that people read |
 | ``meshes`` | placement of arrays on a mesh of devices |

@@ -16,6 +16,7 @@ from dogwood_jax._base.arguments import (
 )
 from dogwood_jax._base.described import described, is_train_state
 from dogwood_jax._base.problems import Refused
+from dogwood_jax._base.progress import progress
 from dogwood_jax._base.trees import PyTree, arrays_of, leaves_by_path
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._plan.asked import Request
@@ -203,7 +204,8 @@ def plan(
         check=check,
     )
     is_of_units = not layers or sizes is not None or keep is not None or merge is not None
-    growth = decide(request) if is_of_units else Growth(widths, ())
+    with progress("plan"):
+        growth = decide(request) if is_of_units else Growth(widths, ())
     growth = without_layers_of(growth, layers, check=check) if layers else growth
     is_other = growth.changes or growth.inserted or growth.layers
     if is_other or keep is not None or merge is not None:  # all units may stay

@@ -12,6 +12,7 @@ from dataclasses import replace
 import jax
 
 from dogwood_jax._base.problems import Refused, listed_in
+from dogwood_jax._base.progress import say
 from dogwood_jax._base.trees import arrays_of, leaves_by_path
 from dogwood_jax._growth.edit import Edit
 from dogwood_jax._growth.edit import silenced as in_silence
@@ -385,6 +386,7 @@ def _evaluated(
 ) -> Growth | Refused:
     """Returns a growth with the evidence of its evaluation, or its refusal."""
     is_larger_seen = asked.larger.widths is not None and asked.larger.widths.network is not None
+    say("comparing both networks")
     if not request.check:
         filled = _filled(asked, growth) if growth.inserted else growth
         unchecked = Evidence(why_not="planned with check=False")
