@@ -5,9 +5,11 @@ import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import exp, inf, log
+from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from dogwood_jax._base.progress import say
 from dogwood_jax._check.check import rounded_in_one
 from dogwood_jax._check.claim import Case
 from dogwood_jax._growth.growth import Growth
@@ -16,7 +18,7 @@ from dogwood_jax._plan.search.solve import Powers, Ratio, RatioPowers, Solver, r
 from dogwood_jax._plan.search.starts import Candidate, candidates
 from dogwood_jax._plan.search.statistics import statistics_of
 from dogwood_jax._plan.search.together import Together
-from dogwood_jax._plan.search.unknowns import unknowns
+from dogwood_jax._plan.search.unknowns import Unknown, unknowns
 from dogwood_jax._plan.search.weighed import weighed_pairs
 from dogwood_jax._program.numbered import without_numbers
 from dogwood_jax._widths.layout import units_of
@@ -24,8 +26,28 @@ from dogwood_jax._widths.widths import Recipe
 from dogwood_jax.strategies import Start
 
 _MOST = 14  # upper limit on combinations of starts
+_NEAR = 10.0  # residuals up to this many times the least one are near
 
 Candidates = Mapping[str, Candidate]
+Groups = Sequence[Sequence[Unknown]]
+
+
+class _Opened(NamedTuple):
+    """Starts of all widths, with the problem of finding factors for which outputs stay.
+
+    Attributes:
+        chosen: the starts by width.
+        growth: the growth with these starts, in the sizes of the claim.
+        ratios: the ratios whose powers are factors.
+        groups: the choices of unknowns, each in groups.
+        problem: the problem, without unknowns.
+    """
+
+    chosen: Candidates
+    growth: Growth
+    ratios: Sequence[Ratio]
+    groups: Sequence[Groups]
+    problem: Problem
 
 
 def searched(
@@ -60,42 +82,69 @@ def searched(
         )
         return replace(growth, changes=tuple(changes))
 
-    for chosen in _combinations(growth, strategies, heard):
+    def opened(chosen: Candidates) -> _Opened | None:
+        """Returns starts with their problem; None if they cannot keep outputs."""
         if any(start.weighs for start in chosen.values()):
             weighing = {n: _weighed(case, n, start) for n, start in chosen.items() if start.weighs}
             chosen = {**chosen, **weighing}
             if not any(start.recipe.weighed for start in chosen.values()):
-                continue
+                return None
         # Constants of a program stay in smaller sizes, so the ratios are those of the full sizes.
         begins = begun(case.growth, chosen)
         every = [*ratios(begun(growth, chosen), numbers, rounding)]
         exact = {new: (old, _unrounded(new, old, every, rounding)) for new, old in others.items()}
         integers = (its for path, its in begins.maps.items() if path not in floats)
         if not all(its.keeps_integers for its in integers if its.changes):
-            continue
+            return None
         mixing = [name for name, start in chosen.items() if start.mixes]
         ways = itertools.product(alike, (False, True))
         tried = [unknowns(begins, floats, mixing, like, statistics, every=n) for like, n in ways]
-        without = Problem(replace(case, growth=begins), together, exact, draw)
         each = [its for n, its in enumerate(tried) if its not in tried[:n]]
-        for groups in each:
-            problem = without.of([*itertools.chain.from_iterable(groups)])
-            if problem.depends_on_new():
-                break
-            found = Solver(problem, groups, every).powers()
-            if found is None and groups is each[0] and len(each) > 2:
-                # What all arrays do not solve, each with factors of its own, is given up.
-                most = without.of([*itertools.chain.from_iterable(each[-1])])
-                if Solver(most, each[-1], every).powers() is None:
-                    break
-            if found is not None:
-                larger = begun(growth, chosen)
-                yield _with_recipes(larger, _recipes(begins, chosen, found, every))
-                # Other factors may give the same outputs and also keep values that are compared.
-                if (other := problem.with_ordered()) is not None:
-                    powers = Solver(other, groups, every).powers()
-                    if powers is not None and powers != found:
-                        yield _with_recipes(larger, _recipes(begins, chosen, powers, every))
+        problem = Problem(replace(case, growth=begins), together, exact, draw)
+        return _Opened(chosen, begins, every, each, problem)
+
+    def solver(its: _Opened, groups: Groups) -> Solver:
+        problem = its.problem.of([*itertools.chain.from_iterable(groups)])
+        return Solver(problem, groups, its.ratios)
+
+    def growths(its: _Opened, solved: Solver, powers: Powers) -> Iterator[Growth]:
+        """Yields growths with factors for which outputs stay."""
+        larger = begun(growth, its.chosen)
+        yield _with_recipes(larger, _recipes(its, powers))
+        # Other factors may give the same outputs and also keep values that are compared.
+        if (other := solved.with_ordered()) is not None:
+            others = other.powers()
+            if others is not None and others != powers:
+                yield _with_recipes(larger, _recipes(its, others))
+
+    left = list[tuple[float, _Opened]]()
+    for chosen in _combinations(growth, strategies, heard):
+        say("looking for new entries that keep outputs")
+        its = opened(chosen)
+        if its is None:
+            continue
+        first = solver(its, its.groups[0])
+        if first.problem.depends_on_new():
+            continue
+        powers, residual = first.guess()
+        if powers is None:
+            left.append((residual, its))
+        else:
+            yield from growths(its, first, powers)
+    # Newton takes long. The starts whose guesses come near are tried first, and the others only if
+    # none of those is solved.
+    near, is_solved = _NEAR * min((residual for residual, _ in left), default=0.0), False
+    left.sort(key=lambda each: each[0] > near)
+    for number, (residual, its) in enumerate(left):
+        if is_solved and residual > near:
+            return
+        names = " and ".join({f"{start.start}": None for start in its.chosen.values()})
+        say(f"looking for factors with {names}, {len(left) - number} starts left")
+        for groups in its.groups:
+            found = solver(its, groups)
+            if (powers := found.powers()) is not None:
+                is_solved = True
+                yield from growths(its, found, powers)
                 break
 
 
@@ -148,27 +197,24 @@ def _with_recipes(growth: Growth, recipes: Mapping[str, Recipe]) -> Growth:
     return replace(growth, changes=tuple(changes))
 
 
-def _recipes(
-    growth: Growth, chosen: Candidates, powers: Powers, every: Sequence[Ratio]
-) -> dict[str, Recipe]:
-    """Returns recipes by width, with the powers that were found.
+def _recipes(its: _Opened, powers: Powers) -> dict[str, Recipe]:
+    """Returns recipes by width.
 
     Args:
-        growth: the growth that was searched.
-        chosen: the starts by width.
+        its: the starts.
         powers: for each unknown, the power of each ratio.
-        every: the ratios.
     """
-    found = {name: start.recipe for name, start in chosen.items()}
+    growth, every = its.growth, its.ratios
+    found = {name: start.recipe for name, start in its.chosen.items()}
 
     def add(name: str, field: str, item: object) -> None:
         recipe = found.get(name) or Recipe()
         items = dict.fromkeys((*getattr(recipe, field), item))
         found[name] = replace(recipe, **{field: tuple(items)})
 
-    for u, its in powers.items():
+    for u, own_powers in powers.items():
         leaf = growth.widths.leaf(u.path)
-        if u.kind == "mix" and not its[0]:
+        if u.kind == "mix" and not own_powers[0]:
             name = next(
                 units.width for units in units_of(leaf.axes[u.axis]) if units.width in found
             )
@@ -176,13 +222,15 @@ def _recipes(
             add(name, *(("blank", u.path) if is_zero else ("zeros", (u.path, "incoming"))))
         if u.kind == "mix":
             continue
-        if u.kind == "part" and any(its):  # a power of the ratio of the width along the axis
+        if u.kind == "part" and any(own_powers):  # a power of the ratio of the width along the axis
             along = [units.width for units in units_of(leaf.axes[u.axis])]
             own = next(c for c in growth.changes if c.width in along and c.new > c.old)
-            by = sum(power * ratio.logarithm for power, ratio in zip(its, every, strict=True))
+            by = sum(
+                power * ratio.logarithm for power, ratio in zip(own_powers, every, strict=True)
+            )
             add(own.width, "parts", (u.path, round(by / log(own.ratio), 12)))
             continue
-        for power, ratio in zip(its, every, strict=True):
+        for power, ratio in zip(own_powers, every, strict=True):
             if power:
                 add(ratio.width, ratio.kind, (u.path, power * ratio.times))
                 if u.kind == "offset":
