@@ -125,6 +125,7 @@ NAMED_FOR = {
     "_check/evaluate.py": "how programs inside run, and bits that follow from places",
     "_check/resize.py": "how programs inside run in other sizes, and numbers that make means",
     "_check/choices.py": "which choices inputs decide, and what loops hand on",
+    "_check/spatial.py": "rows that a network counts, such as positions in an image",
     "_check/seen.py": "into which pieces an operation divides its inputs",
     "_check/check.py": "bits of keys, and integers that ids are compared with",
     "_check/run.py": "how long the tables are that ids look up",
