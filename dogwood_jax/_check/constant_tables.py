@@ -1,10 +1,11 @@
-"""Compares constant tables of two programs in the real sizes: ``first_other_table``.
+"""Compares constant tables of programs: ``first_other_table``.
 
 Masks, rows of positions and NumPy arrays depend on no variable and no input. A reduced model has
 only their first entries, which may be equal although later entries differ: ``arange(n) < n // 2``.
 So the tables of both programs are computed in the real sizes, and compared at old entries. Tables
 made by the same operations from the same numbers and shapes are equal, so they are not computed.
-Large tables are computed a few rows at a time.
+Large tables are computed a few rows at a time. A table that has numbers of fewer kinds in small
+sizes is found by ``first_partial_table``.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -148,6 +149,49 @@ def first_other_table(growth: Growth, traced: Traced, larger: Traced) -> str | N
         if old.table.loose != new.table.loose and not _are_equal(old, new, places):
             return f"{old.called}, has other values"
     return None
+
+
+def first_partial_table(traced: Traced, small: Any) -> str | None:
+    """Returns a table that is partial in small sizes, as text, or None.
+
+    The first rows of a mask may all be zero although later ones are not: ``arange(n) >= 80``.
+
+    Args:
+        traced: the network's program.
+        small: the same program in small sizes, as a closed jaxpr.
+    """
+    whole = _Reader(traced.trace.program).of(traced.program.jaxpr)
+    parts, known = _Reader(None).of(small), set[Any]()
+    if len(whole) != len(parts):
+        return "tables that small sizes leave out"
+    for ours, its in zip(whole, parts, strict=True):
+        pair = ours.table.key, its.table.key
+        is_key = jnp.issubdtype(ours.table.aval.dtype, jax.dtypes.extended)
+        if not is_key and ours.table.aval.shape != its.table.aval.shape and pair not in known:
+            known.add(pair)
+            if _kinds(ours.table) - _kinds(its.table):
+                return ours.called
+    return None
+
+
+def _kinds(table: _Table) -> set[str]:
+    """Returns which kinds of numbers a table has; none if it is too large."""
+    found, first = set[str](), None
+    try:
+        for piece in table.pieces:
+            array = np.asarray(piece)
+            first = array.reshape(-1)[:1] if first is None else first
+            is_zero, is_number = array == 0, np.isfinite(array)
+            of_kind = {
+                "zero": is_zero,
+                "finite": ~is_zero & is_number,
+                "not finite": ~is_number,
+                "another": array != first,
+            }
+            found |= {kind for kind, entries in of_kind.items() if entries.any()}
+    except _TooLarge:
+        return set()
+    return found
 
 
 def tables_along(traced: Traced, names: Mapping[Dim, str]) -> Iterator[tuple[str, str]]:

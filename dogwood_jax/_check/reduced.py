@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from dogwood_jax._base.trees import struct
 from dogwood_jax._check.choices import Chosen, RouterChoice, dims_of, factors_of
 from dogwood_jax._check.claim import Case, Side, case_of
-from dogwood_jax._check.constant_tables import first_other_table
+from dogwood_jax._check.constant_tables import first_other_table, first_partial_table
 from dogwood_jax._check.resize import in_sizes, least_sizes
 from dogwood_jax._check.spatial import lost_entries, spatial_sizes
 from dogwood_jax._growth.edit import Edit
@@ -273,13 +273,15 @@ class _Reduced:
         """Returns the claim.
 
         Raises:
-            CannotShrink: if the larger program splits axes in another way, or if the reduced model
-                is too large.
+            CannotShrink: if the larger program splits axes in another way, if the reduced model is
+                too large, or if constant tables have numbers of fewer kinds in it.
             CannotResize: if a program does not fit these sizes.
         """
         traced, its = self._traced, self._larger.traced
         jaxpr = _fit(in_sizes(traced, self.before, factors_of(self._chosen_before)))
         old = _side(_within_bounds(jaxpr), traced)
+        if (table := first_partial_table(traced, jaxpr)) is not None:
+            raise CannotShrink(f"small sizes hide numbers of {table}")
         numbers = {**self._larger.numbers, **factors_of(self._chosen)}
         if its is None:
             new = _side(_within_bounds(_fit(in_sizes(traced, self.after, numbers))), traced)

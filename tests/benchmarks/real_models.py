@@ -197,7 +197,9 @@ class Decoder(nn.Module):
         for block in range(self.blocks):
             attention = nn.MultiHeadDotProductAttention(12, name=f"attention{block}")
             x = x + attention(nn.LayerNorm(name=f"before{block}")(x), mask=mask)
-            y = nn.Dense(4 * self.stream, name=f"up{block}")(nn.LayerNorm(name=f"between{block}")(x))
+            y = nn.Dense(4 * self.stream, name=f"up{block}")(
+                nn.LayerNorm(name=f"between{block}")(x)
+            )
             x = x + nn.Dense(self.stream, name=f"down{block}")(nn.gelu(y))
         return embed.attend(nn.LayerNorm(name="norm")(x))
 
