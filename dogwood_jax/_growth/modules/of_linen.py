@@ -211,12 +211,12 @@ def is_linen(value: Any) -> bool:
 def _ratios(given: Iterable[int], sizes: Sizes, known: Collection[int]) -> Sizes:
     """Returns new values of numbers that change by the same factor as a size.
 
-    Such a number is the ratio of this size to one of the known sizes, as in an MLP.
+    Such a number is this size, or its ratio to one of the known sizes, as in an MLP.
     """
     pairs = {(old, new) for old, its in sizes.items() for new in its if old}
     found: dict[int, set[int]] = {}
     for n, (old, new) in itertools.product(dict.fromkeys(given), pairs):
-        if n and old % n == 0 and old // n in known and n * new % old == 0:
+        if n and old % n == 0 and (n == old or old // n in known) and n * new % old == 0:
             found.setdefault(n, set()).add(n * new // old)
     return found if sum(map(len, found.values())) <= _MOST_RATIOS else {}
 
