@@ -19,12 +19,15 @@ import dogwood_jax as dw
 
 
 class Model(NamedTuple):
-    """A network by its function, the shapes of its arrays, its inputs, and widths by a unit."""
+    """A network by its function, the shapes of its arrays, its inputs, and names of widths.
+
+    A ``*`` in a name stands for any number: ``layers/*/mlp`` for the width of each layer's MLP.
+    """
 
     apply: Callable[..., Any]
     variables: Any
     inputs: tuple[Any, ...]
-    units: Sequence[str]
+    names: Sequence[str]
 
 
 def _image(size: int, channels: int = 3) -> jax.ShapeDtypeStruct:
@@ -135,12 +138,13 @@ class Classifier(nn.Module):
     blocks: int
     norm: str
     stream: int = 64
+    hidden: int = 256
 
     @nn.compact
     def __call__(self, tokens: Any) -> Any:
         x = nn.Embed(1000, self.stream, name="embed")(tokens)
         for block in range(self.blocks):
-            x = Block(4, 4 * self.stream, self.norm, name=f"block{block}")(x)
+            x = Block(4, self.hidden, self.norm, name=f"block{block}")(x)
         return nn.Dense(10, name="head")(nn.LayerNorm(name="norm")(x).mean(1))
 
 
@@ -179,7 +183,7 @@ def _nnx(blocks: int, norm: str) -> Model:
     module.eval()
     graph, state = nnx.split(module)
     apply = lambda state, tokens: nnx.merge(graph, state)(tokens)  # noqa: E731
-    return Model(apply, state, (_tokens(128),), ("blocks/0/up", "embed"))
+    return Model(apply, state, (_tokens(128),), ("blocks/*/up", "embed"))
 
 
 class Decoder(nn.Module):
@@ -187,6 +191,7 @@ class Decoder(nn.Module):
 
     blocks: int = 12
     stream: int = 768
+    hidden: int = 3072
 
     @nn.compact
     def __call__(self, tokens: Any) -> Any:
@@ -197,9 +202,8 @@ class Decoder(nn.Module):
         for block in range(self.blocks):
             attention = nn.MultiHeadDotProductAttention(12, name=f"attention{block}")
             x = x + attention(nn.LayerNorm(name=f"before{block}")(x), mask=mask)
-            y = nn.Dense(4 * self.stream, name=f"up{block}")(
-                nn.LayerNorm(name=f"between{block}")(x)
-            )
+            y = nn.LayerNorm(name=f"between{block}")(x)
+            y = nn.Dense(self.hidden, name=f"up{block}")(y)
             x = x + nn.Dense(self.stream, name=f"down{block}")(nn.gelu(y))
         return embed.attend(nn.LayerNorm(name="norm")(x))
 
@@ -298,8 +302,11 @@ def _float(*shape: int) -> jax.ShapeDtypeStruct:
 
 
 def _classifier(blocks: int, norm: str) -> Callable[[], Model]:
-    return lambda: _linen(Classifier(blocks, norm), _tokens(128), "block0/up", "embed")
+    return lambda: _linen(Classifier(blocks, norm), _tokens(128), "block*/up", "embed")
 
+
+_OF_LLAMA = ("layers/*/mlp", "layers/*/attention[kv_heads]", "embed")
+_OF_DEEPSEEK = ("layers/*/mlp", "layers/*/attention[heads]", "embed")
 
 MODELS: dict[str, Callable[[], Model]] = {
     "ResNet-50, 224 x 224": lambda: _linen(ResNet(), _image(224), "stage0_0_a", "stage0_0_c"),
@@ -311,10 +318,10 @@ MODELS: dict[str, Callable[[], Model]] = {
         for blocks in (2, 12)
         for norm in ("layer", "batch")
     },
-    "GPT-2": lambda: _linen(Decoder(), _tokens(128), "up0", "embed"),
+    "GPT-2": lambda: _linen(Decoder(), _tokens(128), "up*", "embed"),
     "scan of 2,048 states": _mamba,
     "mini-XCEPTION, Keras": lambda: _from_keras(_xception, _float(2, 64, 64, 1), "conv2d"),
     "SpliceAI, Keras": lambda: _from_keras(_dilated, _float(1, 10010, 4), "conv1d", "conv1d_2"),
-    "Llama-3 405B": lambda: Model(llama, llama_405b(), (_tokens(64),), ()),
-    "DeepSeek-V3": lambda: Model(deepseek, deepseek_v3(), (_tokens(64),), ()),
+    "Llama-3 405B": lambda: Model(llama, llama_405b(), (_tokens(4096, 1),), _OF_LLAMA),
+    "DeepSeek-V3": lambda: Model(deepseek, deepseek_v3(), (_tokens(4096, 1),), _OF_DEEPSEEK),
 }

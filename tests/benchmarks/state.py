@@ -1,12 +1,10 @@
-"""What a change of the inside must not make worse: size, reach, bits, calls and time.
+"""What a change of the inside must not make worse: size, reach, bits and calls.
 
 ``lines`` counts the lines of each room. ``reach`` grows the networks, architectures and models of
 other libraries that the tests have, and counts by family which growths are exact, refused and
 noted. ``bits`` hashes grown arrays: each network with each strategy in each dtype, by one key.
-``walk`` counts through how much of the package the README's example passes. ``large`` times Llama-3
-with 126 layers and DeepSeek-V3, and ``slowest`` the plans of the tests' networks, both in seconds
-of the processor. ``--details`` writes a line for each growth and hash, so that two runs can be
-compared by ``diff``.
+``walk`` counts through how much of the package the README's example passes. ``--details`` writes a
+line for each growth and hash, so that two runs can be compared by ``diff``.
 
     python tests/benchmarks/state.py [PART ...] [--details FILE]
 """
@@ -16,11 +14,9 @@ import collections
 import contextlib
 import csv
 import functools
-import gc
 import hashlib
 import os
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,9 +33,7 @@ import networks_scaling
 import numpy as np
 import optax
 import test_primitives
-from large_models import deepseek, deepseek_v3, llama, llama_405b
 from networks import Model, build_larger, cast, cut, fill, larger_inputs, new_size
-from plans import seconds_of_plans
 from test_trace_growth import assert_close
 
 import dogwood_jax as dw
@@ -341,65 +335,7 @@ def walk() -> Iterator[str]:
         yield f"{name:16}{len(files):4} files {len(calls):5} functions {calls.total():7} calls"
 
 
-# What grows of large models: a place of the widths, and how many times as large they become.
-_GROWN = {"MLP": ("mlp/down", 0, 3 / 2), "heads": ("attention/o", 0, 2), "stream": ("embed", 1, 2)}
-
-
-def large() -> Iterator[str]:
-    """Seconds of the processor beside those of make_jaxpr, each after JAX has forgotten all."""
-    for name, apply, make in (
-        ("Llama-3 405B", llama, llama_405b),
-        ("DeepSeek-V3 671B", deepseek, deepseek_v3),
-    ):
-        collections.deque(_of_large(apply, make(8)), maxlen=0)  # imports what is imported late
-        for what, seconds in _of_large(apply, make()):
-            yield f"{name:18}{what:34}{seconds}"
-
-
-def _of_large(apply: Callable[..., Any], variables: Any) -> Iterator[tuple[str, str]]:
-    tokens = jax.ShapeDtypeStruct((1, 4096), jnp.int32)
-
-    def timed(function: Callable[[], Any]) -> tuple[str, Any]:
-        jax.clear_caches()
-        gc.collect()
-        start, is_refused = time.process_time(), ""
-        try:
-            found = function()
-        except ValueError:
-            found, is_refused = None, "  refused"
-        return f"{time.process_time() - start:7.2f} s{is_refused}", found
-
-    yield "make_jaxpr", timed(lambda: jax.make_jaxpr(apply)(variables, tokens))[0]
-    seconds, widths = timed(lambda: dw.trace(apply, variables, tokens))
-    yield "trace", seconds
-    for what, (path, axis, times) in _GROWN.items():
-        sizes = {
-            width.name: int(width.size * times)
-            for width in widths.values()
-            if any(o.path.endswith(path) and o.axis == axis for o in width.occurrences)
-        }
-        yield f"plan, {what}, by sizes", timed(functools.partial(dw.plan, widths, sizes))[0]
-        shapes = dw.plan(widths, sizes, strategy=dw.strategies.random()).shapes
-
-        def larger(keys: Any, leaf: Any, shapes: Any = shapes) -> jax.ShapeDtypeStruct:
-            path = jax.tree_util.keystr(keys, simple=True, separator="/")
-            return jax.ShapeDtypeStruct(shapes[path], leaf.dtype)
-
-        target = jax.tree_util.tree_map_with_path(larger, variables)
-        another = lambda *arguments: apply(*arguments)  # noqa: E731
-        for how, function in (("own function", apply), ("another function", another)):
-            grow = functools.partial(dw.plan, widths, target=target, target_apply=function)
-            yield f"plan, {what}, {how}", timed(grow)[0]
-
-
-def slowest() -> Iterator[str]:
-    with jax.enable_x64(True):
-        found = sorted(seconds_of_plans(), reverse=True)
-    yield f"{len(found)} plans in {sum(seconds for seconds, _ in found):.0f} s"
-    yield from (f"{seconds:7.2f} s  {what}" for seconds, what in found[:10])
-
-
-PARTS = {part.__name__: part for part in (lines, reach, bits, walk, large, slowest)}
+PARTS = {part.__name__: part for part in (lines, reach, bits, walk)}
 
 
 def main() -> None:
