@@ -23,7 +23,7 @@ from tiers import in_tiers, some
 
 import dogwood_jax as dw
 from dogwood_jax._base.bits import in_64_bits
-from dogwood_jax._check import reduced
+from dogwood_jax._check import gradients, reduced
 from dogwood_jax._check.check import check
 from dogwood_jax._check.evaluate import evaluate
 from dogwood_jax._check.reduced import LargerProgram, reduced_case
@@ -493,6 +493,26 @@ def test_new_units_must_learn() -> None:
         return jnp.where((jnp.arange(h.shape[1]) < 5)[None], h, 0) @ p["down"]
 
     assert problem(masked).startswith("new units of up get no gradient, so they would never learn")
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_a_step_is_as_long_for_small_gradients_as_for_large(scale: float) -> None:
+    """Units behind a saturated softmax get small ones, and must move enough to learn."""
+    before = {"w": np.zeros(3), "step": np.ones(2)}
+    after = gradients._moved(before, {"w": scale * np.array([0.0, -2.0, 1.0])})
+    np.testing.assert_allclose(after["w"] / np.max(after["w"]), [0, 1, -0.5])
+    np.testing.assert_allclose(np.max(after["w"]), gradients._STEP)
+    assert after["step"] is before["step"]
+
+
+def test_no_step_is_taken_where_no_gradient_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gradients, "_moved", lambda *_: pytest.fail("nothing would move"))
+
+    def signs(p: Any, x: Any) -> Any:
+        return jnp.sign(mlp(p, x))
+
+    growth = dw.plan(dw.trace(signs, MLP, X), SIZES)
+    assert growth.evidence is not None and growth.evidence.samples
 
 
 def test_another_start_is_taken_where_units_would_never_learn() -> None:

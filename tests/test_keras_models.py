@@ -333,6 +333,26 @@ def test_what_can_be_planned_is_computed_and_saved(layers, width, size, why):
         np.testing.assert_allclose(grown.apply(wide, x), y, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("size", [8, 9])
+def test_larger_takes_the_layers_own_numbers(size):
+    """The config's ``filters`` and ``units`` are those of the larger arrays."""
+    conv = {"filters": 4, "kernel_size": [3], "padding": "same"}
+    start = ("InputLayer", {"batch_shape": [2, 6, 3], "dtype": "float32"})
+    layers = [start, ("Conv1D", conv), ("GlobalAveragePooling1D", {}), dense(5), dense(2)]
+    module = build(sequential(*layers))
+    x = np.arange(36, dtype="f").reshape(2, 6, 3) / 36
+    variables = module.init(jax.random.key(0), x)
+    widths = dw.trace(module.apply, variables, x)
+    growth = dw.plan(widths, {name: size for name in widths if widths[name].size in (4, 5)})
+    wide = dw.grow(variables, growth, key=jax.random.key(1))
+    large = dw.larger(module, growth)
+    conv, *_, hidden, out = (layer["config"] for layer in large.config["config"]["layers"][1:])
+    assert (conv["filters"], hidden["units"], out["units"]) == (size, size, 2)
+    shapes = jax.eval_shape(large.init, jax.random.key(0), x)
+    assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, wide)
+    np.testing.assert_allclose(large.apply(wide, x), module.apply(variables, x), rtol=1e-5)
+
+
 def test_channels_that_a_depthwise_kernel_does_not_tell_are_refused():
     conv = {"kernel_size": [1], "padding": "valid", "depth_multiplier": 1, "use_bias": False}
     module = build(sequential(("Reshape", {"target_shape": [-1, 2]}), ("DepthwiseConv1D", conv)))
