@@ -98,6 +98,9 @@ class _Table:
     @property
     def pieces(self) -> Iterator[Any]:
         """Yields the table, a few rows at a time."""
+        if not self.aval.shape:
+            yield self.array
+            return
         count = self.aval.shape[0]
         step = max(1, _PIECE // max(prod(self.aval.shape[1:]), 1))
         for start in range(0, count, step):
@@ -169,13 +172,25 @@ def first_partial_table(traced: Traced, small: Any) -> str | None:
         is_key = jnp.issubdtype(ours.table.aval.dtype, jax.dtypes.extended)
         if not is_key and ours.table.aval.shape != its.table.aval.shape and pair not in known:
             known.add(pair)
-            if _kinds(ours.table) - _kinds(its.table):
+            missing = _possible(ours.table) - _kinds(its.table, _possible(its.table))
+            if missing & _kinds(ours.table, missing):
                 return ours.called
     return None
 
 
-def _kinds(table: _Table) -> set[str]:
-    """Returns which kinds of numbers a table has; none if it is too large."""
+def _possible(table: _Table) -> set[str]:
+    """Returns the kinds of numbers that an array of this dtype can have."""
+    kinds = {"zero", "finite", "another"}
+    return kinds | {"not finite"} if jnp.issubdtype(table.aval.dtype, jnp.inexact) else kinds
+
+
+def _kinds(table: _Table, asked: set[str]) -> set[str]:
+    """Returns kinds of numbers that a table has, until all that are asked for are found.
+
+    Returns none if the table is too large.
+    """
+    while table.eqn is not None and primitive(table.eqn.primitive.name).keeps:
+        table = table.operands[0]
     found, first = set[str](), None
     try:
         for piece in table.pieces:
@@ -189,6 +204,8 @@ def _kinds(table: _Table) -> set[str]:
                 "another": array != first,
             }
             found |= {kind for kind, entries in of_kind.items() if entries.any()}
+            if asked <= found:
+                break
     except _TooLarge:
         return set()
     return found

@@ -57,9 +57,15 @@ def timed(function: Callable[[], Any]) -> Timed:
 
 
 def names_like(widths: dw.Widths, name: str) -> list[str]:
-    """Returns the names of widths that a name with ``*`` for any number stands for."""
+    """Returns the names of widths that a name with ``*`` for any number stands for.
+
+    Raises:
+        KeyError: if there are none.
+    """
     pattern = re.escape(name).replace(r"\*", r"\d+")
-    return [width for width in widths if re.fullmatch(pattern, width)]
+    if found := [width for width in widths if re.fullmatch(pattern, width)]:
+        return found
+    raise KeyError(f"no width is called {name}:\n{widths}")
 
 
 def another_function(apply: Callable[..., Any], growth: dw.Growth) -> Callable[..., Any]:

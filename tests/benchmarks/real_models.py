@@ -246,7 +246,7 @@ def _mamba(stream: int = 256, inner: int = 512, states: int = 16) -> Model:
         "out": array(inner, stream),
     }
     params = {"layers": [layer] * 2, "head": array(stream, 100)}
-    return Model(scan_of_states, params, (array(2, 2048, stream),), ("layers/0/in", "head[0]"))
+    return Model(scan_of_states, params, (array(2, 2048, stream),), ("layers/*", "layers/*/read"))
 
 
 def _from_keras(build: Callable[[Any], Any], x: Any, *units: str) -> Model:
