@@ -173,7 +173,7 @@ def first_partial_table(traced: Traced, small: Any) -> str | None:
         if not is_key and ours.table.aval.shape != its.table.aval.shape and pair not in known:
             known.add(pair)
             missing = _possible(ours.table) - _kinds(its.table, _possible(its.table))
-            if missing & _kinds(ours.table, missing):
+            if missing and missing & _kinds(ours.table, missing):
                 return ours.called
     return None
 
