@@ -165,7 +165,7 @@ class _Evaluation:
             if self._draws and key_of(eqn, self._callers) in self._draws:
                 return _by_jax(eqn, operands)
             if self._watch is not None and self._watch.is_alike:
-                return [random_bits_alike(*operands, **eqn.params)]
+                return random_bits_alike(*operands, **eqn.params)
         record = primitive(name)
         # NumPy has no arrays of keys.
         if record.evaluate is not None and (record.draws or not _has_keys(operands)):

@@ -170,10 +170,14 @@ class _Writer:
             params = params | resized(step, operands, self._size_of)
         elif self._is_changed(step) and not all(map(_is_of_numbers, sub_programs(eqn))):
             raise CannotResize(f"{name} runs programs of its own, which are not resized")
-        if name == "random_bits":  # each entry's bits depend on its index
-            return [self._random_bits(eqn, operands, step)]
+        if name == "random_bits":
+            # An entry's bits depend on its place: an axis for each width keeps those of old ones.
+            dims = step.results[0].dims[len(operands[0].shape) :]
+            params = params | {"shape": tuple(self._size_of(a) for dim in dims for a in atoms(dim))}
         results = eqn.primitive.bind(*operands, **params)
         results = list(results) if eqn.primitive.multiple_results else [results]
+        if name == "random_bits":
+            return [r.reshape(self._shape(v)) for r, v in zip(results, step.results, strict=True)]
         for result, value in zip(results, step.results, strict=True):
             if (shape := self._shape(value)) != tuple(result.shape):
                 raise CannotResize(f"{name} returns shape {tuple(result.shape)}, not {shape}")
@@ -182,14 +186,6 @@ class _Writer:
     def _is_changed(self, step: Step) -> bool:
         values = (*step.operands, *step.results)
         return any(self._size_of(dim) != dim.size for value in values for dim in value.dims)
-
-    def _random_bits(self, eqn: Any, operands: list[Any], step: Step) -> Any:
-        """Returns random bits with an axis for each width, so that old entries keep their bits."""
-        rank = len(operands[0].shape)
-        dims = step.results[0].dims[rank:]
-        shape = tuple(self._size_of(atom) for dim in dims for atom in atoms(dim))
-        bits = eqn.primitive.bind(*operands, **eqn.params | {"shape": shape})
-        return bits.reshape((*operands[0].shape, *map(self._size_of, dims)))
 
     def _scan(self, eqn: Any, operands: list[Any], step: Step) -> Sequence[Any]:
         n_consts, n_carry = scan_counts(eqn)

@@ -57,20 +57,27 @@ class _BitGenerator(_Bits):
         return {"shape": shape_out(step, size_of, 1)}
 
 
-def bits_of(key: Any, *, bit_width: int, shape: Sequence[int], **_: Any) -> np.ndarray:
-    """Returns random bits that depend on the key and on the position of each entry alone."""
+def bits_of(
+    key: Any, *, bit_width: int, shape: Sequence[int], num_streams: int = 1, **_: Any
+) -> list[np.ndarray]:
+    """Returns random bits that depend on the key and on the position of each entry alone.
+
+    JAX 0.12 draws several streams in one equation; each is a result of its own.
+    """
+    rank, shape = len(key.shape), (num_streams, *shape)
     words = np.asarray(jax.random.key_data(key)).astype(np.uint64)
     seeds = words.reshape((*key.shape, -1))
-    mixed = np.full(key.shape, 1, np.uint64)
+    bits = np.full(key.shape, 1, np.uint64)
     for word in range(seeds.shape[-1]):
-        mixed = _scrambled(mixed * np.uint64(0x9E3779B97F4A7C15) + seeds[..., word])
-    bits = mixed.reshape((*key.shape, *(1,) * len(shape)))
+        bits = _scrambled(bits * np.uint64(0x9E3779B97F4A7C15) + seeds[..., word])
+    bits = bits.reshape((*key.shape, *(1,) * len(shape)))
     for axis, size in enumerate(shape):
         along = [1] * bits.ndim
-        along[len(key.shape) + axis] = size
+        along[rank + axis] = size
         places = np.arange(1, size + 1, dtype=np.uint64).reshape(along)
         bits = _scrambled(bits * np.uint64(0x9E3779B97F4A7C15) + places)
-    return np.asarray((bits >> np.uint64(64 - bit_width)).astype(f"uint{bit_width}"))
+    bits = (bits >> np.uint64(64 - bit_width)).astype(f"uint{bit_width}")
+    return list(np.moveaxis(bits, rank, 0))
 
 
 def _scrambled(numbers: Any) -> Any:
@@ -93,7 +100,7 @@ class _Gamma(Primitive):
         return [mixed((key, shape), shape.dims)]
 
 
-def random_bits_alike(key: Any, *, bit_width: int, shape: Sequence[int], **_: Any) -> Any:
+def random_bits_alike(key: Any, *, shape: Sequence[int], **params: Any) -> list[np.ndarray]:
     """Returns the same random bits for all entries, so that copies get equal bits."""
-    bits = bits_of(key, bit_width=bit_width, shape=(1,) * len(shape))
-    return np.broadcast_to(bits, (*key.shape, *shape))
+    streams = bits_of(key, shape=(1,) * len(shape), **params)
+    return [np.broadcast_to(bits, (*key.shape, *shape)) for bits in streams]
