@@ -32,6 +32,8 @@ from dogwood_jax._widths.trace import Traced
 
 # No array of a reduced model has more entries than this.
 _MOST = 10_000_000
+# All of its arrays together have no more, because many samples of it are evaluated.
+_MOST_TOGETHER = 20_000_000
 # Sizes up to this one stay the same.
 _SHORT = 4
 # The sizes of widths in a reduced model, used in turn.
@@ -478,6 +480,8 @@ def _side(jaxpr: Any, traced: Traced) -> Side:
 def _within_bounds(jaxpr: Any) -> Any:
     if most_entries(jaxpr) > _MOST:
         raise CannotShrink("an array has more than ten million entries")
+    if sum(entries(jaxpr)) > _MOST_TOGETHER:
+        raise CannotShrink("its arrays have more than twenty million entries in all")
     return jaxpr
 
 
