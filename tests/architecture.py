@@ -29,9 +29,12 @@ class Moved(Exception):
 
 
 class Grown(NamedTuple):
-    """A growth into a larger network, its arrays, and the relative difference of outputs."""
+    """A growth into a larger network, its arrays, and the relative difference of outputs.
 
-    growth: dw.Growth
+    Keras models grow without showing their growth.
+    """
+
+    growth: dw.Growth | None
     variables: Any
     change: float
 

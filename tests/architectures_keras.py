@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from architecture import Moved, Network, architecture, data
+from architecture import Grown, Moved, Network, architecture, data
 
 import dogwood_jax as dw
 
@@ -28,8 +28,9 @@ class Model:
     def by_size(self, widths: dw.Widths, sizes: dict[str, int]) -> None:
         self._moved(dw.keras.grow(self.model, sizes, self.x))
 
-    def into(self, widths: dw.Widths, larger: Any) -> float:
-        return self._moved(dw.keras.grow(self.model, x=self.x, target=larger.model))
+    def into(self, widths: dw.Widths, larger: Any) -> Grown:
+        wide = dw.keras.grow(self.model, x=self.x, target=larger.model)
+        return Grown(None, wide, self._moved(wide))
 
     def _moved(self, larger: Any) -> float:
         old, new = (np.asarray(model(self.x)) for model in (self.model, larger))
