@@ -478,9 +478,10 @@ def _side(jaxpr: Any, traced: Traced) -> Side:
 
 
 def _within_bounds(jaxpr: Any) -> Any:
-    if most_entries(jaxpr) > _MOST:
+    counts = [*entries(jaxpr)]
+    if max(counts, default=0) > _MOST:
         raise CannotShrink("an array has more than ten million entries")
-    if sum(entries(jaxpr)) > _MOST_TOGETHER:
+    if sum(counts) > _MOST_TOGETHER:
         raise CannotShrink("its arrays have more than twenty million entries in all")
     return jaxpr
 

@@ -19,7 +19,7 @@ from jax.extend.source_info_util import user_context
 from dogwood_jax._base.trees import concrete, is_traced, struct
 from dogwood_jax._check.lines import with_line
 from dogwood_jax._check.seen import PIECES
-from dogwood_jax._program.dims import Dim, atoms
+from dogwood_jax._program.dims import Dim
 from dogwood_jax._program.interpret import called, interpret
 from dogwood_jax._program.primitives.new_sizes import CannotResize, SizeOf, places_along
 from dogwood_jax._program.primitives.table import primitive
@@ -170,13 +170,9 @@ class _Writer:
             params = params | resized(step, operands, self._size_of)
         elif self._is_changed(step) and not all(map(_is_of_numbers, sub_programs(eqn))):
             raise CannotResize(f"{name} runs programs of its own, which are not resized")
-        if name == "random_bits":
-            # An entry's bits depend on its place: an axis for each width keeps those of old ones.
-            dims = step.results[0].dims[len(operands[0].shape) :]
-            params = params | {"shape": tuple(self._size_of(a) for dim in dims for a in atoms(dim))}
         results = eqn.primitive.bind(*operands, **params)
         results = list(results) if eqn.primitive.multiple_results else [results]
-        if name == "random_bits":
+        if name == "random_bits":  # drawn with an axis for each width
             return [r.reshape(self._shape(v)) for r, v in zip(results, step.results, strict=True)]
         for result, value in zip(results, step.results, strict=True):
             if (shape := self._shape(value)) != tuple(result.shape):

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dogwood_jax._program.dims import Dim
+from dogwood_jax._program.dims import Dim, atoms
 from dogwood_jax._program.primitives.new_sizes import SizeOf, new_shape, shape_out
 from dogwood_jax._program.primitives.reading import DRAWN, mixed, origin_of, shapes_out
 from dogwood_jax._program.primitives.record import Primitive, describes
@@ -90,6 +90,11 @@ def _scrambled(numbers: Any) -> Any:
 @describes("random_bits")
 class _RandomBits(_Bits):
     evaluate = staticmethod(bits_of)
+
+    def resized(self, step: Step, operands: list[Any], size_of: SizeOf) -> Mapping[str, Any]:
+        # An entry's bits depend on its place, so an axis for each width keeps those of old entries.
+        dims = step.results[0].dims[len(operands[0].shape) :]
+        return {"shape": tuple(size_of(atom) for dim in dims for atom in atoms(dim))}
 
 
 @describes("random_gamma")
