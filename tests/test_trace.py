@@ -462,6 +462,22 @@ def test_masks_of_a_key_around_the_network_stay() -> None:
         dw.plan(widths, {"up": 6})
 
 
+def test_masks_along_merged_axes_are_drawn_in_small_sizes() -> None:
+    key = jax.random.key(3)
+
+    def apply(p: Any, x: Any) -> Any:
+        h = jnp.einsum("bu,uhd->bhd", jnp.tanh(x @ p["up"]), p["heads"]).reshape(len(x), -1)
+        h = h * jax.random.bernoulli(key, 0.5, h.shape)
+        return jnp.einsum("bhd,hdo->bo", h.reshape(len(x), 8, 64), p["down"])
+
+    shapes = {"up": f64(3, 128), "heads": f64(128, 8, 64), "down": f64(8, 64, 2)}
+    x, variables = data(5, 3), fill(shapes, 1)
+    growth = dw.plan(dw.trace(apply, shapes, x), {"up": 192})
+    assert "sizes 128 -> 6, 192 -> 8" in str(growth)
+    grown = dw.grow(variables, growth, key=key)
+    np.testing.assert_allclose(apply(grown, x), apply(variables, x), rtol=1e-12)
+
+
 def test_new_inputs_and_outputs_are_appended() -> None:
     widths = dw.trace(apply, LAYERS, X)
     sizes = {("up/kernel", 0): 5, ("down", 1): 4}
